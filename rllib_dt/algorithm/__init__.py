@@ -1,0 +1,7 @@
+"""Layer 4: DTConfig, DT and their registration."""
+
+from rllib_dt.algorithm.config import DTConfig
+from rllib_dt.algorithm.dt import DT
+from rllib_dt.algorithm.registry import register
+
+__all__ = ["DT", "DTConfig", "register"]

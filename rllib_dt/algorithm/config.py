@@ -1,0 +1,313 @@
+"""DTConfig: RLlib's settings, and the Decision Transformer's beside them."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.env.env_context import EnvContext
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.schedules.scheduler import Scheduler
+
+from rllib_dt.episodes.spaces import (
+    UnsupportedSpaceError,
+    check_action_space,
+    check_observation_space,
+)
+from rllib_dt.network.config import DTModelConfig
+from rllib_dt.runtime.compat import env_creator
+from rllib_dt.runtime.connector import DecisionTransformerContext
+from rllib_dt.runtime.env_runner import DTEnvRunner
+from rllib_dt.runtime.learner import DTTorchLearner
+from rllib_dt.runtime.readers.files import time_limit_of
+from rllib_dt.runtime.rl_module import DTTorchRLModule
+from rllib_dt.runtime.source import DTOfflineData
+
+_UNFIT_FOR_EVALUATION = ("auto", "timesteps")
+
+
+class DTConfig(AlgorithmConfig):
+    """Builds a `DT`, the Decision Transformer as an offline algorithm.
+
+    `train_batch_size_per_learner` counts windows of K steps, `dataset_num_iters_per_learner`
+    the updates of one `train()`, and `evaluation_duration` episodes for each target return.
+
+    ```python
+    config = (
+        DTConfig()
+        .environment("Hopper-v5")
+        .offline_data(input_="data/hopper-medium-replay")
+        .rl_module(model_config=DTModelConfig(context_length=20))
+        .training(lr=1e-4, warmup_steps=10_000, return_scale=1000.0)
+        .evaluation(target_returns=[3600, 1800], evaluation_interval=10)
+    )
+    algo = config.build_algo()
+    ```
+    """
+
+    def __init__(self, algo_class: type | None = None):
+        if algo_class is None:
+            from rllib_dt.algorithm.dt import DT as algo_class  # noqa: N811  DT needs DTConfig
+        super().__init__(algo_class=algo_class)
+        self._is_online = False
+        self.offline_data_class = DTOfflineData
+        self.env_runner_cls = DTEnvRunner
+        self.dataset_num_iters_per_learner = 100
+        # what leaves the module is in the environment's units already
+        self.normalize_actions = False
+        self.clip_actions = True
+        self.explore = False
+        self.gamma = 1.0
+        self.lr: float | list = 1e-4
+        self._train_batch_size_per_learner = 64
+        self.grad_clip = 0.25
+        self.grad_clip_by = "global_norm"
+        self.evaluation_duration = 10
+        # RLlib's default of 60 s would stall a run behind an environment's first error
+        self.delay_between_env_runner_restarts_s = 1.0
+        # ours, see the methods' docstrings
+        self.warmup_steps = 0
+        self.weight_decay = 1e-4
+        self.adam_betas = [0.9, 0.999]
+        self.return_scale: float | None = None
+        self.delayed_reward = False
+        self.precision: Literal["fp32", "bf16"] = "fp32"
+        self.target_returns: list[float] | None = None
+        self.score_reference: list[float] | None = None
+        self.time_limit: int | None = None
+        self.incomplete: Literal["error", "drop", "keep"] = "error"
+
+    @override(AlgorithmConfig)
+    def training(
+        self,
+        *,
+        warmup_steps: int = NotProvided,
+        weight_decay: float = NotProvided,
+        adam_betas: Sequence[float] = NotProvided,
+        return_scale: float | None = NotProvided,
+        delayed_reward: bool = NotProvided,
+        precision: Literal["fp32", "bf16"] = NotProvided,
+        **kwargs: Any,
+    ) -> "DTConfig":
+        """Sets the training's settings.
+
+        Args:
+            warmup_steps: updates over which the learning rate rises linearly from 0.
+            weight_decay: AdamW's, on every parameter, norms and biases included.
+            adam_betas: AdamW's.
+            return_scale: returns-to-go are divided by it; None takes the largest absolute
+                episode return of the data.
+            delayed_reward: treat all reward as given at the episode's end, in training and
+                in evaluation: the return-to-go stays constant.
+            precision: "fp32", or "bf16" for mixed precision by autocast.
+            kwargs: RLlib's: `lr` (a number, or a schedule [[0, lr], [steps, lr], …] over the
+                steps trained on all learners), `train_batch_size_per_learner` (windows),
+                `grad_clip`, `gamma` (1.0: undiscounted), …
+        """
+        super().training(**kwargs)
+        if adam_betas is not NotProvided:
+            self.adam_betas = list(adam_betas) if isinstance(adam_betas, tuple) else adam_betas
+        return self._set(
+            warmup_steps=warmup_steps,
+            weight_decay=weight_decay,
+            return_scale=return_scale,
+            delayed_reward=delayed_reward,
+            precision=precision,
+        )
+
+    @override(AlgorithmConfig)
+    def offline_data(
+        self,
+        *,
+        time_limit: int | None = NotProvided,
+        incomplete: Literal["error", "drop", "keep"] = NotProvided,
+        **kwargs: Any,
+    ) -> "DTConfig":
+        """Sets where the data is and how to read it.
+
+        Args:
+            time_limit: the environment's step limit, to split D4RL files without `timeouts`;
+                taken from the environment's registration where it has one.
+            incomplete: what to do with an episode without end, whose returns-to-go cannot be
+                known: "error" (the default), "drop" it, or "keep" it as if it ended there.
+            kwargs: RLlib's: `input_` (a path or a list), `input_read_schema`,
+                `actions_in_input_normalized`, `input_filesystem`,
+                `dataset_num_iters_per_learner` (updates in one `train()`), …
+        """
+        super().offline_data(**kwargs)
+        return self._set(time_limit=time_limit, incomplete=incomplete)
+
+    @override(AlgorithmConfig)
+    def evaluation(
+        self,
+        *,
+        target_returns: Sequence[float] | None = NotProvided,
+        score_reference: Sequence[float] | None = NotProvided,
+        **kwargs: Any,
+    ) -> "DTConfig":
+        """Sets how to evaluate.
+
+        Args:
+            target_returns: the returns to ask the policy for; None takes the data's best and
+                median.
+            score_reference: (random, expert) returns, to report the normalised score
+                100 · (return - random) / (expert - random) as well.
+            kwargs: RLlib's: `evaluation_interval`, `evaluation_duration` (episodes for each
+                target), `evaluation_num_env_runners`, …
+        """
+        super().evaluation(**kwargs)
+        for name, value in (("target_returns", target_returns), ("score_reference", score_reference)):
+            if value is not NotProvided:
+                setattr(self, name, list(value) if isinstance(value, tuple) else value)
+        return self
+
+    @override(AlgorithmConfig)
+    def rl_module(
+        self, *, model_config: DTModelConfig | Mapping[str, Any] = NotProvided, **kwargs: Any
+    ) -> "DTConfig":
+        """Sets the network; `model_config` is a `DTModelConfig` or a dict of its settings."""
+        if model_config is not NotProvided:
+            # a dict, since Tune looks for grid searches in dicts only
+            is_ours = isinstance(model_config, DTModelConfig)
+            kwargs["model_config"] = (
+                dataclasses.asdict(model_config) if is_ours else dict(model_config)
+            )
+        super().rl_module(**kwargs)
+        return self
+
+    def _set(self, **settings: Any) -> "DTConfig":
+        for name, value in settings.items():
+            if value is not NotProvided:
+                setattr(self, name, value)
+        return self
+
+    @property
+    def dt_model_config(self) -> DTModelConfig:
+        """The network's settings, complete."""
+        return DTModelConfig.from_dict(self.model_config)
+
+    @override(AlgorithmConfig)
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        return RLModuleSpec(module_class=DTTorchRLModule)
+
+    @override(AlgorithmConfig)
+    def get_default_learner_class(self) -> type[DTTorchLearner]:
+        return DTTorchLearner
+
+    @override(AlgorithmConfig)
+    def build_env_to_module_connector(
+        self, env: Any = None, spaces: Any = None, device: Any = None
+    ) -> ConnectorV2:
+        pipeline = super().build_env_to_module_connector(env=env, spaces=spaces, device=device)
+        context = DecisionTransformerContext(
+            pipeline.observation_space,
+            pipeline.action_space,
+            context_length=self.dt_model_config.context_length,
+            default_target=self.target_returns[0] if self.target_returns else None,
+            gamma=self.gamma,
+            delayed=self.delayed_reward,
+            clip_rewards=self.clip_rewards,
+        )
+        if self.add_default_connectors_to_env_to_module_pipeline:
+            pipeline.insert_before("NumpyToTensor", context)
+        else:
+            pipeline.append(context)
+        return pipeline
+
+    @override(AlgorithmConfig)
+    def validate(self) -> None:
+        self._take_spaces_from_env()
+        super().validate()
+        self._validate_spaces()
+        self._validate_model()
+        self._validate_training()
+        self._validate_evaluation()
+
+    def _take_spaces_from_env(self) -> None:
+        if self.env is None or (self.observation_space and self.action_space):
+            return
+        env = env_creator(self)(EnvContext(self.env_config, worker_index=0))
+        self.observation_space = self.observation_space or env.observation_space
+        self.action_space = self.action_space or env.action_space
+        if self.time_limit is None:
+            self.time_limit = time_limit_of(env)
+        env.close()
+
+    def _validate_spaces(self) -> None:
+        if self.observation_space is None or self.action_space is None:
+            self._value_error(
+                "neither an environment nor spaces are given; set environment(env=…), or "
+                "environment(observation_space=…, action_space=…) to train without one"
+            )
+        try:
+            check_observation_space(self.observation_space)
+            check_action_space(self.action_space)
+        except UnsupportedSpaceError as error:
+            self._value_error(str(error))
+
+    def _validate_model(self) -> None:
+        try:
+            self.dt_model_config.validate()
+        except (TypeError, ValueError) as error:
+            self._value_error(f"rl_module(model_config=…): {error}")
+
+    def _validate_training(self) -> None:
+        if not self.is_offline:
+            self._value_error("offline_data(input_=…) must be a path or a list of paths")
+        if self.normalize_actions:
+            self._value_error(
+                "normalize_actions=True would scale actions twice: they leave this module in the "
+                "environment's units. For recorded actions in [-1, 1] set "
+                "offline_data(actions_in_input_normalized=True)"
+            )
+        self._check_number("return_scale", self.return_scale, lambda v: v > 0, "positive", True)
+        self._check_number("warmup_steps", self.warmup_steps, lambda v: v >= 0, "at least 0")
+        self._check_number("weight_decay", self.weight_decay, lambda v: v >= 0, "at least 0")
+        self._check_number("gamma", self.gamma, lambda v: 0 < v <= 1, "in (0, 1]")
+        self._check_number(
+            "dataset_num_iters_per_learner",
+            self.dataset_num_iters_per_learner,
+            lambda v: v >= 1 and v == int(v),
+            "a whole number of updates, at least 1",
+        )
+        Scheduler.validate(
+            fixed_value_or_schedule=self.lr, setting_name="lr", description="learning rate"
+        )
+        for name, allowed in (("precision", ("fp32", "bf16")), ("incomplete", ("error", "drop", "keep"))):
+            if getattr(self, name) not in allowed:
+                self._value_error(f"{name}={getattr(self, name)!r} is not one of {allowed}")
+
+    def _validate_evaluation(self) -> None:
+        for target in self.target_returns if self.target_returns is not None else ():
+            self._check_number("target_returns", target, lambda v: True, "finite numbers")
+        if self.target_returns is not None and not self.target_returns:
+            self._value_error("target_returns is empty; give at least one, or None")
+        if self.score_reference is not None:
+            finite = all(isinstance(v, int | float) and math.isfinite(v) for v in self.score_reference)
+            if len(self.score_reference) != 2 or not finite or len(set(self.score_reference)) < 2:
+                self._value_error(
+                    f"score_reference={self.score_reference} must be two different numbers, the "
+                    "returns of a random policy and of an expert"
+                )
+        asked = (self.evaluation_duration, self.evaluation_duration_unit)
+        if any(value in _UNFIT_FOR_EVALUATION for value in asked):
+            self._value_error(
+                f"evaluation_duration={asked[0]!r} {asked[1]}: only a number of episodes for each "
+                "target is supported, since a cut episode has no return"
+            )
+        if str(self.gym_env_vectorize_mode).lower() not in ("sync", "async"):
+            self._value_error(
+                f"gym_env_vectorize_mode={self.gym_env_vectorize_mode!r}: wanted 'sync' or 'async'"
+            )
+
+    def _check_number(
+        self, name: str, value: Any, test: Any, wanted: str, optional: bool = False
+    ) -> None:
+        if optional and value is None:
+            return
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or not test(value):
+            self._value_error(f"{name}={value!r} must be {wanted}")

@@ -1,0 +1,250 @@
+"""DT: the algorithm, and the repairs that an offline algorithm needs in RLlib 2.60."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.callbacks.utils import make_callback
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.checkpoints import Checkpointable
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    EVALUATION_RESULTS,
+    LEARNER_RESULTS,
+    LEARNER_UPDATE_TIMER,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    TIMERS,
+)
+
+from rllib_dt.algorithm.config import DTConfig
+from rllib_dt.runtime.evaluation import (
+    EpisodeResult,
+    EvaluationJob,
+    make_jobs,
+    missing_jobs,
+    summarize,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class DT(Algorithm):
+    """The Decision Transformer (Chen et al. 2021, arXiv:2106.01345). Built by `DTConfig`.
+
+    Attributes:
+        offline_data: the `DTOfflineData`; its `summary` says what was read.
+        target_returns: the returns that evaluations ask for.
+    """
+
+    config: DTConfig
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> DTConfig:
+        return DTConfig()
+
+    @override(Algorithm)
+    def setup(self, config: Any) -> None:
+        super().setup(config)
+        data = self.offline_data
+        self.target_returns = [
+            float(t) for t in self.config.target_returns or data.derived_targets
+        ]
+        logger.info("target returns: %s", self.target_returns)
+        if self.config.dt_model_config.pretrained is None:
+            logger.info("return scale: %g", data.normalization.return_scale)
+            statistics = vars(data.normalization)
+            self.learner_group.foreach_learner(
+                lambda learner: _set_normalization(learner, statistics)
+            )
+
+    @classmethod
+    @override(Algorithm)
+    def _should_create_evaluation_env_runners(cls, eval_config: Any) -> bool:
+        # `evaluate()` may be called by hand, whatever the interval
+        return eval_config.env is not None
+
+    @override(Algorithm)
+    def training_step(self) -> None:
+        config = self.config
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            results = self.learner_group.update(
+                training_data=TrainingData(
+                    data_iterators=self.offline_data.sample(
+                        config.train_batch_size_per_learner, num_shards=config.num_learners
+                    )
+                ),
+                minibatch_size=config.train_batch_size_per_learner,
+                num_iters=config.dataset_num_iters_per_learner,
+                timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 0},
+            )
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        steps = self.metrics.peek(
+            (LEARNER_RESULTS, DEFAULT_MODULE_ID, "num_steps_trained"), default=0
+        )
+        self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, steps, reduce="lifetime_sum")
+
+    # --- evaluation
+
+    @override(Algorithm)
+    def step(self) -> dict[str, Any]:
+        results = super().step()
+        if self.config.evaluation_interval and EVALUATION_RESULTS not in results:
+            # Tune wants its metrics in every result: NaN, since nothing was measured
+            nothing = summarize([], self.target_returns, self.config.score_reference)
+            results[EVALUATION_RESULTS] = {ENV_RUNNER_RESULTS: nothing}
+        return results
+
+    @override(Algorithm)
+    def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
+        """Runs exactly `evaluation_duration` episodes for each target return, to their ends.
+
+        Returns:
+            {"env_runners": {…}} as `rllib_dt.runtime.evaluation.summarize` describes it.
+        """
+        if self.eval_env_runner_group is None:
+            raise ValueError("there is no environment to evaluate in; set environment(env=…)")
+        self._before_evaluate()
+        make_callback(
+            "on_evaluate_start",
+            callbacks_objects=self.callbacks,
+            callbacks_functions=self.config.callbacks_on_evaluate_start,
+            kwargs={"algorithm": self, "metrics_logger": self.metrics},
+        )
+        jobs = make_jobs(self.target_returns, self.config.evaluation_duration, self.config.seed)
+        results = self._run_jobs(jobs)
+        summary = summarize(results, self.target_returns, self.config.score_reference)
+        evaluation = {ENV_RUNNER_RESULTS: self._custom_metrics() | summary}
+        make_callback(
+            "on_evaluate_end",
+            callbacks_objects=self.callbacks,
+            callbacks_functions=self.config.callbacks_on_evaluate_end,
+            kwargs={
+                "algorithm": self,
+                "metrics_logger": self.metrics,
+                "evaluation_metrics": evaluation,
+            },
+        )
+        return evaluation
+
+    def _run_jobs(self, jobs: Sequence[EvaluationJob]) -> list[EpisodeResult]:
+        """Every job's result; what a dying runner leaves undone goes to the others."""
+        group = self.eval_env_runner_group
+        weights = self._module_state()
+        if group.num_remote_env_runners() == 0:
+            return list(group.local_env_runner.run_jobs(jobs, weights))
+        weights_ref = ray.put(weights)
+        results: list[EpisodeResult] = []
+        while left := missing_jobs(jobs, results):
+            healthy = group.healthy_worker_ids()
+            if not healthy:
+                raise RuntimeError(
+                    f"no evaluation runner is left; {len(left)} of {len(jobs)} episodes were not "
+                    "run. See the runners' errors above"
+                )
+            shares = {i: left[n :: len(healthy)] for n, i in enumerate(healthy)}
+            shares = {i: share for i, share in shares.items() if share}
+            for part in group.foreach_env_runner(
+                [_JobRun(share, weights_ref) for share in shares.values()],
+                remote_worker_ids=list(shares),
+                local_env_runner=False,
+                timeout_seconds=None,
+            ):
+                results.extend(part)
+        return results
+
+    def _module_state(self) -> Any:
+        state = self.learner_group.get_state(
+            components=COMPONENT_LEARNER + "/" + COMPONENT_RL_MODULE, inference_only=True
+        )
+        return state[COMPONENT_LEARNER][COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]
+
+    def _custom_metrics(self) -> dict[str, Any]:
+        """What users' callbacks logged on the runners; forgotten at once, so never stale."""
+        logged = self.eval_env_runner_group.foreach_env_runner("get_metrics")
+        logged = [part() if callable(part) else part for part in logged]
+        key = (EVALUATION_RESULTS, ENV_RUNNER_RESULTS)
+        self.metrics.aggregate(logged, key=key)
+        custom: dict[str, Any] = self.metrics.peek(key, default={}, latest_merged_only=True)
+        self.metrics.delete(EVALUATION_RESULTS, key_error=False)
+        return custom
+
+    @override(Algorithm)
+    def restore_env_runners(self, env_runner_group: Any) -> list[int]:
+        """Brings restarted evaluation runners back; each evaluation hands them its weights."""
+        if env_runner_group is None:
+            return []
+        remote = env_runner_group.num_remote_env_runners()
+        if remote == env_runner_group.num_healthy_remote_workers():
+            return []
+        restored: list[int] = env_runner_group.probe_unhealthy_env_runners(
+            timeout_seconds=self.config.env_runner_health_probe_timeout_s
+        )
+        return restored
+
+    # --- state: `Algorithm`'s versions need training runners, which an offline one has not
+
+    @override(Algorithm)
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        # evaluation runners have no state that the learners have not
+        components = super().get_checkpointable_components()
+        return [c for c in components if c[1] is self.learner_group]
+
+    @override(Algorithm)
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        state.pop("eval_env_runner", None)
+        return state
+
+    @override(Algorithm)
+    def set_state(self, state: Any) -> None:
+        if "learner_group" in state:
+            self.learner_group.set_state(state["learner_group"])
+        if "metrics_logger" in state:
+            self.metrics.set_state(state["metrics_logger"])
+        if "training_iteration" in state:
+            self._iteration = state["training_iteration"]
+
+    @override(Algorithm)
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        Checkpointable.restore_from_path(self, path, *args, **kwargs)
+
+    @override(Algorithm)
+    def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> RLModule | None:
+        """A copy of the module with the learners' present weights, in eval mode."""
+        spec = self.config.get_multi_rl_module_spec(spaces=self.spaces_by_module(), inference_only=True)
+        if module_id not in spec.rl_module_specs:
+            return None
+        module = spec.rl_module_specs[module_id].build()
+        module.set_state(self._module_state())
+        return module.eval()
+
+    def spaces_by_module(self) -> dict[str, Any]:
+        spaces = (self.config.observation_space, self.config.action_space)
+        return {"__env__": spaces, DEFAULT_MODULE_ID: spaces}
+
+
+class _JobRun:
+    """A share of an evaluation, as a call on a remote runner."""
+
+    def __init__(self, jobs: Sequence[EvaluationJob], weights: ray.ObjectRef):
+        self._jobs, self._weights = jobs, weights
+
+    def __call__(self, runner: Any) -> list[EpisodeResult]:
+        results: list[EpisodeResult] = runner.run_jobs(self._jobs, ray.get(self._weights))
+        return results
+
+
+def _set_normalization(learner: Any, statistics: dict[str, Any]) -> None:
+    for module_id in learner.module.keys():
+        learner.module[module_id].unwrapped().network.set_normalization(
+            torch.as_tensor(statistics["observation_mean"]),
+            torch.as_tensor(statistics["observation_std"]),
+            statistics["return_scale"],
+        )

@@ -1,0 +1,61 @@
+"""Returns-to-go, in training and step by step in evaluation.
+
+The two functions belong together: stepping `next_return_to_go` from the first value of
+`returns_to_go` visits the rest of it (a test holds that), so a policy is asked in
+evaluation for what it was shown in training.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import lfilter
+
+Array = NDArray[np.generic]
+
+
+def process_rewards(rewards: Array, clip: bool | float | None = None) -> NDArray[np.float64]:
+    """Rewards as the returns-to-go count them, the same in training and in evaluation.
+
+    Args:
+        rewards: any shape, in the environment's units.
+        clip: RLlib's `clip_rewards`: True takes the sign, a number c clips to [-c, c],
+            None or False leaves the rewards alone.
+    """
+    values = np.asarray(rewards, np.float64)
+    if clip is None or clip is False:
+        return values
+    return np.sign(values) if clip is True else np.clip(values, -clip, clip)
+
+
+def returns_to_go(
+    rewards: Array, *, gamma: float = 1.0, delayed: bool = False
+) -> NDArray[np.float64]:
+    """R_t = Σ_{i=t}^{T-1} γ^{i-t} r_i for t = 0 … T-1, over the whole episode.
+
+    The current reward counts, and nothing behind the episode's end does (Chen et al. 2021,
+    arXiv:2106.01345, §3; the paper has γ = 1).
+
+    Args:
+        rewards: (T,) in the environment's units.
+        gamma: discount in (0, 1].
+        delayed: all reward is given with the last step, so that R_t is the episode's
+            return at every t (the paper's delayed-reward setting, §5.3).
+
+    Returns:
+        (T,) float64, in reward units.
+    """
+    rewards = np.asarray(rewards, np.float64)
+    if delayed:
+        return np.full(len(rewards), rewards.sum())
+    if gamma == 1.0:
+        return np.cumsum(rewards[::-1])[::-1]
+    discounted: NDArray[np.float64] = lfilter([1.0], [1.0, -gamma], rewards[::-1])
+    return discounted[::-1]
+
+
+def next_return_to_go(
+    return_to_go: Array, reward: Array, *, gamma: float = 1.0, delayed: bool = False
+) -> NDArray[np.float64]:
+    """R_{t+1} = (R_t - r_t) / γ; constant in delayed-reward mode. Broadcasts."""
+    if delayed:
+        return np.asarray(return_to_go, np.float64)
+    return (np.asarray(return_to_go, np.float64) - reward) / gamma

@@ -1,0 +1,1 @@
+"""Layer 2, pure torch: the Decision Transformer and what it needs; no Ray in here."""

@@ -1,0 +1,93 @@
+"""The network's settings, under Hugging Face's names and with its defaults."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+ACTIVATIONS = ("relu", "silu", "gelu", "tanh", "gelu_new")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DTModelConfig:
+    """Settings of `DecisionTransformer`; names and defaults as `DecisionTransformerConfig`'s.
+
+    `context_length` and `pretrained` are ours. `n_positions` is None by default: the paper
+    adds no position embedding beside the timestep's (Chen et al. 2021, §3); Hugging Face's
+    models have 1024 and use row 0 for every token, see `rllib_dt.huggingface`.
+
+    Attributes:
+        context_length: K, the steps the policy looks back on; 3K tokens.
+        hidden_size: D, the tokens' width.
+        n_layer: transformer blocks.
+        n_head: attention heads; must divide `hidden_size`.
+        n_inner: the width within an MLP; None means 4 · `hidden_size`.
+        activation_function: "relu", "silu", "gelu", "tanh" or "gelu_new".
+        resid_pdrop: dropout behind attention and MLP.
+        embd_pdrop: dropout on the embedded tokens.
+        attn_pdrop: dropout on the attention weights.
+        layer_norm_epsilon: of the blocks' layer norms.
+        initializer_range: standard deviation of initial weights.
+        max_ep_len: rows of the timestep embedding; longer episodes are refused in training,
+            and in training and evaluation a later step counts as the last row.
+        action_tanh: squash predicted Box actions into their bounds.
+        scale_attn_weights: divide attention scores by √(D / heads).
+        scale_attn_by_inverse_layer_idx: divide them by the layer's number as well.
+        n_positions: rows of a position embedding, or None for none.
+        pretrained: a Hugging Face folder whose settings and weights to start from; every
+            other setting here but `context_length` and the dropouts is then taken from there.
+    """
+
+    context_length: int = 20
+    hidden_size: int = 128
+    n_layer: int = 3
+    n_head: int = 1
+    n_inner: int | None = None
+    activation_function: str = "relu"
+    resid_pdrop: float = 0.1
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    max_ep_len: int = 4096
+    action_tanh: bool = True
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    n_positions: int | None = None
+    pretrained: str | None = None
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "DTModelConfig":
+        """Settings from a plain dict; an unknown name is refused with the nearest known."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in settings:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known are {known}"
+                raise ValueError(f"model_config has no setting {name!r}{hint}")
+        return cls(**settings)
+
+    def validate(self) -> None:
+        """Raises ValueError on values that no network can be built from."""
+        for name in ("context_length", "hidden_size", "n_layer", "n_head", "max_ep_len"):
+            self._check_size(name, getattr(self, name))
+        for name in ("n_inner", "n_positions"):
+            if getattr(self, name) is not None:
+                self._check_size(name, getattr(self, name))
+        if self.hidden_size % self.n_head:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not divisible by n_head={self.n_head}; "
+                "change one of them"
+            )
+        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name}={getattr(self, name)!r} must lie in [0, 1)")
+        if self.activation_function not in ACTIVATIONS:
+            raise ValueError(
+                f"activation_function={self.activation_function!r} is not one of {ACTIVATIONS}"
+            )
+
+    @staticmethod
+    def _check_size(name: str, value: Any) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r} must be an integer of at least 1")

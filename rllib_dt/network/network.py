@@ -1,0 +1,400 @@
+"""The Decision Transformer (Chen et al. 2021, arXiv:2106.01345), top to bottom.
+
+Tokens are R_1, s_1, a_1, R_2, s_2, a_2, …; each is a linear embedding of its value plus an
+embedding of its timestep, and a_t is read off the token of s_t. Values enter and leave in the
+environment's units: normalisation, action bounds and return scale are buffers in here, so they
+travel with every checkpoint, weight sync and export.
+
+Letters: B batch, K context steps, L = 3K tokens, D width, H heads, A action features, S
+observation size, P cached tokens.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import gymnasium as gym
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rllib_dt.network.config import DTModelConfig
+from rllib_dt.network.spaces import action_codec, has_tanh, observation_size
+
+KeyValueCache = list[tuple[Tensor, Tensor]]
+"""One (keys, values) pair a layer, (B, H, P, D/H) each."""
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+}
+# slices of the L tokens, by what they hold
+STATE_TOKENS, ACTION_TOKENS = slice(1, None, 3), slice(2, None, 3)
+LAST_STATE_TOKEN = slice(-2, -1)
+
+
+def causal_mask(attention_mask: Tensor, num_queries: int) -> Tensor:
+    """(B, L) bool, True where real, to (B, 1, Q, L): who may look at whom.
+
+    The queries are the last Q of the L tokens. A token sees itself and the real tokens before
+    it; that it always sees itself keeps the softmax of an all-padded row finite.
+    """
+    L = attention_mask.shape[1]
+    keys = torch.arange(L, device=attention_mask.device)
+    queries = keys[L - num_queries :, None]  # (Q, 1)
+    allowed = (keys <= queries) & attention_mask[:, None, :]  # (B, Q, L)
+    return (allowed | (keys == queries)).unsqueeze(1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; computes queries for the asked tokens only."""
+
+    def __init__(self, config: DTModelConfig, layer_index: int):
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.attn_pdrop
+        self.c_attn = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.c_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+        scale = (config.hidden_size // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            scale /= layer_index + 1
+        self.scale = scale
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        queries: slice | None,
+        past: tuple[Tensor, Tensor] | None,
+        need_weights: bool,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
+        q, k, v = (self._heads(part) for part in self._project(x, queries))
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        weights = None
+        p = self.dropout if self.training else 0.0
+        if need_weights:
+            scores = (q @ k.transpose(-1, -2) * self.scale).masked_fill(~mask, float("-inf"))
+            weights = F.dropout(scores.softmax(dim=-1), p)  # (B, H, Q, P+L)
+            y = weights @ v
+        else:
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=p, scale=self.scale
+            )
+        y = y.transpose(1, 2).flatten(2)  # (B, H, Q, D/H) -> (B, Q, D)
+        return self.resid_dropout(self.c_proj(y)), (k, v), weights
+
+    def _project(self, x: Tensor, queries: slice | None) -> tuple[Tensor, ...]:
+        if queries is None:
+            return self.c_attn(x).chunk(3, dim=-1)
+        D = x.shape[-1]
+        w, b = self.c_attn.weight, self.c_attn.bias
+        kv = F.linear(x, w[D:], b[D:])
+        return F.linear(x[:, queries], w[:D], b[:D]), *kv.chunk(2, dim=-1)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        B, L, D = x.shape
+        return x.view(B, L, self.n_head, D // self.n_head).transpose(1, 2)  # (B, H, L, D/H)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: DTModelConfig):
+        super().__init__()
+        inner = config.n_inner or 4 * config.hidden_size
+        self.c_fc = nn.Linear(config.hidden_size, inner)
+        self.c_proj = nn.Linear(inner, config.hidden_size)
+        self.activation = _ACTIVATIONS[config.activation_function]
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block, as GPT-2's."""
+
+    def __init__(self, config: DTModelConfig, layer_index: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.attn = Attention(config, layer_index)
+        self.ln_2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        queries: slice | None = None,
+        past: tuple[Tensor, Tensor] | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
+        y, present, weights = self.attn(self.ln_1(x), mask, queries, past, need_weights)
+        x = (x if queries is None else x[:, queries]) + y
+        return x + self.mlp(self.ln_2(x)), present, weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneOutput:
+    """What a pass through the backbone gives.
+
+    Attributes:
+        last_hidden_state: (B, Q, D), behind the last layer norm; Q = L unless `queries`.
+        cache: keys and values of all tokens so far, where `use_cache`.
+        hidden_states: n_layer + 1 tensors: the embeddings, each block's output, and in the
+            place of the last block's that behind the last layer norm.
+        attentions: n_layer tensors (B, H, L, P+L).
+    """
+
+    last_hidden_state: Tensor
+    cache: KeyValueCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class CausalTransformer(nn.Module):
+    """Embeddings in, hidden states out; the same function as `DecisionTransformerGPT2Model`."""
+
+    wte: Tensor
+
+    def __init__(self, config: DTModelConfig):
+        super().__init__()
+        self.wpe = None
+        if config.n_positions is not None:
+            self.wpe = nn.Embedding(config.n_positions, config.hidden_size)
+            # never read: GPT-2's word embedding, kept for a bitwise export
+            self.register_buffer("wte", torch.zeros(1, config.hidden_size))
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        *,
+        use_cache: bool = False,
+        queries: slice | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> BackboneOutput:
+        """Runs L new tokens behind P cached ones.
+
+        Args:
+            inputs_embeds: (B, L, D).
+            attention_mask: (B, P+L), nonzero where real; all real by default.
+            position_ids: (B, L) or (1, L) int, rows of the position embedding if there is
+                one; P … P+L-1 by default.
+            cache: what an earlier call returned.
+            use_cache: return the keys and values with those of these tokens.
+            queries: the tokens whose output is wanted; the last block computes no others.
+        """
+        B, L, _ = inputs_embeds.shape
+        P = 0 if cache is None else cache[0][0].shape[2]
+        x = inputs_embeds
+        if self.wpe is not None:
+            if position_ids is None:
+                position_ids = torch.arange(P, P + L, device=x.device)[None]
+            x = x + self.wpe(position_ids)
+        x = self.drop(x)
+        if attention_mask is None:
+            attention_mask = torch.ones(B, P + L, dtype=torch.bool, device=x.device)
+        mask = causal_mask(attention_mask.bool(), L)
+        hidden, attentions, presents = [x], [], []
+        for i, block in enumerate(self.h):
+            last = i == len(self.h) - 1 and queries is not None
+            x, present, weights = block(
+                x,
+                mask[:, :, queries] if last else mask,
+                queries if last else None,
+                None if cache is None else cache[i],
+                output_attentions,
+            )
+            hidden.append(x)
+            attentions.append(weights)
+            presents.append(present)
+        x = self.ln_f(x)
+        return BackboneOutput(
+            last_hidden_state=x,
+            cache=presents if use_cache else None,
+            hidden_states=(*hidden[:-1], x) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DTOutput:
+    """Predictions in the environment's units, under Hugging Face's names.
+
+    Attributes:
+        action_preds: (B, K, A) for a Box; (B, K, n) logits for a Discrete space. (B, 1, …)
+            with `last_only`.
+        state_preds: (B, K, S), the next observation; None if only actions were asked for.
+        return_preds: (B, K, 1), the next return-to-go; None if only actions were asked for.
+        last_hidden_state: (B, Q, D), of the tokens that were computed.
+        hidden_states: see `BackboneOutput`.
+        attentions: see `BackboneOutput`.
+    """
+
+    action_preds: Tensor
+    state_preds: Tensor | None
+    return_preds: Tensor | None
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class DecisionTransformer(nn.Module):
+    """Predicts actions from returns-to-go, observations and past actions.
+
+    Args:
+        config: the network's settings.
+        observation_space: a Box of rank 1.
+        action_space: a Box with finite bounds, or a Discrete space.
+
+    Raises:
+        UnsupportedSpaceError: on any other space.
+        ValueError: on settings that no network can be built from.
+    """
+
+    observation_mean: Tensor
+    observation_std: Tensor
+    return_scale: Tensor
+
+    def __init__(
+        self, config: DTModelConfig, observation_space: gym.Space, action_space: gym.Space
+    ):
+        super().__init__()
+        config.validate()
+        self.config = config
+        self.observation_space, self.action_space = observation_space, action_space
+        S, D = observation_size(observation_space), config.hidden_size
+        self.codec = action_codec(action_space)
+        self.embed_timestep = nn.Embedding(config.max_ep_len, D)
+        self.embed_return = nn.Linear(1, D)
+        self.embed_state = nn.Linear(S, D)
+        self.embed_action = nn.Linear(self.codec.size, D)
+        self.embed_ln = nn.LayerNorm(D)
+        self.backbone = CausalTransformer(config)
+        self.predict_state = nn.Linear(D, S)
+        self.predict_action = nn.Linear(D, self.codec.size)
+        self.predict_return = nn.Linear(D, 1)
+        self.action_tanh = has_tanh(action_space, config.action_tanh)
+        self.register_buffer("observation_mean", torch.zeros(S))
+        self.register_buffer("observation_std", torch.ones(S))
+        self.register_buffer("return_scale", torch.ones(()))
+        self._initialize()
+
+    def _initialize(self) -> None:
+        # normal weights, zero biases; projections into the residual stream are smaller with
+        # depth (Radford et al. 2019, §2.3), as transformers' `_init_weights`
+        std, depth = self.config.initializer_range, self.config.n_layer
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                residual = name.endswith("c_proj")
+                nn.init.normal_(
+                    module.weight, std=std / math.sqrt(2 * depth) if residual else std
+                )
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def set_normalization(
+        self, observation_mean: Tensor, observation_std: Tensor, return_scale: float
+    ) -> None:
+        """Sets what the inputs are normalised with; (S,), (S,) and a positive number."""
+        self.observation_mean.copy_(torch.as_tensor(observation_mean))
+        self.observation_std.copy_(torch.as_tensor(observation_std))
+        self.return_scale.fill_(return_scale)
+
+    def embed(
+        self, observations: Tensor, actions: Tensor, returns_to_go: Tensor, timesteps: Tensor
+    ) -> Tensor:
+        """(B, K, …) values to (B, L, D) tokens."""
+        B, K = timesteps.shape
+        # one row for all steps past the table, in training as in evaluation
+        time = self.embed_timestep(timesteps.clamp(0, self.config.max_ep_len - 1))  # (B, K, D)
+        states = (observations.float() - self.observation_mean) / self.observation_std
+        r = self.embed_return(returns_to_go.float() / self.return_scale) + time
+        s = self.embed_state(states) + time
+        a = self.embed_action(self.codec.encode(actions)) + time
+        tokens = torch.stack([r, s, a], dim=2).reshape(B, 3 * K, -1)  # (B, K, 3, D) -> (B, L, D)
+        return self.embed_ln(tokens)
+
+    def forward(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Tensor,
+        mask: Tensor | None = None,
+        *,
+        only_actions: bool = False,
+        last_only: bool = False,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> DTOutput:
+        """Predicts every step's action from what came before it.
+
+        Args:
+            observations: (B, K, S), in the environment's units.
+            actions: (B, K, A) or, Discrete, (B, K) int, in the environment's units.
+            returns_to_go: (B, K, 1), in reward units.
+            timesteps: (B, K) int, 0 where padded.
+            mask: (B, K), True or 1 where real, on either side; all real by default.
+            only_actions: leave states and returns out, and with them two thirds of the last
+                block.
+            last_only: compute the last step's action alone.
+        """
+        tokens = self.embed(observations, actions, returns_to_go, timesteps)
+        B, L, _ = tokens.shape
+        if mask is None:
+            mask = torch.ones(B, L // 3, dtype=torch.bool, device=tokens.device)
+        queries = LAST_STATE_TOKEN if last_only else STATE_TOKENS if only_actions else None
+        out = self.backbone(
+            tokens,
+            mask.bool().repeat_interleave(3, dim=1),  # (B, K) -> (B, L)
+            torch.zeros(1, L, dtype=torch.long, device=tokens.device),
+            queries=queries,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        x = out.last_hidden_state
+        state_preds = return_preds = None
+        action_tokens = x
+        if queries is None:
+            action_tokens = x[:, STATE_TOKENS]
+            state_preds = self.predict_state(x[:, ACTION_TOKENS]).float()
+            state_preds = state_preds * self.observation_std + self.observation_mean
+            return_preds = self.predict_return(x[:, ACTION_TOKENS]).float() * self.return_scale
+        head = self.predict_action(action_tokens)
+        return DTOutput(
+            action_preds=self.codec.decode(head.tanh() if self.action_tanh else head),
+            state_preds=state_preds,
+            return_preds=return_preds,
+            last_hidden_state=x,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+        )
+
+    @torch.no_grad()
+    def act(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Tensor,
+        mask: Tensor | None = None,
+        *,
+        sample: bool = False,
+    ) -> Tensor:
+        """(B, A) or (B,) actions for the last step of each window; arguments as `forward`'s.
+
+        What stands in `actions` for that step is never read. Dropout follows `train` / `eval`.
+        """
+        out = self(observations, actions, returns_to_go, timesteps, mask, last_only=True)
+        return self.codec.act(out.action_preds[:, 0], sample=sample)

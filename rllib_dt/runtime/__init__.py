@@ -1,0 +1,1 @@
+"""Layer 3: reading, learning and evaluating in Ray."""

@@ -1,0 +1,249 @@
+"""The learner: masked loss, AdamW with warm-up, and what it reports."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.learner import Learner
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.schedules.scheduler import Scheduler
+from torch import Tensor
+
+from rllib_dt.episodes import windows
+from rllib_dt.episodes.windows import WindowSampler
+from rllib_dt.network.loss import action_loss_sum
+from rllib_dt.runtime.rl_module import ACTION_PREDS
+from rllib_dt.runtime.source import WindowSource
+
+_COUNTERS = "dt_counters"
+_AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
+
+
+def warmup_factor(update: int, warmup_steps: int) -> float:
+    """min((update + 1) / warmup_steps, 1) for update = 0, 1, … (kzl @ e2d82e6, gym)."""
+    return min((update + 1) / warmup_steps, 1.0) if warmup_steps else 1.0
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite: the run stops, and no checkpoint is written."""
+
+
+class DTTorchLearner(TorchLearner):
+    """Draws windows next to itself and minimises the mean loss over their valid steps.
+
+    With several learners the gradient is that of the mean over all their valid steps: each
+    learner's loss is weighted by its share of them, since DDP averages by learner.
+    """
+
+    @override(TorchLearner)
+    def build(self) -> None:
+        self._num_updates = 0
+        self._num_steps = 0
+        self._sampler: WindowSampler | None = None
+        self._source: WindowSource | None = None
+        super().build()
+        self._lr_schedule = Scheduler(self.config.lr, framework=self.framework)
+        for module_id in self.module.keys():
+            module = self.module[module_id].unwrapped()
+            module.autocast_dtype = _AUTOCAST_DTYPES[self.config.precision]
+
+    @override(TorchLearner)
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """AdamW over every parameter, norms and biases included (kzl @ e2d82e6, gym)."""
+        parameters = self.get_parameters(self._module[module_id])
+        optimizer = torch.optim.AdamW(
+            parameters,
+            lr=0.0,  # set anew before each update, see `apply_gradients`
+            betas=tuple(config.adam_betas),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.register_optimizer(module_id=module_id, optimizer=optimizer, params=parameters)
+
+    # --- data
+
+    @override(Learner)
+    def _create_iterator_if_necessary(
+        self, *, training_data: Any, num_iters: int, **kwargs: Any
+    ) -> Iterator[MultiAgentBatch]:
+        if self._sampler is None:
+            source: WindowSource = training_data.data_iterators[0]
+            self._source = source
+            self._sampler = source.sampler(stream=self._rank)
+        return self._batches(num_iters)
+
+    def _batches(self, num_iters: int) -> Iterator[MultiAgentBatch]:
+        assert self._sampler is not None
+        for _ in range(num_iters):
+            started = time.perf_counter()
+            batch = {
+                name: torch.from_numpy(column).to(self._device)
+                for name, column in self._sampler.sample(self._num_updates).items()
+            }
+            self._waited += time.perf_counter() - started
+            yield MultiAgentBatch(
+                {DEFAULT_MODULE_ID: SampleBatch(batch)}, env_steps=self._sampler.batch_size
+            )
+
+    # --- one update
+
+    @override(Learner)
+    def compute_loss_for_module(
+        self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
+    ) -> Tensor:
+        codec = self.module[module_id].unwrapped().network.codec
+        mask = batch[windows.MASK]
+        loss_sum = action_loss_sum(codec, fwd_out[ACTION_PREDS], batch[windows.ACTIONS], mask)
+        valid = mask.sum()
+        total = valid
+        if self._world_size > 1:
+            total = valid.clone()
+            torch.distributed.all_reduce(total)
+        self._loss_sum += loss_sum.detach()
+        self._valid_steps += valid
+        self._total_steps += total
+        loss = loss_sum * self._world_size / total.clamp(min=1)
+        self._check_finite(loss)
+        return loss
+
+    def _check_finite(self, loss: Tensor) -> None:
+        self._bad_loss |= ~loss.detach().isfinite()
+        # on an accelerator the flag is read once each `update`, not to wait for the device
+        if self._device.type == "cpu":
+            self._raise_if_bad()
+
+    def _raise_if_bad(self) -> None:
+        if self._bad_loss:
+            raise NonFiniteLossError(
+                f"the loss is not finite at update {self._num_updates}; the last checkpoint is "
+                "unharmed. Lower lr, set grad_clip, or look for extreme values in the data "
+                f"(summary: normalisation and returns); lr was {self._current_lr():.3g}"
+            )
+
+    @override(Learner)
+    def postprocess_gradients_for_module(
+        self, *, module_id: str, config: Any = None, module_gradients_dict: dict
+    ) -> dict:
+        parameters = [p for p in module_gradients_dict if p.grad is not None]
+        gradients = [p.grad for p in parameters]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self._gradient_norm += norm
+        if config.grad_clip is None:
+            return module_gradients_dict
+        if config.grad_clip_by == "global_norm":
+            torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, norm)
+            return module_gradients_dict
+        return super().postprocess_gradients_for_module(
+            module_id=module_id, config=config, module_gradients_dict=module_gradients_dict
+        )
+
+    @override(TorchLearner)
+    def apply_gradients(self, gradients_dict: dict) -> None:
+        """Steps the optimiser. Non-finite losses never get here, so nothing is zeroed."""
+        lr = self._current_lr()
+        for parameter, gradient in gradients_dict.items():
+            parameter.grad = gradient
+        for optimizer in self._named_optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+        self._num_updates += 1
+
+    def _current_lr(self) -> float:
+        """Schedules count steps trained, over all learners, before this update."""
+        steps = self._num_steps + int(self._total_steps)
+        base = float(self._lr_schedule.update(timestep=steps)) if self._scheduled else (
+            self.config.lr
+        )
+        return base * warmup_factor(self._num_updates, self.config.warmup_steps)
+
+    @property
+    def _scheduled(self) -> bool:
+        return bool(self._lr_schedule.use_schedule)
+
+    # --- what an `update` call reports
+
+    @override(TorchLearner)
+    def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        super().before_gradient_based_update(timesteps=timesteps)
+        zero = torch.zeros((), device=self._device)
+        self._loss_sum, self._gradient_norm = zero.clone(), zero.clone()
+        self._valid_steps = torch.zeros((), dtype=torch.int64, device=self._device)
+        self._total_steps = self._valid_steps.clone()
+        self._bad_loss = torch.zeros((), dtype=torch.bool, device=self._device)
+        self._waited = 0.0
+        self._updates_before = self._num_updates
+        self._started = time.perf_counter()
+
+    @override(TorchLearner)
+    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        super().after_gradient_based_update(timesteps=timesteps)
+        assert self._source is not None
+        self._raise_if_bad()
+        lr = self._optimizer_lr()
+        updates = self._num_updates - self._updates_before
+        steps = int(self._total_steps)  # waits for the device, so before the clock is read
+        self._num_steps += steps
+        self._total_steps.zero_()
+        seconds = time.perf_counter() - self._started
+        windows_per_update = self._source.batch_size * self._world_size
+        self._log_means(
+            action_loss=float(self._loss_sum / self._valid_steps.clamp(min=1)),
+            gradient_norm=float(self._gradient_norm / max(1, updates)),
+            data_wait_share=self._waited / seconds,
+        )
+        self._log_counts(
+            learning_rate=lr,
+            num_updates=updates,
+            num_updates_lifetime=self._num_updates,
+            num_updates_per_s=updates / seconds,
+            num_windows_trained=updates * windows_per_update,
+            num_windows_trained_lifetime=self._num_updates * windows_per_update,
+            num_windows_trained_per_s=updates * windows_per_update / seconds,
+            num_steps_trained=steps,
+            num_steps_trained_lifetime=self._num_steps,
+            num_steps_trained_per_s=steps / seconds,
+            num_passes_over_data=self._num_steps / self._source.num_steps,
+        )
+
+    def _optimizer_lr(self) -> float:
+        return float(next(iter(self._named_optimizers.values())).param_groups[0]["lr"])
+
+    def _log_means(self, **values: float) -> None:
+        for name, value in values.items():
+            self.metrics.log_value((DEFAULT_MODULE_ID, name), value, reduce="mean", window=1)
+
+    def _log_counts(self, **values: float) -> None:
+        # the same number on every learner, so that merging must not add it up
+        for name, value in values.items():
+            self.metrics.log_value((DEFAULT_MODULE_ID, name), value, reduce="max", window=1)
+
+    # --- state
+
+    @override(Learner)
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(_COUNTERS, components, not_components):
+            state[_COUNTERS] = {"updates": self._num_updates, "steps": self._num_steps}
+        return state
+
+    @override(Learner)
+    def set_state(self, state: Any) -> None:
+        # RLlib keeps newer weights when an older checkpoint is loaded; restoring must not
+        self._weights_seq_no = 0
+        super().set_state(state)
+        if _COUNTERS in state:
+            self._num_updates = state[_COUNTERS]["updates"]
+            self._num_steps = state[_COUNTERS]["steps"]
+
+    @property
+    def _world_size(self) -> int:
+        return max(1, self.config.num_learners)
+
+    @property
+    def _rank(self) -> int:
+        return torch.distributed.get_rank() if self._world_size > 1 else 0

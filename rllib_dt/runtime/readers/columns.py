@@ -1,0 +1,108 @@
+"""Arrow columns and lists of Python values to numpy arrays of numbers."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from rllib_dt.episodes.record import DataError
+from rllib_dt.runtime.readers.safe_pickle import RefusedPickleError, unpack_array
+
+Array = NDArray[np.generic]
+
+_RAGGED = "record arrays of one shape at every step"
+
+
+def unpack(packed: str | bytes, source: str, name: str) -> Array:
+    """A compressed value; DataError where it is anything but a numpy array."""
+    try:
+        return unpack_array(packed)
+    except RefusedPickleError as error:
+        raise DataError(
+            source,
+            f"column {name!r} holds a packed value that was refused: {error}",
+            "write the column uncompressed (config.offline_data(output_compress_columns=[]))",
+        ) from error
+
+
+def array_from_values(values: Any, source: str, name: str) -> Array:
+    """(n, …) numbers from a JSON value: a list, or text that RLlib packed."""
+    if isinstance(values, str):
+        return unpack(values, source, name)
+    if isinstance(values, list) and values and isinstance(values[0], str):
+        return stack([unpack(v, source, name) for v in values], source, name)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise DataError(source, f"column {name!r} is ragged ({error})", _RAGGED) from error
+    if array.dtype == object:
+        raise DataError(source, f"column {name!r} holds values that are no numbers", _RAGGED)
+    return array
+
+
+def stack(arrays: list[Array], source: str, name: str) -> Array:
+    try:
+        return np.stack(arrays)
+    except ValueError as error:
+        shapes = sorted({a.shape for a in arrays})[:4]
+        raise DataError(
+            source, f"column {name!r} is ragged: shapes {shapes}", _RAGGED
+        ) from error
+
+
+def array_from_arrow(column: pa.ChunkedArray, source: str, name: str) -> Array:
+    """(n, …) numbers from an Arrow column of numbers, lists, tensors or packed text."""
+    if column.null_count:
+        row = next(i for i, value in enumerate(column.is_null()) if value.as_py())
+        raise DataError(
+            source,
+            f"column {name!r} has {column.null_count} missing values, the first in row {row}",
+            "remove the rows or fill the values in",
+        )
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+        return stack([unpack(v, source, name) for v in column.to_pylist()], source, name)
+    arrays = [_chunk(chunk, source, name) for chunk in column.chunks]
+    if not arrays:
+        return np.empty(0)
+    if len({a.shape[1:] for a in arrays}) > 1:
+        shapes = sorted({a.shape[1:] for a in arrays})
+        raise DataError(source, f"column {name!r} is ragged: shapes {shapes}", _RAGGED)
+    return np.concatenate(arrays)
+
+
+def _chunk(chunk: pa.Array, source: str, name: str) -> Array:
+    if isinstance(chunk, pa.FixedShapeTensorArray):
+        return chunk.to_numpy_ndarray()
+    if isinstance(chunk, pa.ExtensionArray):
+        # Ray Data's tensor columns; one row of the variable kind is an array of its own
+        values = chunk.to_numpy(zero_copy_only=False)
+        return stack(list(values), source, name) if values.dtype == object else values
+    if _is_list(chunk.type):
+        return _list_chunk(chunk, source, name)
+    if pa.types.is_boolean(chunk.type) or pa.types.is_primitive(chunk.type):
+        return chunk.to_numpy(zero_copy_only=False)
+    raise DataError(source, f"column {name!r} is of type {chunk.type}", "record numbers")
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def _list_chunk(chunk: pa.Array, source: str, name: str) -> Array:
+    lengths = pc.list_value_length(chunk).unique()
+    if len(lengths) > 1:
+        raise DataError(
+            source,
+            f"column {name!r} is ragged: lists of {sorted(lengths.to_pylist())[:4]} values",
+            _RAGGED,
+        )
+    values = chunk.flatten()
+    if values.null_count:
+        raise DataError(source, f"column {name!r} has missing values in its lists", "fill them in")
+    inner = _chunk(values, source, name)
+    return inner.reshape(len(chunk), -1, *inner.shape[1:]) if len(chunk) else inner

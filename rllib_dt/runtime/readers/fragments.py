@@ -1,0 +1,256 @@
+"""Fragments: contiguous steps of one episode in one file; and their assembly to episodes."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_dt.episodes.record import DataError, Episode
+
+Array = NDArray[np.generic]
+IncompletePolicy = Literal["error", "drop", "keep"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fragment:
+    """Some steps of one episode, in order.
+
+    Attributes:
+        source: the file, for messages.
+        key: what tells the episode from others, or None where only end flags do.
+        start: the timestep of the first step, or None where the file does not say.
+        observations: (n, …).
+        actions: (n, …).
+        rewards: (n,).
+        next_observation: (…) what followed the last action, or None where not recorded.
+        terminated: the environment ended the episode here.
+        truncated: a time limit ended it here.
+        marks_end: the format marks each episode's end, so that one without is incomplete.
+        may_drop_tail: a last episode without end is customary in this format.
+    """
+
+    source: str
+    key: str | None
+    start: int | None
+    observations: Array
+    actions: Array
+    rewards: Array
+    next_observation: Array | None = None
+    terminated: bool = False
+    truncated: bool = False
+    marks_end: bool = True
+    may_drop_tail: bool = False
+
+    @property
+    def ended(self) -> bool:
+        return self.terminated or self.truncated
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTable:
+    """Columns of steps as they stand in a file, several episodes one behind another.
+
+    Attributes:
+        source: the file, for messages.
+        observations, actions, rewards: (n, …), (n, …), (n,).
+        episode_ids: (n,) or None.
+        timesteps: (n,) or None.
+        next_observations: (n, …) or None.
+        terminateds: (n,) bool.
+        truncateds: (n,) bool, or None where only terminations (or old `dones`) are marked.
+        may_drop_tail: see `Fragment`.
+    """
+
+    source: str
+    observations: Array
+    actions: Array
+    rewards: Array
+    terminateds: Array
+    truncateds: Array | None = None
+    episode_ids: Array | None = None
+    timesteps: Array | None = None
+    next_observations: Array | None = None
+    may_drop_tail: bool = False
+
+    def __post_init__(self) -> None:
+        lengths = {
+            name: len(value)
+            for name, value in vars(self).items()
+            if isinstance(value, np.ndarray)
+        }
+        if len(set(lengths.values())) > 1:
+            raise DataError(
+                self.source,
+                f"its columns have different lengths: {lengths}",
+                "record every column at every step",
+            )
+
+    def fragments(self) -> Iterator[Fragment]:
+        """Splits at ends, and groups by episode where ids are given, in order of appearance."""
+        if self.episode_ids is None:
+            yield from self._split(np.arange(len(self.rewards)), None)
+            return
+        _, first, inverse = np.unique(self.episode_ids, return_index=True, return_inverse=True)
+        order = np.argsort(inverse, kind="stable")
+        groups = np.split(order, np.cumsum(np.bincount(inverse))[:-1])
+        for rows in sorted(groups, key=lambda rows: rows[0]):
+            yield from self._split(rows, str(self.episode_ids[rows[0]]))
+
+    def _split(self, rows: Array, key: str | None) -> Iterator[Fragment]:
+        if self.timesteps is not None and key is not None:
+            rows = self._in_time(rows)
+        ends = self.terminateds[rows].astype(bool)
+        if self.truncateds is not None:
+            ends = ends | self.truncateds[rows].astype(bool)
+        breaks = ends.copy()
+        if self.timesteps is not None:
+            breaks[:-1] |= np.diff(self.timesteps[rows]) != 1
+        stops = [*(np.flatnonzero(breaks) + 1), len(rows)]
+        start = 0
+        for stop in stops:
+            if stop > start:
+                yield self._fragment(rows[start:stop], key)
+            start = stop
+
+    def _in_time(self, rows: Array) -> Array:
+        # rows of one episode may stand in any order, unless two episodes share the id
+        times = self.timesteps[rows]  # type: ignore[index]
+        if len(np.unique(times)) == len(times):
+            return rows[np.argsort(times, kind="stable")]
+        return rows
+
+    def _fragment(self, rows: Array, key: str | None) -> Fragment:
+        last = rows[-1]
+        truncated = bool(self.truncateds[last]) if self.truncateds is not None else False
+        return Fragment(
+            source=self.source,
+            key=key,
+            start=None if self.timesteps is None else int(self.timesteps[rows[0]]),
+            observations=self.observations[rows],
+            actions=self.actions[rows],
+            rewards=self.rewards[rows],
+            next_observation=(
+                None if self.next_observations is None else self.next_observations[last]
+            ),
+            terminated=bool(self.terminateds[last]),
+            truncated=truncated,
+            # old recordings mark terminations only: a time limit shows as the id's last row
+            marks_end=self.truncateds is not None or key is None,
+            may_drop_tail=self.may_drop_tail,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembly:
+    """Whole episodes, and what was left out on the way (one message each)."""
+
+    episodes: Sequence[Episode]
+    dropped: Sequence[str]
+
+
+def assemble(fragments: Iterable[Fragment], incomplete: IncompletePolicy = "error") -> Assembly:
+    """Joins fragments, in the order of their files, to episodes.
+
+    Fragments of one key join where the earlier has not ended and the later continues it: by its
+    timestep where there are timesteps, else by the observation that followed where that was
+    recorded, else by standing next. An episode of a format that marks ends, but without one, is
+    incomplete: its returns-to-go would be wrong. `incomplete` says what to do with it.
+    """
+    chains: list[tuple[int, list[Fragment]]] = []
+    by_key: dict[str | None, list[tuple[int, Fragment]]] = defaultdict(list)
+    for index, fragment in enumerate(fragments):
+        if fragment.key is None:
+            chains.append((index, [fragment]))
+        else:
+            by_key[fragment.key].append((index, fragment))
+    for parts in by_key.values():
+        chains.extend(_chain(parts))
+    episodes, dropped = [], []
+    for index, chain in sorted(chains, key=lambda item: item[0]):
+        problem = _incomplete(chain)
+        if problem is None or incomplete == "keep":
+            episodes.append(_join(chain, index))
+        elif incomplete == "drop" or chain[-1].may_drop_tail:
+            dropped.append(str(problem))
+        else:
+            raise problem
+    return Assembly(episodes=episodes, dropped=dropped)
+
+
+def _chain(parts: list[tuple[int, Fragment]]) -> list[tuple[int, list[Fragment]]]:
+    starts = [fragment.start for _, fragment in parts]
+    if None not in starts and len(set(starts)) == len(starts):
+        parts = sorted(parts, key=lambda part: part[1].start or 0)
+    chains: list[tuple[int, list[Fragment]]] = []
+    for index, fragment in parts:
+        if chains and _continues(chains[-1][1], fragment):
+            chains[-1][1].append(fragment)
+        else:
+            chains.append((index, [fragment]))
+    return chains
+
+
+def _continues(chain: list[Fragment], fragment: Fragment) -> bool:
+    last = chain[-1]
+    if last.ended:
+        return False
+    if fragment.start is not None:
+        return fragment.start == (chain[0].start or 0) + sum(map(len, chain))
+    if last.next_observation is not None:
+        return bool(np.array_equal(last.next_observation, fragment.observations[0]))
+    return True
+
+
+def _incomplete(chain: list[Fragment]) -> DataError | None:
+    first, last = chain[0], chain[-1]
+    steps = sum(map(len, chain))
+    name = first.key or "(without id)"
+    if first.start:
+        return DataError(
+            first.source,
+            f"its steps 0 … {first.start - 1} are missing, {steps} steps follow",
+            'add the missing rows, or leave such episodes out with offline_data(incomplete="drop")',
+            episode=name,
+        )
+    if last.ended or not last.marks_end:
+        return None
+    return DataError(
+        last.source,
+        f"the last of its {steps} steps is neither terminated nor truncated, so the episode has "
+        "no end and its returns-to-go are not known",
+        'record whole episodes, or choose offline_data(incomplete="drop") to leave such episodes '
+        'out, or "keep" to take their last step as the end',
+        episode=name,
+    )
+
+
+def _join(chain: list[Fragment], index: int) -> Episode:
+    first, last = chain[0], chain[-1]
+    observations = [fragment.observations for fragment in chain]
+    if last.next_observation is not None:
+        observations.append(np.asarray(last.next_observation)[None])
+    try:
+        return Episode(
+            id=first.key if first.key is not None else str(index),
+            source=first.source,
+            observations=np.concatenate(observations),
+            actions=np.concatenate([fragment.actions for fragment in chain]),
+            rewards=np.concatenate([fragment.rewards for fragment in chain]),
+            terminated=last.terminated,
+            truncated=last.truncated or not last.terminated,
+        )
+    except DataError:
+        raise
+    except ValueError as error:  # np.concatenate, on shapes that differ between files
+        raise DataError(
+            first.source,
+            f"its steps have different shapes ({error})",
+            "record arrays of one shape at every step",
+            episode=first.key,
+        ) from error

@@ -1,0 +1,85 @@
+"""RLlib's old JSON recordings: one `SampleBatch` a line, plain, gzipped or zipped."""
+
+import gzip
+import io
+import json
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_dt.episodes.record import DataError
+from rllib_dt.runtime.readers.columns import array_from_values
+from rllib_dt.runtime.readers.fragments import Fragment
+from rllib_dt.runtime.readers.steps import OPTIONAL, REQUIRED, check_columns, step_table
+
+Array = NDArray[np.generic]
+
+
+def read_sample_batches(file: Any, source: str, names: Mapping[str, str]) -> Iterator[Fragment]:
+    """Fragments of a `.json`, `.jsonl`, `.json.gz` or `.zip` file of sample batches."""
+    for lines, name in _text_files(file, source):
+        columns = _columns(lines, name, names)
+        yield from step_table(columns, name).fragments()
+
+
+def _text_files(file: Any, source: str) -> Iterator[tuple[Iterable[str], str]]:
+    if source.endswith(".zip"):
+        try:
+            archive = zipfile.ZipFile(file)
+        except zipfile.BadZipFile as error:
+            raise DataError(
+                source, f"it is no whole zip file ({error})", "copy it again"
+            ) from error
+        members = [m for m in archive.namelist() if m.endswith((".json", ".jsonl"))]
+        members = [m for m in members if not m.startswith("__MACOSX")]
+        if not members:
+            raise DataError(source, "it holds no .json file", "remove it from the input")
+        for member in members:
+            with archive.open(member) as inner:
+                yield io.TextIOWrapper(inner, "utf-8"), f"{source}!{member}"
+    elif source.endswith(".gz"):
+        yield io.TextIOWrapper(gzip.GzipFile(fileobj=file), "utf-8"), source
+    else:
+        yield io.TextIOWrapper(file, "utf-8"), source
+
+
+def _columns(lines: Iterable[str], source: str, names: Mapping[str, str]) -> dict[str, Array]:
+    batches = [_batch(line, number, source) for number, line in enumerate(lines, 1) if line.strip()]
+    if not batches:
+        raise DataError(source, "it is empty", "remove it from the input")
+    present = set.intersection(*(set(batch) for batch in batches))
+    check_columns(present, names, source)
+    columns = {}
+    for name in (*REQUIRED, *OPTIONAL):
+        theirs = names.get(name, name)
+        if theirs in present:
+            parts = [array_from_values(batch[theirs], source, theirs) for batch in batches]
+            if len({part.shape[1:] for part in parts}) > 1:
+                shapes = sorted({part.shape[1:] for part in parts})
+                raise DataError(
+                    source,
+                    f"column {theirs!r} is ragged: shapes {shapes}",
+                    "record arrays of one shape at every step",
+                )
+            columns[name] = np.concatenate(parts)
+    return columns
+
+
+def _batch(line: str, number: int, source: str) -> dict[str, Any]:
+    try:
+        batch = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            source,
+            f"line {number} is no whole JSON value ({error})",
+            "the file may be truncated: copy or record it again",
+        ) from error
+    kind = batch.get("type", "SampleBatch") if isinstance(batch, dict) else type(batch).__name__
+    if kind != "SampleBatch":
+        raise DataError(
+            source, f"line {number} is a {kind}, wanted a SampleBatch", "record one agent"
+        )
+    return batch
