@@ -86,7 +86,9 @@ def save_pretrained(network: DecisionTransformer, folder: str | Path) -> None:
         "n_positions": config.n_positions or _THEIR_POSITIONS,
         "vocab_size": 1,
     }
-    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    state = {
+        name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
+    }
     own = {k: v for k, v in state.items() if k in _NORMALIZATION or k.startswith(_CODEC)}
     weights = _to_theirs({k: v for k, v in state.items() if k not in own}, config)
     sidecar = {

@@ -1,7 +1,9 @@
-"""Layer 4: DTConfig, DT and their registration."""
+"""Layer 4: DTConfig, DT and their registration, which importing this does."""
 
 from rllib_dt.algorithm.config import DTConfig
 from rllib_dt.algorithm.dt import DT
 from rllib_dt.algorithm.registry import register
 
 __all__ = ["DT", "DTConfig", "register"]
+
+register()

@@ -29,6 +29,11 @@ from rllib_dt.runtime.source import DTOfflineData
 _UNFIT_FOR_EVALUATION = ("auto", "timesteps")
 
 
+def as_list(value: Any) -> Any:
+    """Tuples as lists, which compare equal after a checkpoint; anything else as it is."""
+    return list(value) if isinstance(value, tuple) else value
+
+
 class DTConfig(AlgorithmConfig):
     """Builds a `DT`, the Decision Transformer as an offline algorithm.
 
@@ -47,6 +52,9 @@ class DTConfig(AlgorithmConfig):
     algo = config.build_algo()
     ```
     """
+
+    observation_space: Any
+    action_space: Any
 
     def __init__(self, algo_class: type | None = None):
         if algo_class is None:
@@ -79,6 +87,7 @@ class DTConfig(AlgorithmConfig):
         self.score_reference: list[float] | None = None
         self.time_limit: int | None = None
         self.incomplete: Literal["error", "drop", "keep"] = "error"
+        self.top_fraction: float | None = None
 
     @override(AlgorithmConfig)
     def training(
@@ -109,7 +118,7 @@ class DTConfig(AlgorithmConfig):
         """
         super().training(**kwargs)
         if adam_betas is not NotProvided:
-            self.adam_betas = list(adam_betas) if isinstance(adam_betas, tuple) else adam_betas
+            self.adam_betas = as_list(adam_betas)
         return self._set(
             warmup_steps=warmup_steps,
             weight_decay=weight_decay,
@@ -124,6 +133,7 @@ class DTConfig(AlgorithmConfig):
         *,
         time_limit: int | None = NotProvided,
         incomplete: Literal["error", "drop", "keep"] = NotProvided,
+        top_fraction: float | None = NotProvided,
         **kwargs: Any,
     ) -> "DTConfig":
         """Sets where the data is and how to read it.
@@ -133,12 +143,14 @@ class DTConfig(AlgorithmConfig):
                 taken from the environment's registration where it has one.
             incomplete: what to do with an episode without end, whose returns-to-go cannot be
                 known: "error" (the default), "drop" it, or "keep" it as if it ended there.
+            top_fraction: train on the best episodes only, up to this fraction of all steps (the
+                data of %BC); None for all.
             kwargs: RLlib's: `input_` (a path or a list), `input_read_schema`,
                 `actions_in_input_normalized`, `input_filesystem`,
                 `dataset_num_iters_per_learner` (updates in one `train()`), …
         """
         super().offline_data(**kwargs)
-        return self._set(time_limit=time_limit, incomplete=incomplete)
+        return self._set(time_limit=time_limit, incomplete=incomplete, top_fraction=top_fraction)
 
     @override(AlgorithmConfig)
     def evaluation(
@@ -159,9 +171,12 @@ class DTConfig(AlgorithmConfig):
                 target), `evaluation_num_env_runners`, …
         """
         super().evaluation(**kwargs)
-        for name, value in (("target_returns", target_returns), ("score_reference", score_reference)):
+        for name, value in (
+            ("target_returns", target_returns),
+            ("score_reference", score_reference),
+        ):
             if value is not NotProvided:
-                setattr(self, name, list(value) if isinstance(value, tuple) else value)
+                setattr(self, name, as_list(value))
         return self
 
     @override(AlgorithmConfig)
@@ -171,10 +186,9 @@ class DTConfig(AlgorithmConfig):
         """Sets the network; `model_config` is a `DTModelConfig` or a dict of its settings."""
         if model_config is not NotProvided:
             # a dict, since Tune looks for grid searches in dicts only
-            is_ours = isinstance(model_config, DTModelConfig)
-            kwargs["model_config"] = (
-                dataclasses.asdict(model_config) if is_ours else dict(model_config)
-            )
+            if isinstance(model_config, DTModelConfig):
+                model_config = dataclasses.asdict(model_config)
+            kwargs["model_config"] = dict(model_config)
         super().rl_module(**kwargs)
         return self
 
@@ -266,6 +280,9 @@ class DTConfig(AlgorithmConfig):
         self._check_number("return_scale", self.return_scale, lambda v: v > 0, "positive", True)
         self._check_number("warmup_steps", self.warmup_steps, lambda v: v >= 0, "at least 0")
         self._check_number("weight_decay", self.weight_decay, lambda v: v >= 0, "at least 0")
+        self._check_number(
+            "top_fraction", self.top_fraction, lambda v: 0 < v <= 1, "in (0, 1]", True
+        )
         self._check_number("gamma", self.gamma, lambda v: 0 < v <= 1, "in (0, 1]")
         self._check_number(
             "dataset_num_iters_per_learner",
@@ -276,7 +293,10 @@ class DTConfig(AlgorithmConfig):
         Scheduler.validate(
             fixed_value_or_schedule=self.lr, setting_name="lr", description="learning rate"
         )
-        for name, allowed in (("precision", ("fp32", "bf16")), ("incomplete", ("error", "drop", "keep"))):
+        for name, allowed in (
+            ("precision", ("fp32", "bf16")),
+            ("incomplete", ("error", "drop", "keep")),
+        ):
             if getattr(self, name) not in allowed:
                 self._value_error(f"{name}={getattr(self, name)!r} is not one of {allowed}")
 
@@ -286,7 +306,9 @@ class DTConfig(AlgorithmConfig):
         if self.target_returns is not None and not self.target_returns:
             self._value_error("target_returns is empty; give at least one, or None")
         if self.score_reference is not None:
-            finite = all(isinstance(v, int | float) and math.isfinite(v) for v in self.score_reference)
+            finite = all(
+                isinstance(v, int | float) and math.isfinite(v) for v in self.score_reference
+            )
             if len(self.score_reference) != 2 or not finite or len(set(self.score_reference)) < 2:
                 self._value_error(
                     f"score_reference={self.score_reference} must be two different numbers, the "

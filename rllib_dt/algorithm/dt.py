@@ -53,9 +53,7 @@ class DT(Algorithm):
     def setup(self, config: Any) -> None:
         super().setup(config)
         data = self.offline_data
-        self.target_returns = [
-            float(t) for t in self.config.target_returns or data.derived_targets
-        ]
+        self.target_returns = [float(t) for t in self.config.target_returns or data.derived_targets]
         logger.info("target returns: %s", self.target_returns)
         if self.config.dt_model_config.pretrained is None:
             logger.info("return scale: %g", data.normalization.return_scale)
@@ -197,7 +195,9 @@ class DT(Algorithm):
         return [c for c in components if c[1] is self.learner_group]
 
     @override(Algorithm)
-    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
+    def get_state(
+        self, components: Any = None, *, not_components: Any = None, **kwargs: Any
+    ) -> Any:
         state = super().get_state(components, not_components=not_components, **kwargs)
         state.pop("eval_env_runner", None)
         return state
@@ -218,7 +218,9 @@ class DT(Algorithm):
     @override(Algorithm)
     def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> RLModule | None:
         """A copy of the module with the learners' present weights, in eval mode."""
-        spec = self.config.get_multi_rl_module_spec(spaces=self.spaces_by_module(), inference_only=True)
+        spec = self.config.get_multi_rl_module_spec(
+            spaces=self.spaces_by_module(), inference_only=True
+        )
         if module_id not in spec.rl_module_specs:
             return None
         module = spec.rl_module_specs[module_id].build()

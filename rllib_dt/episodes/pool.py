@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from rllib_dt.episodes.record import Episode
 from rllib_dt.episodes.returns import process_rewards, returns_to_go
 from rllib_dt.episodes.windows import ACTIONS, OBSERVATIONS, RETURNS_TO_GO
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
@@ -134,3 +135,21 @@ class EpisodePool:
         """The best episode's return and the median's, where they differ."""
         best, median = float(self.returns.max()), float(np.median(self.returns))
         return [best] if best == median else [best, median]
+
+
+def top_episodes(episodes: Sequence[Episode], fraction: float) -> list[Episode]:
+    """The best episodes by return that hold at most this fraction of all steps: %BC's data.
+
+    Best first, while their steps together stay within `max(int(fraction · N), 1)`, the limit
+    itself included; the best is always in (kzl/decision-transformer @ e2d82e6,
+    gym/experiment.py, `pct_traj`). They keep their order in the data.
+    """
+    order = sorted(range(len(episodes)), key=lambda i: -float(np.sum(episodes[i].rewards)))
+    limit = max(int(fraction * sum(map(len, episodes))), 1)
+    chosen, steps = [order[0]], len(episodes[order[0]])
+    for i in order[1:]:
+        if steps + len(episodes[i]) > limit:
+            break
+        chosen.append(i)
+        steps += len(episodes[i])
+    return [episodes[i] for i in sorted(chosen)]

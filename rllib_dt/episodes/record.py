@@ -1,6 +1,7 @@
 """One recorded episode, checked: the only form in which data leaves a reader."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from rllib_dt.episodes.spaces import out_of_space, step_layout, unsquash_actions
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 class DataError(ValueError):
@@ -97,8 +98,8 @@ class Episode:
             DataError: on shapes that do not fit or actions outside the space.
         """
         observations = self._cast("observations", self.observations, observation_space)
-        actions = unsquash_actions(action_space, self.actions) if actions_normalized else (
-            self.actions
+        actions = (
+            unsquash_actions(action_space, self.actions) if actions_normalized else (self.actions)
         )
         actions = self._cast_shape("actions", actions, action_space)
         problem = out_of_space(action_space, actions)

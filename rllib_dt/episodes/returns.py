@@ -5,11 +5,12 @@ The two functions belong together: stepping `next_return_to_go` from the first v
 evaluation for what it was shown in training.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import lfilter
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 def process_rewards(rewards: Array, clip: bool | float | None = None) -> NDArray[np.float64]:
@@ -48,6 +49,8 @@ def returns_to_go(
         return np.full(len(rewards), rewards.sum())
     if gamma == 1.0:
         return np.cumsum(rewards[::-1])[::-1]
+    from scipy.signal import lfilter  # half a second to import, and seldom needed
+
     discounted: NDArray[np.float64] = lfilter([1.0], [1.0, -gamma], rewards[::-1])
     return discounted[::-1]
 

@@ -5,12 +5,13 @@ A new space joins by registering itself with each function here and with the two
 """
 
 from functools import singledispatch
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 # float32 recordings of float64 bounds differ in the last digits
 _BOUND_TOLERANCE = 1e-5

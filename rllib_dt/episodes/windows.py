@@ -7,13 +7,14 @@ through the code call `gather_windows`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rllib_dt.episodes.returns import next_return_to_go, process_rewards
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 # columns of a window, beside the data's own; RLlib's names where it has them
 OBSERVATIONS, ACTIONS, RETURNS_TO_GO = "obs", "actions", "returns_to_go"

@@ -297,9 +297,7 @@ class DecisionTransformer(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 residual = name.endswith("c_proj")
-                nn.init.normal_(
-                    module.weight, std=std / math.sqrt(2 * depth) if residual else std
-                )
+                nn.init.normal_(module.weight, std=std / math.sqrt(2 * depth) if residual else std)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 

@@ -37,13 +37,14 @@ def notify_environment_created(runner: Any, context: Any) -> None:
     )
 
 
-def register_algorithm(name: str, algorithm: type) -> None:
+def register_algorithm(name: str, algorithm: type[Algorithm]) -> None:
     """Makes `name` known to Tune and to RLlib's registry, also in clusters that start later.
 
     Tune keeps a registration in the running cluster only: after `ray.shutdown()` it is gone, and
     looking the name up imports every algorithm of RLlib, for which plain `ray[rllib]` lacks
     Pillow. So it is repeated behind every `ray.init()`.
     """
+
     def enlist() -> None:
         tune_registry.register_trainable(name, algorithm)
 
@@ -54,4 +55,3 @@ def register_algorithm(name: str, algorithm: type) -> None:
         enlist.rllib_dt_name = name  # type: ignore[attr-defined]
         hooks.append(enlist)
     enlist()
-

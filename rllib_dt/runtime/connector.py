@@ -44,7 +44,11 @@ class DecisionTransformerContext(ConnectorV2):
         super().__init__(input_observation_space, input_action_space, **kwargs)
         self._context_length = context_length
         self._default_target = default_target
-        self._rewards = {"gamma": gamma, "delayed": delayed, "clip_rewards": clip_rewards}
+        self._rewards: dict[str, Any] = {
+            "gamma": gamma,
+            "delayed": delayed,
+            "clip_rewards": clip_rewards,
+        }
         self._buffer: ContextBuffer | None = None
         self._num_slots = 0
         # episode id -> (slot, timestep of the newest step that the buffer holds)
@@ -114,9 +118,7 @@ class DecisionTransformerContext(ConnectorV2):
         self, slot: int, episode: SingleAgentEpisode, step: int, observation: np.ndarray
     ) -> None:
         assert self._buffer is not None
-        self._buffer.append(
-            slot, episode.get_actions(step), episode.get_rewards(step), observation
-        )
+        self._buffer.append(slot, episode.get_actions(step), episode.get_rewards(step), observation)
 
     def _target(self, episode: SingleAgentEpisode) -> float:
         target = episode.custom_data.get(TARGET_RETURN, self._default_target)

@@ -29,6 +29,10 @@ class DTEnvRunner(SingleAgentEnvRunner):
     environments and runners yields the same episodes.
     """
 
+    env: Any
+    module: Any
+    _ongoing_episodes: list[Any]
+
     @override(SingleAgentEnvRunner)
     def make_env(self) -> None:
         if self.env is not None:
@@ -55,7 +59,8 @@ class DTEnvRunner(SingleAgentEnvRunner):
         """
         if weights is not None:
             self.module.set_state(weights)
-        pending, running = deque(jobs), {}
+        pending = deque(jobs)
+        running: dict[int, EvaluationJob] = {}
         results: list[EpisodeResult] = []
         self._ongoing_episodes = [None] * self.num_envs
         ended = np.ones(self.num_envs, bool)
@@ -67,9 +72,9 @@ class DTEnvRunner(SingleAgentEnvRunner):
             if ended.any():
                 self._reset(ended, started)
             ended = self._step(sorted(running))
-            for slot in np.flatnonzero(ended):
-                if int(slot) in running:
-                    results.append(self._finish(int(slot), running.pop(int(slot))))
+            for slot in sorted(running):
+                if ended[slot]:
+                    results.append(self._finish(slot, running.pop(slot)))
         # the next stock `sample()` call must not go on with these environments
         self._needs_initial_reset = True
         return results

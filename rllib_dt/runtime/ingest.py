@@ -1,5 +1,6 @@
 """From files to episodes, through Ray Data: parsing in its tasks, assembly on the driver."""
 
+import itertools
 import json
 import logging
 import time
@@ -7,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.fs as pafs
 import ray.data
 
@@ -25,6 +27,12 @@ _PROGRESS_SECONDS = 5.0
 _MAX_TASKS = 64
 _ARRAYS = ("observations", "actions", "rewards", "next_observation")
 _FLAGS = ("source", "key", "start", "terminated", "truncated", "marks_end", "may_drop_tail")
+
+_FRAGMENTS_PER_TABLE = 1024
+_SCHEMA = pa.schema(
+    [("index", pa.int64()), ("header", pa.string()), ("error", pa.string())]
+    + [(name, pa.large_binary()) for name in _ARRAYS]
+)
 
 
 def read_episodes(
@@ -48,22 +56,22 @@ def read_episodes(
     dataset = ray.data.from_items(
         [{"index": i, "paths": group} for i, group in enumerate(groups)],
         override_num_blocks=len(groups),
-    ).flat_map(
-        _read_group,
+    ).map_batches(
+        _read_groups,
         fn_kwargs={"options": options, "filesystem": filesystem},
+        batch_size=None,
+        batch_format="pyarrow",
         num_cpus=0,
-        concurrency=_concurrency(len(groups)),
+        compute=ray.data.TaskPoolStrategy(size=_concurrency(len(groups))),
     )
     parts: list[list[Fragment]] = [[] for _ in groups]
     steps, next_report = 0, started + _PROGRESS_SECONDS
-    for row in dataset.iter_rows():
-        if row["error"]:
-            raise DataError(*json.loads(row["error"]))
-        fragment = _from_row(row)
-        parts[row["index"]].append(fragment)
-        steps += len(fragment)
+    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for index, fragment in _fragments(table):
+            parts[index].append(fragment)
+            steps += len(fragment)
         if time.perf_counter() > next_report:
-            next_report += _PROGRESS_SECONDS
+            next_report = time.perf_counter() + _PROGRESS_SECONDS
             seen = sum(bool(part) for part in parts)
             logger.info("read %d steps, from %d of %d groups of files", steps, seen, len(groups))
     assembly = assemble((f for part in parts for f in part), incomplete)
@@ -92,38 +100,51 @@ def _group(files: Sequence[tuple[str, int]]) -> list[list[str]]:
     return groups
 
 
-def _read_group(
-    item: dict[str, Any], options: ReadOptions, filesystem: pafs.FileSystem | None
+def _read_groups(
+    items: pa.Table, options: ReadOptions, filesystem: pafs.FileSystem | None
+) -> Iterator[pa.Table]:
+    """Tables of fragments; a DataError becomes a row, so that it arrives as it was raised."""
+    for item in items.to_pylist():
+        rows = _rows(item["paths"], options, filesystem)
+        while batch := list(itertools.islice(rows, _FRAGMENTS_PER_TABLE)):
+            columns = {name: [row[name] for row in batch] for name in _SCHEMA.names[1:]}
+            yield pa.table({"index": [item["index"]] * len(batch), **columns}, schema=_SCHEMA)
+
+
+def _rows(
+    paths: Sequence[str], options: ReadOptions, filesystem: pafs.FileSystem | None
 ) -> Iterator[dict[str, Any]]:
-    """One row a fragment; a DataError becomes a row, so that it arrives as it was raised."""
-    for path in item["paths"]:
+    for path in paths:
         try:
             for fragment in read_file(path, options, filesystem):
-                yield {"index": item["index"], "error": "", **_to_row(fragment)}
+                yield _to_row(fragment)
         except DataError as error:
-            yield {"index": item["index"], "error": json.dumps(error.parts), **_to_row(None)}
+            yield {**dict.fromkeys(_SCHEMA.names), "error": json.dumps(error.parts)}
             return
 
 
-def _to_row(fragment: Fragment | None) -> dict[str, Any]:
+def _to_row(fragment: Fragment) -> dict[str, Any]:
     """Arrays as bytes, so that every block has one plain schema whatever the data's shapes."""
-    header: dict[str, Any] = {}
-    row: dict[str, Any] = {name: b"" for name in _ARRAYS}
-    if fragment is not None:
-        header = {name: getattr(fragment, name) for name in _FLAGS}
-        for name in _ARRAYS:
-            value = getattr(fragment, name)
-            if value is not None:
-                array = np.ascontiguousarray(value)
-                header[name] = [array.dtype.str, array.shape]
-                row[name] = array.tobytes()
-    return {**row, "header": json.dumps(header)}
-
-
-def _from_row(row: dict[str, Any]) -> Fragment:
-    header = json.loads(row["header"])
+    header: dict[str, Any] = {name: getattr(fragment, name) for name in _FLAGS}
+    row: dict[str, Any] = dict.fromkeys(_ARRAYS)
     for name in _ARRAYS:
-        if name in header:
-            dtype, shape = header[name]
-            header[name] = np.frombuffer(row[name], np.dtype(dtype)).reshape(shape)
-    return Fragment(**header)
+        value = getattr(fragment, name)
+        if value is not None:
+            array = np.ascontiguousarray(value)
+            header[name] = [array.dtype.str, array.shape]
+            row[name] = array.data.cast("B") if array.size else b""
+    return {**row, "error": None, "header": json.dumps(header)}
+
+
+def _fragments(table: pa.Table) -> Iterator[tuple[int, Fragment]]:
+    for row in range(len(table)):
+        error = table["error"][row].as_py()
+        if error is not None:
+            raise DataError(*json.loads(error))
+        header = json.loads(table["header"][row].as_py())
+        for name in _ARRAYS:
+            if name in header:
+                dtype, shape = header[name]
+                data = table[name][row].as_buffer()
+                header[name] = np.frombuffer(data, np.dtype(dtype)).reshape(shape)
+        yield table["index"][row].as_py(), Fragment(**header)

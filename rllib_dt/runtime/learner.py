@@ -156,8 +156,8 @@ class DTTorchLearner(TorchLearner):
     def _current_lr(self) -> float:
         """Schedules count steps trained, over all learners, before this update."""
         steps = self._num_steps + int(self._total_steps)
-        base = float(self._lr_schedule.update(timestep=steps)) if self._scheduled else (
-            self.config.lr
+        base = (
+            float(self._lr_schedule.update(timestep=steps)) if self._scheduled else (self.config.lr)
         )
         return base * warmup_factor(self._num_updates, self.config.warmup_steps)
 
@@ -225,7 +225,9 @@ class DTTorchLearner(TorchLearner):
     # --- state
 
     @override(Learner)
-    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
+    def get_state(
+        self, components: Any = None, *, not_components: Any = None, **kwargs: Any
+    ) -> Any:
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component(_COUNTERS, components, not_components):
             state[_COUNTERS] = {"updates": self._num_updates, "steps": self._num_steps}

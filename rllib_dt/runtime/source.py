@@ -10,7 +10,7 @@ import ray
 from ray.rllib.offline.offline_data import OfflineData
 from ray.rllib.utils.annotations import override
 
-from rllib_dt.episodes.pool import DataSummary, EpisodePool, Normalization
+from rllib_dt.episodes.pool import DataSummary, EpisodePool, Normalization, top_episodes
 from rllib_dt.episodes.record import DataError, Episode
 from rllib_dt.episodes.windows import WindowSampler
 from rllib_dt.runtime.ingest import read_episodes
@@ -56,6 +56,7 @@ class DTOfflineData(OfflineData):
 
     Attributes:
         summary: a `DataSummary` of what was read.
+        returns: (E,) float64, each episode's undiscounted return.
         normalization: what the network is to normalise with.
     """
 
@@ -69,6 +70,7 @@ class DTOfflineData(OfflineData):
         pool = self._read()
         self.summary: DataSummary = pool.summary()
         self.normalization: Normalization = pool.normalization(config.return_scale)
+        self.returns = pool.returns
         self.derived_targets = pool.derived_targets()
         self._source = WindowSource(
             pool=ray.put((dict(pool.columns), pool.timesteps)),
@@ -108,6 +110,8 @@ class DTOfflineData(OfflineData):
                 f"no whole episode is left ({len(assembly.dropped)} were incomplete)",
                 'record whole episodes, or set offline_data(incomplete="keep")',
             )
+        if config.top_fraction is not None:
+            episodes = top_episodes(episodes, config.top_fraction)
         check_lengths(episodes, config.dt_model_config.max_ep_len)
         return EpisodePool.from_episodes(
             episodes,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rllib_dt.episodes.record import DataError
 from rllib_dt.runtime.readers.safe_pickle import RefusedPickleError, unpack_array
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 _RAGGED = "record arrays of one shape at every step"
 
@@ -47,9 +47,7 @@ def stack(arrays: list[Array], source: str, name: str) -> Array:
         return np.stack(arrays)
     except ValueError as error:
         shapes = sorted({a.shape for a in arrays})[:4]
-        raise DataError(
-            source, f"column {name!r} is ragged: shapes {shapes}", _RAGGED
-        ) from error
+        raise DataError(source, f"column {name!r} is ragged: shapes {shapes}", _RAGGED) from error
 
 
 def array_from_arrow(column: pa.ChunkedArray, source: str, name: str) -> Array:

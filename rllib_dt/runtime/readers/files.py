@@ -45,9 +45,7 @@ def find_files(
     files: list[tuple[str, int]] = []
     for name in [inputs] if isinstance(inputs, str) else list(inputs):
         found = [
-            file
-            for path in _expand(name, filesystem)
-            for file in _data_files(path, filesystem)
+            file for path in _expand(name, filesystem) for file in _data_files(path, filesystem)
         ]
         if not found:
             raise DataError(
@@ -58,7 +56,12 @@ def find_files(
 
 
 def _expand(name: str, filesystem: pafs.FileSystem | None) -> list[str]:
-    if filesystem is None and "://" not in name and glob.has_magic(name) and not Path(name).exists():
+    if (
+        filesystem is None
+        and "://" not in name
+        and glob.has_magic(name)
+        and not Path(name).exists()
+    ):
         return sorted(glob.glob(name, recursive=True))
     return [name]
 

@@ -3,14 +3,14 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rllib_dt.episodes.record import DataError, Episode
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 IncompletePolicy = Literal["error", "drop", "keep"]
 
 
@@ -80,9 +80,7 @@ class StepTable:
 
     def __post_init__(self) -> None:
         lengths = {
-            name: len(value)
-            for name, value in vars(self).items()
-            if isinstance(value, np.ndarray)
+            name: len(value) for name, value in vars(self).items() if isinstance(value, np.ndarray)
         }
         if len(set(lengths.values())) > 1:
             raise DataError(

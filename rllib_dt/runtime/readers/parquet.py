@@ -14,7 +14,7 @@ from rllib_dt.runtime.readers.columns import array_from_arrow
 from rllib_dt.runtime.readers.fragments import Fragment
 from rllib_dt.runtime.readers.steps import OPTIONAL, REQUIRED, check_columns, step_table
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 EPISODE_COLUMNS = ("obs", "actions", "rewards", "terminated", "truncated")
 

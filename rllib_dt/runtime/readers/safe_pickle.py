@@ -8,7 +8,6 @@ import base64
 import binascii
 import io
 import pickle
-from collections.abc import Callable
 from typing import Any
 
 import lz4.frame
@@ -27,9 +26,9 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
 
 
 def _admitted() -> dict[tuple[str, str], Any]:
-    reconstruct: Callable = np.zeros(1).__reduce__()[0]
-    scalar: Callable = np.float64(0).__reduce__()[0]
-    frombuffer: Callable = np.zeros(1).__reduce_ex__(5)[0]
+    reconstruct: Any = np.zeros(1).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
+    frombuffer: Any = np.zeros(1).__reduce_ex__(5)[0]
     names: dict[tuple[str, str], Any] = {
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,

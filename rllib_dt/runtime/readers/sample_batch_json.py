@@ -15,7 +15,7 @@ from rllib_dt.runtime.readers.columns import array_from_values
 from rllib_dt.runtime.readers.fragments import Fragment
 from rllib_dt.runtime.readers.steps import OPTIONAL, REQUIRED, check_columns, step_table
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 def read_sample_batches(file: Any, source: str, names: Mapping[str, str]) -> Iterator[Fragment]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rllib_dt.episodes.record import DataError
 from rllib_dt.runtime.readers.fragments import StepTable
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 REQUIRED = ("obs", "actions", "rewards")
 OPTIONAL = ("eps_id", "t", "new_obs", "terminateds", "truncateds", "dones")

@@ -1,0 +1,138 @@
+"""Writes episodes in the canonical Parquet layout (`docs/dataset_format.md`)."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rllib_dt.episodes.record import Episode
+from rllib_dt.episodes.spaces import describe_space, step_layout
+
+FORMAT_VERSION = 1
+_BYTES_PER_FILE = 64 * 2**20
+
+
+def write_episodes(
+    episodes: Iterable[Mapping[str, Any]],
+    folder: str | Path,
+    observation_space: gym.Space,
+    action_space: gym.Space,
+) -> list[Path]:
+    """Writes episodes as Parquet, one row an episode, in files of about 64 MB.
+
+    Args:
+        episodes: dicts with `obs` (T+1 or T items), `actions` (T), `rewards` (T), `terminated`
+            and `truncated` (bool), in the environment's units; `episode_id` is optional.
+        folder: made if it does not exist; it must not hold Parquet files already.
+        observation_space: what each observation belongs to.
+        action_space: what each action belongs to.
+
+    Returns:
+        The files, in the order of the episodes.
+
+    Raises:
+        FileExistsError: the folder holds Parquet files.
+        DataError: an episode does not fit the spaces, has no end, or holds NaN.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob("*.parquet")):
+        raise FileExistsError(f"{folder} already holds Parquet files; choose an empty folder")
+    schema = _schema(observation_space, action_space)
+    checked = _checked(episodes, observation_space, action_space)
+    files = []
+    for number, batch in enumerate(_batches(checked)):
+        path = folder / f"part-{number:05d}.parquet"
+        unfinished = path.with_suffix(".tmp")
+        pq.write_table(_table(batch, schema), unfinished, compression="zstd")
+        unfinished.rename(path)  # so that no half-written file ever looks whole
+        files.append(path)
+    return files
+
+
+def _checked(
+    episodes: Iterable[Mapping[str, Any]], observation_space: gym.Space, action_space: gym.Space
+) -> Iterator[Episode]:
+    for number, given in enumerate(episodes):
+        episode = Episode(
+            id=str(given.get("episode_id", number)),
+            source="write_episodes",
+            observations=np.asarray(given["obs"]),
+            actions=np.asarray(given["actions"]),
+            rewards=np.asarray(given["rewards"], np.float64),
+            terminated=bool(given["terminated"]),
+            truncated=bool(given["truncated"]),
+        )
+        if not (episode.terminated or episode.truncated):
+            raise episode.error(
+                "it is neither terminated nor truncated", "write whole episodes only"
+            )
+        yield episode.conform(observation_space, action_space)
+
+
+def _batches(episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
+    batch: list[Episode] = []
+    size = 0
+    for episode in episodes:
+        batch.append(episode)
+        size += episode.observations.nbytes + episode.actions.nbytes
+        if size > _BYTES_PER_FILE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _schema(observation_space: gym.Space, action_space: gym.Space) -> pa.Schema:
+    metadata = {
+        "version": FORMAT_VERSION,
+        "observation_space": describe_space(observation_space),
+        "action_space": describe_space(action_space),
+    }
+    return pa.schema(
+        [
+            pa.field("episode_id", pa.string(), nullable=False),
+            pa.field("obs", _list_of_steps(observation_space), nullable=False),
+            pa.field("actions", _list_of_steps(action_space), nullable=False),
+            pa.field("rewards", pa.list_(pa.float64()), nullable=False),
+            pa.field("terminated", pa.bool_(), nullable=False),
+            pa.field("truncated", pa.bool_(), nullable=False),
+        ],
+        metadata={"rllib_dt": json.dumps(metadata)},
+    )
+
+
+def _list_of_steps(space: gym.Space) -> pa.DataType:
+    shape, dtype = step_layout(space)
+    kind = pa.from_numpy_dtype(dtype)
+    for length in reversed(shape):
+        kind = pa.list_(kind, length)
+    return pa.list_(kind)
+
+
+def _table(episodes: list[Episode], schema: pa.Schema) -> pa.Table:
+    columns = {
+        "episode_id": pa.array([e.id for e in episodes], pa.string()),
+        "obs": _nested([e.observations for e in episodes]),
+        "actions": _nested([e.actions for e in episodes]),
+        "rewards": _nested([e.rewards.astype(np.float64) for e in episodes]),
+        "terminated": pa.array([e.terminated for e in episodes]),
+        "truncated": pa.array([e.truncated for e in episodes]),
+    }
+    return pa.table(columns, schema=schema)
+
+
+def _nested(arrays: list[NDArray[Any]]) -> pa.Array:
+    """Arrays (T_i, …) as a list of steps each, without a Python object for any number."""
+    flat = np.concatenate(arrays)
+    values: pa.Array = pa.array(flat.ravel())
+    for length in reversed(flat.shape[1:]):
+        values = pa.FixedSizeListArray.from_arrays(values, length)
+    offsets = np.concatenate([[0], np.cumsum([len(a) for a in arrays])])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)

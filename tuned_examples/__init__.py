@@ -1,0 +1,1 @@
+"""One script for each environment, in the convention of RLlib's examples."""

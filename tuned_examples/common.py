@@ -1,0 +1,30 @@
+"""The command line that the examples share: RLlib's flags, and where the data is."""
+
+from collections.abc import Callable, Sequence
+
+from ray.rllib.examples.utils import (
+    add_rllib_example_script_args,
+    run_rllib_example_script_experiment,
+)
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN, EVALUATION_RESULTS
+from ray.tune.result import TRAINING_ITERATION
+
+from rllib_dt import DTConfig
+
+RETURN_AT_FIRST_TARGET = f"{EVALUATION_RESULTS}/{ENV_RUNNER_RESULTS}/{EPISODE_RETURN_MEAN}"
+
+
+def run(make_config: Callable[[Sequence[str]], DTConfig], *, reward: float, iters: int) -> None:
+    """Runs an example: `--as-test` passes once the first target's mean return is `reward`."""
+    parser = add_rllib_example_script_args(default_reward=reward, default_iters=iters)
+    parser.add_argument(
+        "--data", action="append", required=True, help="a recording: a file or a folder"
+    )
+    parser.set_defaults(algo="DT", evaluation_interval=5, evaluation_duration=10)
+    args = parser.parse_args()
+    run_rllib_example_script_experiment(
+        make_config(args.data),
+        args,
+        stop={RETURN_AT_FIRST_TARGET: args.stop_reward, TRAINING_ITERATION: args.stop_iters},
+        success_metric={RETURN_AT_FIRST_TARGET: args.stop_reward},
+    )
