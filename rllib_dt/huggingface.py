@@ -38,6 +38,16 @@ _THEIR_POSITIONS = 1024
 _OURS_JSON, _OURS_TENSORS = "rllib_dt.json", "rllib_dt.safetensors"
 
 
+def pretrained_settings(folder: str | Path) -> dict[str, Any]:
+    """What a Hugging Face folder says of `DTModelConfig`'s settings, without its weights."""
+    folder = Path(folder)
+    theirs, ours = _read_config(folder), _read_sidecar(folder)
+    settings = {name: theirs[name] for name in _SHARED_SETTINGS if name in theirs}
+    settings["n_positions"] = theirs.get("n_positions", _THEIR_POSITIONS)
+    own = ("context_length", "action_tanh", "n_positions")
+    return settings | {k: ours[k] for k in own if k in ours}
+
+
 def load_pretrained(folder: str | Path, **overrides: Any) -> DecisionTransformer:
     """The network of a Hugging Face folder, in eval mode.
 
@@ -51,15 +61,13 @@ def load_pretrained(folder: str | Path, **overrides: Any) -> DecisionTransformer
         ValueError: the files hold another model, or weights that do not fit.
     """
     folder = Path(folder)
-    theirs = _read_config(folder)
     weights = _read_weights(folder)
-    ours = _read_sidecar(folder)
-    settings = {name: theirs[name] for name in _SHARED_SETTINGS if name in theirs}
-    has_positions = "encoder.wpe.weight" in weights and ours.get("n_positions", 0) is not None
+    settings = pretrained_settings(folder)
+    has_positions = settings["n_positions"] is not None and "encoder.wpe.weight" in weights
     settings["n_positions"] = len(weights["encoder.wpe.weight"]) if has_positions else None
-    settings |= {k: ours[k] for k in ("context_length", "action_tanh") if k in ours}
     network = DecisionTransformer(
-        DTModelConfig.from_dict(settings | overrides), *_spaces(theirs, ours)
+        DTModelConfig.from_dict(settings | overrides),
+        *_spaces(_read_config(folder), _read_sidecar(folder)),
     )
     state = _to_ours(weights, has_positions)
     if (folder / _OURS_TENSORS).is_file():

@@ -253,5 +253,5 @@ def test_weights_that_do_not_fit_are_refused(pair, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "gpt2"}))
     with pytest.raises(ValueError, match="model_type is 'gpt2'"):
         load_pretrained(tmp_path / "bad")
-    with pytest.raises(FileNotFoundError, match="config.json is missing"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         load_pretrained(tmp_path / "nowhere")

@@ -17,6 +17,7 @@ from rllib_dt.episodes.spaces import (
     check_action_space,
     check_observation_space,
 )
+from rllib_dt.huggingface import pretrained_settings
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.runtime.compat import env_creator
 from rllib_dt.runtime.connector import DecisionTransformerContext
@@ -88,6 +89,7 @@ class DTConfig(AlgorithmConfig):
         self.time_limit: int | None = None
         self.incomplete: Literal["error", "drop", "keep"] = "error"
         self.top_fraction: float | None = None
+        self._settings_taken_from: str | None = None
 
     @override(AlgorithmConfig)
     def training(
@@ -236,6 +238,7 @@ class DTConfig(AlgorithmConfig):
         self._take_spaces_from_env()
         super().validate()
         self._validate_spaces()
+        self._take_settings_from_pretrained()
         self._validate_model()
         self._validate_training()
         self._validate_evaluation()
@@ -249,6 +252,15 @@ class DTConfig(AlgorithmConfig):
         if self.time_limit is None:
             self.time_limit = time_limit_of(env)
         env.close()
+
+    def _take_settings_from_pretrained(self) -> None:
+        given = self.dt_model_config
+        # once taken they are kept: a checkpoint restores without the folder
+        if given.pretrained is None or given.pretrained == self._settings_taken_from:
+            return
+        settings = pretrained_settings(given.pretrained) | given.overrides()
+        self._model_config = dataclasses.asdict(DTModelConfig.from_dict(settings))
+        self._settings_taken_from = given.pretrained
 
     def _validate_spaces(self) -> None:
         if self.observation_space is None or self.action_space is None:

@@ -1,7 +1,8 @@
 """DT: the algorithm, and the repairs that an offline algorithm needs in RLlib 2.60."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -11,6 +12,7 @@ from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.env import INPUT_ENV_SPACES
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import (
@@ -23,6 +25,8 @@ from ray.rllib.utils.metrics import (
 )
 
 from rllib_dt.algorithm.config import DTConfig
+from rllib_dt.huggingface import load_pretrained
+from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.runtime.evaluation import (
     EpisodeResult,
     EvaluationJob,
@@ -55,12 +59,17 @@ class DT(Algorithm):
         data = self.offline_data
         self.target_returns = [float(t) for t in self.config.target_returns or data.derived_targets]
         logger.info("target returns: %s", self.target_returns)
-        if self.config.dt_model_config.pretrained is None:
+        self._awaits_restore = False
+        pretrained = self.config.dt_model_config.pretrained
+        if pretrained is None:
             logger.info("return scale: %g", data.normalization.return_scale)
-            statistics = vars(data.normalization)
-            self.learner_group.foreach_learner(
-                lambda learner: _set_normalization(learner, statistics)
-            )
+            _change_networks(self.learner_group, _Normalize(vars(data.normalization)))
+        elif Path(pretrained).is_dir():
+            _change_networks(self.learner_group, _TakeOver(pretrained))
+            logger.info("weights and normalisation are those of %s", pretrained)
+        else:
+            # a checkpoint of a run that began there brings its own weights
+            self._awaits_restore = True
 
     @classmethod
     @override(Algorithm)
@@ -71,6 +80,7 @@ class DT(Algorithm):
     @override(Algorithm)
     def training_step(self) -> None:
         config = self.config
+        self._check_weights()
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             results = self.learner_group.update(
                 training_data=TrainingData(
@@ -108,6 +118,7 @@ class DT(Algorithm):
         """
         if self.eval_env_runner_group is None:
             raise ValueError("there is no environment to evaluate in; set environment(env=…)")
+        self._check_weights()
         self._before_evaluate()
         make_callback(
             "on_evaluate_start",
@@ -202,8 +213,16 @@ class DT(Algorithm):
         state.pop("eval_env_runner", None)
         return state
 
+    def _check_weights(self) -> None:
+        if self._awaits_restore:
+            raise FileNotFoundError(
+                f"{self.config.dt_model_config.pretrained} is not there, and no checkpoint was "
+                "restored: there are no weights to go on with"
+            )
+
     @override(Algorithm)
     def set_state(self, state: Any) -> None:
+        self._awaits_restore = False
         if "learner_group" in state:
             self.learner_group.set_state(state["learner_group"])
         if "metrics_logger" in state:
@@ -214,12 +233,13 @@ class DT(Algorithm):
     @override(Algorithm)
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
         Checkpointable.restore_from_path(self, path, *args, **kwargs)
+        self._awaits_restore = False
 
     @override(Algorithm)
     def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> RLModule | None:
         """A copy of the module with the learners' present weights, in eval mode."""
         spec = self.config.get_multi_rl_module_spec(
-            spaces=self.spaces_by_module(), inference_only=True
+            spaces=self._spaces_by_module(), inference_only=True
         )
         if module_id not in spec.rl_module_specs:
             return None
@@ -227,9 +247,9 @@ class DT(Algorithm):
         module.set_state(self._module_state())
         return module.eval()
 
-    def spaces_by_module(self) -> dict[str, Any]:
+    def _spaces_by_module(self) -> dict[str, Any]:
         spaces = (self.config.observation_space, self.config.action_space)
-        return {"__env__": spaces, DEFAULT_MODULE_ID: spaces}
+        return {INPUT_ENV_SPACES: spaces, DEFAULT_MODULE_ID: spaces}
 
 
 class _JobRun:
@@ -243,10 +263,42 @@ class _JobRun:
         return results
 
 
-def _set_normalization(learner: Any, statistics: dict[str, Any]) -> None:
-    for module_id in learner.module.keys():
-        learner.module[module_id].unwrapped().network.set_normalization(
-            torch.as_tensor(statistics["observation_mean"]),
-            torch.as_tensor(statistics["observation_std"]),
-            statistics["return_scale"],
+def _change_networks(learner_group: Any, change: Callable[[DecisionTransformer], None]) -> None:
+    """Applies `change` to every learner's network."""
+    results = learner_group.foreach_learner(
+        lambda learner: change(learner.module[DEFAULT_MODULE_ID].unwrapped().network)
+    )
+    for result in results:
+        if hasattr(result, "get"):
+            result.get()  # raises what a remote learner raised
+
+
+class _Normalize:
+    def __init__(self, statistics: dict[str, Any]):
+        self._statistics = statistics
+
+    def __call__(self, network: DecisionTransformer) -> None:
+        network.set_normalization(
+            torch.as_tensor(self._statistics["observation_mean"]),
+            torch.as_tensor(self._statistics["observation_std"]),
+            self._statistics["return_scale"],
         )
+
+
+class _TakeOver:
+    """Gives a network the weights of a Hugging Face folder, read here, on the driver."""
+
+    def __init__(self, folder: str):
+        source = load_pretrained(folder)
+        self._folder = folder
+        self._state = {name: value.numpy() for name, value in source.state_dict().items()}
+
+    def __call__(self, network: DecisionTransformer) -> None:
+        state = {name: torch.as_tensor(value) for name, value in self._state.items()}
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights of {self._folder} do not fit the environment's spaces or the "
+                f"settings of model_config: {error}"
+            ) from error

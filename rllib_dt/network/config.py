@@ -34,8 +34,9 @@ class DTModelConfig:
         scale_attn_weights: divide attention scores by √(D / heads).
         scale_attn_by_inverse_layer_idx: divide them by the layer's number as well.
         n_positions: rows of a position embedding, or None for none.
-        pretrained: a Hugging Face folder whose settings and weights to start from; every
-            other setting here but `context_length` and the dropouts is then taken from there.
+        pretrained: a Hugging Face folder to start training or evaluation from in RLlib, with its
+            weights, its normalisation and its settings; of the settings here, those that differ
+            from their defaults take precedence.
     """
 
     context_length: int = 20
@@ -86,6 +87,11 @@ class DTModelConfig:
             raise ValueError(
                 f"activation_function={self.activation_function!r} is not one of {ACTIVATIONS}"
             )
+
+    def overrides(self) -> dict[str, Any]:
+        """The settings that differ from their defaults."""
+        defaults = dataclasses.asdict(DTModelConfig())
+        return {k: v for k, v in dataclasses.asdict(self).items() if v != defaults[k]}
 
     @staticmethod
     def _check_size(name: str, value: Any) -> None:

@@ -47,9 +47,8 @@ class DTTorchLearner(TorchLearner):
         self._source: WindowSource | None = None
         super().build()
         self._lr_schedule = Scheduler(self.config.lr, framework=self.framework)
-        for module_id in self.module.keys():
-            module = self.module[module_id].unwrapped()
-            module.autocast_dtype = _AUTOCAST_DTYPES[self.config.precision]
+        module = self.module[DEFAULT_MODULE_ID].unwrapped()
+        module.autocast_dtype = _AUTOCAST_DTYPES[self.config.precision]
 
     @override(TorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:

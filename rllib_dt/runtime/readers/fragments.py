@@ -94,7 +94,7 @@ class StepTable:
         if self.episode_ids is None:
             yield from self._split(np.arange(len(self.rewards)), None)
             return
-        _, first, inverse = np.unique(self.episode_ids, return_index=True, return_inverse=True)
+        _, inverse = np.unique(self.episode_ids, return_inverse=True)
         order = np.argsort(inverse, kind="stable")
         groups = np.split(order, np.cumsum(np.bincount(inverse))[:-1])
         for rows in sorted(groups, key=lambda rows: rows[0]):
