@@ -9,7 +9,8 @@ import pytest
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+# Ray's workers give way to every other process by default, and starve on a busy machine
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
 import torch
@@ -49,7 +50,8 @@ def make_episodes(lengths, observation_shape=(3,), action_space=None, seed=0):
         if isinstance(action_space, Discrete):
             actions = rng.integers(action_space.n, size=length) + action_space.start
         else:
-            actions = rng.uniform(action_space.low, action_space.high, (length, *action_space.shape))
+            shape = (length, *action_space.shape)
+            actions = rng.uniform(action_space.low, action_space.high, shape)
         episodes.append(
             dict(
                 obs=obs,

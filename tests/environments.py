@@ -1,0 +1,43 @@
+"""Environments whose every step is known."""
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box
+
+
+class Lengths(gym.Env):
+    """Episodes of 3 or 41 steps, as the reset's seed decides; reward 1 a step.
+
+    Observations are (timestep, length, last action); an episode ends by termination if it is
+    short, by truncation if long. `LOG` collects (length, actions) of each finished episode.
+    """
+
+    SHORT, LONG = 3, 41
+    observation_space = Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = Box(-2.0, 2.0, (1,), np.float32)
+
+    # of the class, since configs are copied on their way to an environment
+    LOG = []
+
+    def __init__(self, config=None):
+        pass
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.length = int(self.np_random.choice([self.SHORT, self.LONG]))
+        self.t, self.actions = 0, []
+        return self._observation(0.0), {}
+
+    def step(self, action):
+        assert self.t < self.length, "stepped behind the episode's end"
+        assert self.action_space.contains(np.asarray(action, np.float32))
+        self.t += 1
+        self.actions.append(float(action[0]))
+        over = self.t == self.length
+        if over:
+            self.LOG.append((self.length, self.actions))
+        short = self.length == self.SHORT
+        return self._observation(action[0]), 1.0, over and short, over and not short, {}
+
+    def _observation(self, action):
+        return np.array([self.t, self.length, action], np.float32)
