@@ -236,8 +236,8 @@ class DTConfig(AlgorithmConfig):
     @override(AlgorithmConfig)
     def validate(self) -> None:
         self._take_spaces_from_env()
-        super().validate()
         self._validate_spaces()
+        super().validate()
         self._take_settings_from_pretrained()
         self._validate_model()
         self._validate_training()

@@ -269,8 +269,7 @@ def _change_networks(learner_group: Any, change: Callable[[DecisionTransformer],
         lambda learner: change(learner.module[DEFAULT_MODULE_ID].unwrapped().network)
     )
     for result in results:
-        if hasattr(result, "get"):
-            result.get()  # raises what a remote learner raised
+        result.get()  # raises what a learner raised
 
 
 class _Normalize:

@@ -104,7 +104,7 @@ class DTTorchLearner(TorchLearner):
             torch.distributed.all_reduce(total)
         self._loss_sum += loss_sum.detach()
         self._valid_steps += valid
-        self._total_steps += total
+        self._batch_steps = total
         loss = loss_sum * self._world_size / total.clamp(min=1)
         self._check_finite(loss)
         return loss
@@ -151,18 +151,15 @@ class DTTorchLearner(TorchLearner):
                 group["lr"] = lr
             optimizer.step()
         self._num_updates += 1
+        self._total_steps += self._batch_steps
 
     def _current_lr(self) -> float:
         """Schedules count steps trained, over all learners, before this update."""
-        steps = self._num_steps + int(self._total_steps)
-        base = (
-            float(self._lr_schedule.update(timestep=steps)) if self._scheduled else (self.config.lr)
-        )
+        base = self.config.lr
+        if self._lr_schedule.use_schedule:
+            # reading the count waits for the device, which only a schedule has to pay
+            base = self._lr_schedule.update(timestep=self._num_steps + int(self._total_steps))
         return base * warmup_factor(self._num_updates, self.config.warmup_steps)
-
-    @property
-    def _scheduled(self) -> bool:
-        return bool(self._lr_schedule.use_schedule)
 
     # --- what an `update` call reports
 

@@ -34,6 +34,9 @@ class DTTorchRLModule(TorchRLModule):
     def setup(self) -> None:
         config = DTModelConfig.from_dict(self.model_config or {})
         self.network = DecisionTransformer(config, self.observation_space, self.action_space)
+        # not part of the loss; DDP would wait for their gradients
+        self.network.predict_state.requires_grad_(False)
+        self.network.predict_return.requires_grad_(False)
 
     @override(TorchRLModule)
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:

@@ -1,0 +1,423 @@
+"""DT as an RLlib algorithm: learning, reporting, saving, restoring."""
+
+import math
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import ray
+import torch
+from gymnasium.spaces import Box
+from ray.rllib.algorithms.algorithm import Algorithm
+
+from rllib_dt import DT, DTConfig, DTModelConfig, write_episodes
+from rllib_dt.huggingface import load_pretrained, save_pretrained
+from rllib_dt.network.network import DecisionTransformer
+from rllib_dt.runtime.learner import NonFiniteLossError, warmup_factor
+from tests.conftest import TINY, cartpole_config, make_episodes, tiny_config
+
+NO_DROPOUT = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+
+
+def learner_results(algo, times=1):
+    for _ in range(times):
+        result = algo.train()
+    return result["learners"]["default_policy"]
+
+
+def weights(algo):
+    return {k: v.clone() for k, v in algo.get_module().network.state_dict().items()}
+
+
+def use_sgd(learner):
+    """Plain gradient descent in AdamW's place: a step is lr times the gradient."""
+    (name,) = learner._named_optimizers
+    old = learner._named_optimizers[name]
+    new = torch.optim.SGD(old.param_groups[0]["params"], lr=1.0)
+    learner._named_optimizers[name] = new
+    learner._optimizer_parameters[new] = learner._optimizer_parameters.pop(old)
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def algo(cluster, tiny_data):
+    built = tiny_config(tiny_data[0]).build_algo()
+    yield built
+    built.stop()
+
+
+def test_the_loss_falls_on_data_that_can_be_learned(cluster, tmp_path):
+    episodes = make_episodes([13] * 8)
+    for episode in episodes:  # an action that the observation tells
+        episode["actions"] = np.tanh(episode["obs"][:-1, :2])
+    write_episodes(episodes, tmp_path / "d", Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,)))
+    config = tiny_config(str(tmp_path / "d"), **NO_DROPOUT)
+    config.offline_data(dataset_num_iters_per_learner=100).training(lr=3e-3, grad_clip=None)
+    algo = config.build_algo()
+    first = learner_results(algo)["action_loss"]
+    last = learner_results(algo, 2)["action_loss"]
+    algo.stop()
+    assert last < first / 4
+
+
+@pytest.mark.trap(6, 18, 19)
+def test_each_iteration_reports_what_was_done(algo):
+    first, second = learner_results(algo), learner_results(algo)
+    assert (first["num_updates"], second["num_updates"]) == (3, 3)
+    assert (first["num_updates_lifetime"], second["num_updates_lifetime"]) == (3, 6)
+    assert first["num_windows_trained"] == 3 * 8
+    assert second["num_windows_trained_lifetime"] == 6 * 8
+    # windows are 1 to 5 steps long here: true steps, not windows times K
+    assert 3 * 8 < first["num_steps_trained"] < 3 * 8 * 5
+    total = first["num_steps_trained"] + second["num_steps_trained"]
+    assert second["num_steps_trained_lifetime"] == total
+    assert second["num_passes_over_data"] == pytest.approx(total / 71)
+    assert 0 < second["data_wait_share"] < 1
+    for name in ("num_updates_per_s", "num_windows_trained_per_s", "num_steps_trained_per_s"):
+        assert second[name] > 0
+    assert second["learning_rate"] == pytest.approx(1e-3)
+    assert math.isfinite(second["gradient_norm"])
+    assert algo.metrics.peek("num_env_steps_sampled_lifetime") == total
+
+
+@pytest.mark.semantics(19)
+def test_equal_seeds_train_equal_weights(cluster, tiny_data):
+    runs = []
+    for seed in (3, 3, 4):
+        algo = tiny_config(tiny_data[0], **NO_DROPOUT).debugging(seed=seed).build_algo()
+        algo.train()
+        runs.append(weights(algo))
+        algo.stop()
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+
+
+@pytest.mark.semantics(32)
+def test_warm_up_multiplies_the_learning_rate_and_resumes(cluster, tiny_data, tmp_path):
+    assert [warmup_factor(u, 4) for u in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert warmup_factor(0, 0) == 1.0
+    config = tiny_config(tiny_data[0]).training(warmup_steps=10, lr=1e-2)
+    algo = config.build_algo()
+    assert learner_results(algo)["learning_rate"] == pytest.approx(1e-2 * 3 / 10)
+    algo.save_to_path(tmp_path / "ck")
+    algo.stop()
+    restored = DT.from_checkpoint(tmp_path / "ck")
+    assert learner_results(restored)["learning_rate"] == pytest.approx(1e-2 * 6 / 10)
+    restored.stop()
+
+
+@pytest.mark.trap(18)
+def test_a_schedule_counts_the_steps_that_were_trained(cluster, tiny_data):
+    config = tiny_config(tiny_data[0]).training(lr=[[0, 1.0e-2], [1000, 0.0]])
+    algo = config.build_algo()
+    # the reported rate is that of the last update, before its own steps were trained
+    config2 = config.copy(copy_frozen=False).offline_data(dataset_num_iters_per_learner=2)
+    other = config2.build_algo()
+    before_last = learner_results(other)["num_steps_trained"]
+    assert learner_results(algo)["learning_rate"] == pytest.approx(
+        1e-2 * (1 - before_last / 1000), rel=1e-4
+    )
+    algo.stop()
+    other.stop()
+
+
+@pytest.mark.semantics(33)
+def test_weight_decay_reaches_every_parameter(cluster, tiny_data):
+    def optimizer_groups(learner):
+        optimizer = learner.get_optimizer()
+        count = sum(p.numel() for g in optimizer.param_groups for p in g["params"])
+        return count, {g["weight_decay"] for g in optimizer.param_groups}
+
+    algo = tiny_config(tiny_data[0]).training(weight_decay=0.123).build_algo()
+    (result,) = algo.learner_group.foreach_learner(optimizer_groups)
+    count, decays = result.get()
+    assert decays == {0.123}
+    assert count == sum(p.numel() for p in algo.get_module().network.parameters())
+    algo.stop()
+
+
+def test_gradients_are_clipped_by_their_global_norm(cluster, tiny_data):
+    """With plain gradient descent in AdamW's place, the step's length is lr · clip."""
+
+    config = tiny_config(tiny_data[0], **NO_DROPOUT).training(grad_clip=0.01, lr=1.0)
+    algo = config.offline_data(dataset_num_iters_per_learner=1).build_algo()
+    algo.learner_group.foreach_learner(use_sgd)
+    before = weights(algo)
+    reported = learner_results(algo)["gradient_norm"]
+    after = weights(algo)
+    moved = torch.sqrt(sum((after[k] - before[k]).square().sum() for k in before))
+    algo.stop()
+    assert reported > 0.01
+    assert moved.item() == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.trap(13)
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_weights(algo, tmp_path):
+    algo.train()
+    algo.save_to_path(tmp_path / "good")
+    good = weights(algo)
+
+    def spoil(learner):
+        with torch.no_grad():
+            learner.module["default_policy"].unwrapped().network.predict_action.bias.fill_(np.nan)
+
+    algo.learner_group.foreach_learner(spoil)
+    spoiled = weights(algo)
+    with pytest.raises(NonFiniteLossError, match=r"not finite at update 3.*Lower lr"):
+        algo.train()
+    assert all(
+        torch.equal(v.nan_to_num(7), spoiled[k].nan_to_num(7)) for k, v in weights(algo).items()
+    )
+    restored = DT.from_checkpoint(tmp_path / "good")
+    assert same(weights(restored), good)
+    restored.stop()
+
+
+@pytest.mark.trap(1)
+@pytest.mark.semantics(27, 28)
+@pytest.mark.parametrize("runners", [0, 1])
+def test_an_evaluation_after_restoring_equals_the_one_before_saving(cluster, tmp_path, runners):
+    config = cartpole_config().evaluation(evaluation_num_env_runners=runners)
+    algo = config.training(return_scale=77.0).build_algo()
+    algo.train()
+    before, kept = algo.evaluate(), weights(algo)
+    path = algo.save_to_path(tmp_path / "ck")
+    algo.train()
+    moved = weights(algo)
+    assert not same(kept, moved)
+    # into the same algorithm, whose weights are newer than the checkpoint's
+    algo.restore_from_path(path)
+    assert same(weights(algo), kept)
+    assert algo.evaluate() == before
+    assert algo.iteration == 1
+    algo.stop()
+    for restore in (DT.from_checkpoint, Algorithm.from_checkpoint):
+        other = restore(path)
+        assert type(other) is DT
+        assert same(weights(other), kept)
+        assert weights(other)["return_scale"] == 77.0
+        assert other.evaluate() == before
+        assert other.train()["training_iteration"] == 2
+        other.stop()
+
+
+@pytest.mark.trap(1)
+def test_states_can_be_taken_and_set(cluster, tiny_data):
+    algo, other = (tiny_config(tiny_data[0]).debugging(seed=s).build_algo() for s in (0, 1))
+    algo.train()
+    assert not same(weights(algo), weights(other))
+    other.set_state(algo.get_state())
+    assert same(weights(algo), weights(other))
+    assert other.iteration == 1
+    algo.stop()
+    other.stop()
+
+
+def test_resuming_goes_on_as_if_nothing_had_happened(cluster, tiny_data, tmp_path):
+    config = tiny_config(tiny_data[0], **NO_DROPOUT).training(warmup_steps=20)
+    whole = config.build_algo()
+    learner_results(whole, 2)
+    path = whole.save_to_path(tmp_path / "ck")
+    want = learner_results(whole, 2)
+    resumed = DT.from_checkpoint(path)
+    got = learner_results(resumed, 2)
+    for name in ("action_loss", "learning_rate", "num_updates_lifetime", "num_passes_over_data"):
+        assert got[name] == want[name]
+    assert same(weights(whole), weights(resumed))
+    whole.stop()
+    resumed.stop()
+
+
+def test_a_remote_learner_trains_what_a_local_one_does(cluster, tiny_data):
+    runs = []
+    for learners in (0, 1):
+        config = tiny_config(tiny_data[0], **NO_DROPOUT).learners(num_learners=learners)
+        algo = config.build_algo()
+        loss = learner_results(algo)["action_loss"]
+        runs.append((loss, weights(algo)))
+        algo.stop()
+    assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-5)
+    for name, value in runs[0][1].items():
+        torch.testing.assert_close(value, runs[1][1][name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.semantics(13)
+def test_two_learners_take_the_gradient_of_all_their_valid_steps(cluster, tiny_data):
+    """Against one process on the concatenated batches, whose shards hold unequal steps."""
+
+    config = tiny_config(tiny_data[0], **NO_DROPOUT).training(grad_clip=None, lr=1.0)
+    config.offline_data(dataset_num_iters_per_learner=1).learners(num_learners=2)
+    algo = config.build_algo()
+    algo.learner_group.foreach_learner(use_sgd)
+    network = algo.get_module().network
+    before = weights(algo)
+    (source, *_rest) = algo.offline_data.sample(8)
+    batches = [source.sampler(stream).sample(0) for stream in (0, 1)]
+    valid = [int(b["loss_mask"].sum()) for b in batches]
+    assert valid[0] != valid[1]
+    joined = {k: torch.as_tensor(np.concatenate([b[k] for b in batches])) for k in batches[0]}
+    result = learner_results(algo)
+    after = weights(algo)
+    algo.stop()
+    out = network.train()(
+        joined["obs"], joined["actions"], joined["returns_to_go"], joined["t"], joined["loss_mask"]
+    )
+    errors = (out.action_preds - joined["actions"]).square().mean(-1)
+    loss = errors[joined["loss_mask"]].mean()
+    loss.backward()
+    assert result["num_steps_trained"] == sum(valid)
+    for name, parameter in network.named_parameters():
+        gradient = 0 if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(
+            before[name] - after[name], torch.zeros_like(parameter) + gradient, atol=1e-6, rtol=1e-4
+        )
+
+
+def test_bf16_trains_to_nearly_the_same_loss(cluster, tiny_data):
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        algo = tiny_config(tiny_data[0], **NO_DROPOUT).training(precision=precision).build_algo()
+        losses[precision] = learner_results(algo, 3)["action_loss"]
+        dtype = next(algo.get_module().network.parameters()).dtype
+        algo.stop()
+        assert dtype == torch.float32
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+    assert losses["bf16"] != losses["fp32"]
+
+
+@pytest.mark.semantics(28, 31)
+def test_training_and_evaluation_start_from_a_hugging_face_folder(cluster, tmp_path):
+    torch.manual_seed(4)
+    model = DTModelConfig(**(TINY | dict(max_ep_len=500, context_length=7) | NO_DROPOUT))
+    config = cartpole_config()
+    config.validate()
+    source = DecisionTransformer(model, config.observation_space, config.action_space)
+    source.set_normalization(torch.rand(4), torch.rand(4) + 0.5, 123.0)
+    save_pretrained(source, tmp_path / "hf")
+    algo = (
+        cartpole_config().rl_module(model_config={"pretrained": str(tmp_path / "hf")}).build_algo()
+    )
+    assert algo.config.dt_model_config.context_length == 7
+    assert algo.config.dt_model_config.hidden_size == TINY["hidden_size"]
+    assert same(weights(algo), load_pretrained(tmp_path / "hf").state_dict())
+    before = algo.evaluate()
+    algo.train()
+    assert not same(weights(algo), source.state_dict())
+    path = algo.save_to_path(tmp_path / "ck")
+    algo.stop()
+    shutil.rmtree(tmp_path / "hf")
+    restored = DT.from_checkpoint(path)  # without the folder
+    assert weights(restored)["return_scale"] == 123.0
+    restored.train()
+    restored.stop()
+    assert before["env_runners"]["num_episodes"] == 8
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        cartpole_config().rl_module(model_config={"pretrained": str(tmp_path / "hf")}).build_algo()
+
+
+def test_a_folder_for_other_spaces_is_refused(cluster, tmp_path):
+    model = DTModelConfig(**TINY)
+    source = DecisionTransformer(model, Box(-1, 1, (3,)), Box(-1.0, 1.0, (2,)))
+    save_pretrained(source, tmp_path / "hf")
+    config = cartpole_config().rl_module(model_config={"pretrained": str(tmp_path / "hf")})
+    config.rl_module(model_config={"pretrained": str(tmp_path / "hf"), "max_ep_len": 500})
+    with pytest.raises(ValueError, match="do not fit the environment's spaces"):
+        config.build_algo()
+
+
+@pytest.mark.semantics(20)
+def test_data_with_longer_episodes_than_the_model_counts_is_refused_at_set_up(cluster, tiny_data):
+    with pytest.raises(ValueError, match=r"episode 1: it has 29 steps, max_ep_len is 28; raise"):
+        tiny_config(tiny_data[0], max_ep_len=28).build_algo()
+    tiny_config(tiny_data[0], max_ep_len=29).build_algo().stop()
+
+
+def test_data_that_does_not_fit_the_environment_is_refused_at_set_up(cluster, tiny_data):
+    config = cartpole_config(data=tiny_data[0])
+    with pytest.raises(ValueError, match=r"observations have the shape \(3,\).*\(4,\)"):
+        config.build_algo()
+
+
+def test_targets_and_scale_are_derived_from_the_data_where_not_given(cluster):
+    config = cartpole_config().evaluation(target_returns=None)
+    algo = config.build_algo()
+    summary = algo.offline_data.summary
+    assert algo.target_returns == [summary.return_max, summary.return_median]
+    assert weights(algo)["return_scale"] == summary.return_max
+    assert (summary.num_episodes, summary.observation_shape) == (200, (4,))
+    algo.stop()
+
+
+def test_the_data_can_be_narrowed_to_the_best_episodes(cluster, tiny_data):
+    algo = tiny_config(tiny_data[0]).offline_data(top_fraction=0.5).build_algo()
+    best = max(np.sum(e["rewards"]) for e in tiny_data[1])
+    assert algo.offline_data.summary.return_max == pytest.approx(best)
+    assert algo.offline_data.summary.num_steps <= 71 / 2
+    algo.stop()
+
+
+@pytest.mark.trap(16)
+def test_a_config_survives_its_state(tiny_data):
+    config = tiny_config(tiny_data[0]).evaluation(target_returns=(5, 6), score_reference=(0, 1))
+    config.training(adam_betas=(0.9, 0.95), lr=[[0, 0.1], [10, 0.2]])
+    again = DTConfig.from_state(pickle.loads(pickle.dumps(config.get_state())))
+    ours = {
+        k: v for k, v in vars(config).items() if k not in ("algo_class", "_is_frozen", "policies")
+    }
+    theirs = vars(again)
+    assert {k for k, v in ours.items() if theirs[k] != v} == set()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.training(return_scale=0), "return_scale=0 must be positive"),
+        (lambda c: c.training(return_scale=math.inf), "return_scale=inf must be positive"),
+        (lambda c: c.training(warmup_steps=-1), "warmup_steps=-1 must be at least 0"),
+        (lambda c: c.training(precision="fp8"), "precision='fp8' is not one of"),
+        (lambda c: c.training(gamma=0.0), r"gamma=0.0 must be in \(0, 1\]"),
+        (lambda c: c.training(lr=[[5, 0.1], [10, 0.2]]), "first timestep must be 0"),
+        (lambda c: c.evaluation(target_returns=[1.0, math.nan]), "target_returns=nan must be"),
+        (lambda c: c.evaluation(target_returns=[]), "target_returns is empty"),
+        (lambda c: c.evaluation(target_returns=["3"]), "target_returns='3' must be"),
+        (lambda c: c.evaluation(score_reference=(1, 1)), "two different numbers"),
+        (lambda c: c.evaluation(evaluation_duration_unit="timesteps"), "cut episode"),
+        (lambda c: c.offline_data(incomplete="maybe"), "incomplete='maybe' is not one of"),
+        (lambda c: c.offline_data(top_fraction=1.5), r"top_fraction=1.5 must be in \(0, 1\]"),
+        (lambda c: c.offline_data(input_=42), r"input_=…\) must be a path"),
+        (
+            lambda c: c.offline_data(dataset_num_iters_per_learner=None),
+            "dataset_num_iters_per_learner=None must be a whole number",
+        ),
+        (lambda c: setattr(c, "normalize_actions", True), "would scale actions twice"),
+        (lambda c: c.env_runners(gym_env_vectorize_mode="vector_entry_point"), "'sync' or 'async'"),
+        (lambda c: c.rl_module(model_config={"n_heads": 3}), "did you mean 'n_head'"),
+        (lambda c: c.rl_module(model_config={"n_head": 3}), "not divisible by n_head=3"),
+        (
+            lambda c: c.environment(observation_space=Box(0, 255, (9, 9, 3), np.uint8)),
+            "Box spaces are not supported as observations",
+        ),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_training(tiny_data, change, message):
+    config = tiny_config(tiny_data[0])
+    change(config)
+    with pytest.raises(ValueError, match=message):
+        config.validate()
+
+
+def test_neither_environment_nor_spaces_is_refused(tiny_data):
+    with pytest.raises(ValueError, match="spaces"):
+        DTConfig().offline_data(input_=tiny_data[0]).validate()
+
+
+def test_the_learners_share_one_copy_of_the_data(algo):
+    columns, timesteps = ray.get(algo.offline_data.sample(8)[0].pool)
+    assert not columns["obs"].flags.owndata
+    assert not columns["obs"].flags.writeable
+    assert len(timesteps) == 71
+    assert len(pickle.dumps(algo.offline_data.sample(8, num_shards=1)[0].context_length)) < 100
