@@ -16,7 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rllib_dt import DTConfig
-from tuned_examples import cartpole_dt, halfcheetah_dt, hopper_dt, pendulum_dt
+from tuned_examples import cartpole_dt, demo, halfcheetah_dt, hopper_dt, pendulum_dt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,8 @@ class Job:
 
 def job(name: str, data: list[str]) -> Job:
     """The jobs of the table in `docs/results.md`."""
+    if name == "demo":
+        return Job(config=demo.make_config(data[0]), updates=demo.UPDATES, episodes=20)
     if name == "cartpole":
         return Job(config=cartpole_dt.make_config(data), updates=1000, episodes=20)
     if name == "pendulum":

@@ -1,7 +1,7 @@
 """rllib_dt: the Decision Transformer for Ray RLlib's new API stack.
 
 Layers, each importing from those above it only: `episodes` (numpy), `network` and `huggingface`
-(torch), `runtime` (Ray), `algorithm`, and the edges `writer` and `plots`.
+(torch), `runtime` (Ray), `algorithm`, and the edges `writer`, `plots` and `examples`.
 """
 
 import importlib

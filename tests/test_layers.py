@@ -12,7 +12,7 @@ LAYERS = [
     ("network", "huggingface"),
     ("runtime",),
     ("algorithm",),
-    ("writer", "plots", "__init__"),
+    ("writer", "plots", "examples", "__init__"),
 ]
 FOREIGN = {"episodes": {"torch", "ray"}, "network": {"ray"}, "huggingface": {"ray", "transformers"}}
 # parts of Ray that are private or undecorated belong in compat

@@ -9,7 +9,7 @@ Episodes are capped at 200 steps, as they were in the recording.
 from collections.abc import Sequence
 
 from rllib_dt import DTConfig, DTModelConfig
-from tuned_examples.common import run
+from rllib_dt.examples import run_example
 
 
 def make_config(data: Sequence[str]) -> DTConfig:
@@ -29,4 +29,4 @@ def make_config(data: Sequence[str]) -> DTConfig:
 
 
 if __name__ == "__main__":
-    run(make_config, reward=190.0, iters=20)
+    run_example(make_config, reward=190.0, iters=20)

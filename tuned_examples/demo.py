@@ -1,6 +1,6 @@
 """The main job, small: train on `data/cartpole-mixed`, ask for several returns, show what came.
 
-`python tuned_examples/demo.py [--data FOLDER] [--updates N] [--out FOLDER]`
+`python tuned_examples/demo.py [--data FOLDER] [--updates N] [--seed N] [--out FOLDER]`
 """
 
 import argparse
@@ -14,8 +14,9 @@ from rllib_dt import DTConfig, DTModelConfig
 from rllib_dt.plots import plot_targets, target_table
 
 TARGETS = [50.0, 100.0, 200.0, 350.0]
-UPDATES_PER_ITERATION = 25
+UPDATES, UPDATES_PER_ITERATION = 2000, 25
 ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "data" / "cartpole-mixed"
 
 
 def make_config(data: str) -> DTConfig:
@@ -36,8 +37,8 @@ def make_config(data: str) -> DTConfig:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", default=str(ROOT / "data" / "cartpole-mixed"))
-    parser.add_argument("--updates", type=int, default=2000)
+    parser.add_argument("--data", default=str(DATA))
+    parser.add_argument("--updates", type=int, default=UPDATES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=str(ROOT / "results" / "demo"))
     args = parser.parse_args()

@@ -10,7 +10,7 @@ learning rate is ten times theirs, for a twentieth of their updates.
 from collections.abc import Sequence
 
 from rllib_dt import DTConfig, DTModelConfig
-from tuned_examples.common import run
+from rllib_dt.examples import run_example
 
 
 def make_config(data: Sequence[str]) -> DTConfig:
@@ -41,4 +41,4 @@ def make_config(data: Sequence[str]) -> DTConfig:
 
 
 if __name__ == "__main__":
-    run(make_config, reward=2000.0, iters=50)
+    run_example(make_config, reward=2000.0, iters=50)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from rllib_dt import DTConfig, DTModelConfig
-from tuned_examples.common import run
+from rllib_dt.examples import run_example
 
 
 def make_config(data: Sequence[str], normalized: bool = True) -> DTConfig:
@@ -37,4 +37,4 @@ if __name__ == "__main__":
     in_units = "--units" in sys.argv
     if in_units:
         sys.argv.remove("--units")
-    run(lambda data: make_config(data, normalized=not in_units), reward=-300.0, iters=30)
+    run_example(lambda data: make_config(data, normalized=not in_units), reward=-300.0, iters=30)

@@ -1,4 +1,4 @@
-"""The command line that the examples share: RLlib's flags, and where the data is."""
+"""The command line that `tuned_examples` share: RLlib's flags, and where the data is."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,12 +9,14 @@ from ray.rllib.examples.utils import (
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN, EVALUATION_RESULTS
 from ray.tune.result import TRAINING_ITERATION
 
-from rllib_dt import DTConfig
+from rllib_dt.algorithm.config import DTConfig
 
 RETURN_AT_FIRST_TARGET = f"{EVALUATION_RESULTS}/{ENV_RUNNER_RESULTS}/{EPISODE_RETURN_MEAN}"
 
 
-def run(make_config: Callable[[Sequence[str]], DTConfig], *, reward: float, iters: int) -> None:
+def run_example(
+    make_config: Callable[[Sequence[str]], DTConfig], *, reward: float, iters: int
+) -> None:
     """Runs an example: `--as-test` passes once the first target's mean return is `reward`."""
     parser = add_rllib_example_script_args(default_reward=reward, default_iters=iters)
     parser.add_argument(
