@@ -410,6 +410,18 @@ def test_settings_that_cannot_work_are_refused_before_training(tiny_data, change
         config.validate()
 
 
+def test_relative_paths_are_meant_from_where_they_are_given(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config("tiny")
+    assert config.input_ == str(tmp_path / "tiny")
+    assert DTConfig().offline_data(input_=["a/*.json", "s3://b/c"]).input_ == [
+        str(tmp_path / "a" / "*.json"),
+        "s3://b/c",
+    ]
+    config.rl_module(model_config={"pretrained": "hf"})
+    assert config._model_config["pretrained"] == str(tmp_path / "hf")
+
+
 def test_neither_environment_nor_spaces_is_refused(tiny_data):
     with pytest.raises(ValueError, match="spaces"):
         DTConfig().offline_data(input_=tiny_data[0]).validate()

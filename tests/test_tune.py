@@ -76,6 +76,26 @@ def test_asha_on_a_targets_return(cluster, tmp_path):
     )
 
 
+@pytest.mark.semantics(27)
+@pytest.mark.trap(10)
+def test_the_best_checkpoint_is_kept_beside_the_last(cluster, tmp_path):
+    """By a target's return, though only every second iteration measures it."""
+    config = cartpole_config().evaluation(evaluation_interval=2, evaluation_duration=2)
+    keep = CheckpointConfig(
+        num_to_keep=2, checkpoint_score_attribute=RETURN_AT_20, checkpoint_frequency=1
+    )
+    result = tune.Tuner(
+        "DT", param_space=config, run_config=run_config(tmp_path, 5, checkpoint_config=keep)
+    ).fit()[0]
+    kept = {m["training_iteration"]: m for _, m in result.best_checkpoints}
+    assert len(kept) == 2
+    best, last = sorted(kept)
+    assert best in (2, 4)
+    assert not math.isnan(kept[best]["evaluation"]["env_runners"]["episode_return_mean"])
+    assert last == 5
+    assert math.isnan(kept[last]["evaluation"]["env_runners"]["episode_return_mean"])
+
+
 class FailOnce(RLlibCallback):
     """Raises in the third iteration, the first time that it is reached."""
 

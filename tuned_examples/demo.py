@@ -14,7 +14,7 @@ from rllib_dt import DTConfig, DTModelConfig
 from rllib_dt.plots import plot_targets, target_table
 
 TARGETS = [50.0, 100.0, 200.0, 350.0]
-UPDATES, UPDATES_PER_ITERATION = 2000, 25
+UPDATES, UPDATES_PER_ITERATION = 2500, 25
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data" / "cartpole-mixed"
 
@@ -29,7 +29,13 @@ def make_config(data: str) -> DTConfig:
                 context_length=10, hidden_size=64, n_layer=2, n_head=1, max_ep_len=500
             )
         )
-        .training(lr=1e-3, train_batch_size_per_learner=64, warmup_steps=100, grad_clip=1.0)
+        .training(
+            lr=1e-3,
+            train_batch_size_per_learner=64,
+            warmup_steps=100,
+            grad_clip=1.0,
+            return_scale=100.0,
+        )
         .env_runners(num_envs_per_env_runner=20)
         .evaluation(target_returns=TARGETS, evaluation_duration=20)
     )

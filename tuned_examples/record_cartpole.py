@@ -45,7 +45,8 @@ def push(observation: np.ndarray, steps_left: int, lifetime: int, side: int) -> 
 
 def record(env: gym.Env, rng: np.random.Generator, seed: int) -> dict[str, Any]:
     """One episode of a policy drawn from `rng`."""
-    lifetime = int(rng.integers(SHORTEST, LONGEST + 1))
+    # short episodes have few steps, so there must be more of them to learn from
+    lifetime = round(SHORTEST * (LONGEST / SHORTEST) ** rng.random())
     side, error_rate = int(rng.choice([-1, 1])), rng.choice(ERROR_RATES)
     observation, _ = env.reset(seed=seed)
     episode: dict[str, Any] = {"obs": [observation], "actions": [], "rewards": []}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -35,6 +36,13 @@ def as_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def absolute(paths: Any) -> Any:
+    """Local paths as seen from here: Tune's trials run in folders of their own."""
+    if isinstance(paths, str) and "://" not in paths and paths != "sampler":
+        return os.path.abspath(os.path.expanduser(paths))
+    return [absolute(path) for path in paths] if isinstance(paths, list | tuple) else paths
+
+
 class DTConfig(AlgorithmConfig):
     """Builds a `DT`, the Decision Transformer as an offline algorithm.
 
@@ -54,6 +62,7 @@ class DTConfig(AlgorithmConfig):
     ```
     """
 
+    input_: Any
     observation_space: Any
     action_space: Any
 
@@ -152,6 +161,8 @@ class DTConfig(AlgorithmConfig):
                 `dataset_num_iters_per_learner` (updates in one `train()`), …
         """
         super().offline_data(**kwargs)
+        if self.input_filesystem is None:
+            self.input_ = absolute(self.input_)
         return self._set(time_limit=time_limit, incomplete=incomplete, top_fraction=top_fraction)
 
     @override(AlgorithmConfig)
@@ -191,6 +202,8 @@ class DTConfig(AlgorithmConfig):
             if isinstance(model_config, DTModelConfig):
                 model_config = dataclasses.asdict(model_config)
             kwargs["model_config"] = dict(model_config)
+            if model_config.get("pretrained"):
+                kwargs["model_config"]["pretrained"] = absolute(model_config["pretrained"])
         super().rl_module(**kwargs)
         return self
 
