@@ -1,7 +1,6 @@
 """DTConfig: RLlib's settings, and the Decision Transformer's beside them."""
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -11,12 +10,12 @@ from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.utils.annotations import override
-from ray.rllib.utils.schedules.scheduler import Scheduler
 
-from rllib_dt.episodes.spaces import (
-    UnsupportedSpaceError,
-    check_action_space,
-    check_observation_space,
+from rllib_dt.algorithm.checks import (
+    check_evaluation,
+    check_model,
+    check_spaces,
+    check_training,
 )
 from rllib_dt.huggingface import pretrained_settings
 from rllib_dt.network.config import DTModelConfig
@@ -27,8 +26,6 @@ from rllib_dt.runtime.learner import DTTorchLearner
 from rllib_dt.runtime.readers.files import time_limit_of
 from rllib_dt.runtime.rl_module import DTTorchRLModule
 from rllib_dt.runtime.source import DTOfflineData
-
-_UNFIT_FOR_EVALUATION = ("auto", "timesteps")
 
 
 def as_list(value: Any) -> Any:
@@ -249,12 +246,12 @@ class DTConfig(AlgorithmConfig):
     @override(AlgorithmConfig)
     def validate(self) -> None:
         self._take_spaces_from_env()
-        self._validate_spaces()
+        check_spaces(self)
         super().validate()
         self._take_settings_from_pretrained()
-        self._validate_model()
-        self._validate_training()
-        self._validate_evaluation()
+        check_model(self)
+        check_training(self)
+        check_evaluation(self)
 
     def _take_spaces_from_env(self) -> None:
         if self.env is None or (self.observation_space and self.action_space):
@@ -274,87 +271,3 @@ class DTConfig(AlgorithmConfig):
         settings = pretrained_settings(given.pretrained) | given.overrides()
         self._model_config = dataclasses.asdict(DTModelConfig.from_dict(settings))
         self._settings_taken_from = given.pretrained
-
-    def _validate_spaces(self) -> None:
-        if self.observation_space is None or self.action_space is None:
-            self._value_error(
-                "neither an environment nor spaces are given; set environment(env=…), or "
-                "environment(observation_space=…, action_space=…) to train without one"
-            )
-        try:
-            check_observation_space(self.observation_space)
-            check_action_space(self.action_space)
-        except UnsupportedSpaceError as error:
-            self._value_error(str(error))
-
-    def _validate_model(self) -> None:
-        try:
-            self.dt_model_config.validate()
-        except (TypeError, ValueError) as error:
-            self._value_error(f"rl_module(model_config=…): {error}")
-
-    def _validate_training(self) -> None:
-        if not self.is_offline:
-            self._value_error("offline_data(input_=…) must be a path or a list of paths")
-        if self.normalize_actions:
-            self._value_error(
-                "normalize_actions=True would scale actions twice: they leave this module in the "
-                "environment's units. For recorded actions in [-1, 1] set "
-                "offline_data(actions_in_input_normalized=True)"
-            )
-        self._check_number("return_scale", self.return_scale, lambda v: v > 0, "positive", True)
-        self._check_number("warmup_steps", self.warmup_steps, lambda v: v >= 0, "at least 0")
-        self._check_number("weight_decay", self.weight_decay, lambda v: v >= 0, "at least 0")
-        self._check_number(
-            "top_fraction", self.top_fraction, lambda v: 0 < v <= 1, "in (0, 1]", True
-        )
-        self._check_number("gamma", self.gamma, lambda v: 0 < v <= 1, "in (0, 1]")
-        self._check_number(
-            "dataset_num_iters_per_learner",
-            self.dataset_num_iters_per_learner,
-            lambda v: v >= 1 and v == int(v),
-            "a whole number of updates, at least 1",
-        )
-        Scheduler.validate(
-            fixed_value_or_schedule=self.lr, setting_name="lr", description="learning rate"
-        )
-        for name, allowed in (
-            ("precision", ("fp32", "bf16")),
-            ("incomplete", ("error", "drop", "keep")),
-        ):
-            if getattr(self, name) not in allowed:
-                self._value_error(f"{name}={getattr(self, name)!r} is not one of {allowed}")
-
-    def _validate_evaluation(self) -> None:
-        for target in self.target_returns if self.target_returns is not None else ():
-            self._check_number("target_returns", target, lambda v: True, "finite numbers")
-        if self.target_returns is not None and not self.target_returns:
-            self._value_error("target_returns is empty; give at least one, or None")
-        if self.score_reference is not None:
-            finite = all(
-                isinstance(v, int | float) and math.isfinite(v) for v in self.score_reference
-            )
-            if len(self.score_reference) != 2 or not finite or len(set(self.score_reference)) < 2:
-                self._value_error(
-                    f"score_reference={self.score_reference} must be two different numbers, the "
-                    "returns of a random policy and of an expert"
-                )
-        asked = (self.evaluation_duration, self.evaluation_duration_unit)
-        if any(value in _UNFIT_FOR_EVALUATION for value in asked):
-            self._value_error(
-                f"evaluation_duration={asked[0]!r} {asked[1]}: only a number of episodes for each "
-                "target is supported, since a cut episode has no return"
-            )
-        if str(self.gym_env_vectorize_mode).lower() not in ("sync", "async"):
-            self._value_error(
-                f"gym_env_vectorize_mode={self.gym_env_vectorize_mode!r}: wanted 'sync' or 'async'"
-            )
-
-    def _check_number(
-        self, name: str, value: Any, test: Any, wanted: str, optional: bool = False
-    ) -> None:
-        if optional and value is None:
-            return
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or not test(value):
-            self._value_error(f"{name}={value!r} must be {wanted}")

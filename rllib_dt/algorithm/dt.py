@@ -1,12 +1,9 @@
 """DT: the algorithm, and the repairs that an offline algorithm needs in RLlib 2.60."""
 
 import logging
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
@@ -25,15 +22,9 @@ from ray.rllib.utils.metrics import (
 )
 
 from rllib_dt.algorithm.config import DTConfig
-from rllib_dt.huggingface import load_pretrained
-from rllib_dt.network.network import DecisionTransformer
-from rllib_dt.runtime.evaluation import (
-    EpisodeResult,
-    EvaluationJob,
-    make_jobs,
-    missing_jobs,
-    summarize,
-)
+from rllib_dt.runtime.dispatch import run_jobs
+from rllib_dt.runtime.evaluation import make_jobs, summarize
+from rllib_dt.runtime.initial_weights import Normalize, TakeOver, change_networks
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +54,9 @@ class DT(Algorithm):
         pretrained = self.config.dt_model_config.pretrained
         if pretrained is None:
             logger.info("return scale: %g", data.normalization.return_scale)
-            _change_networks(self.learner_group, _Normalize(vars(data.normalization)))
+            change_networks(self.learner_group, Normalize(data.normalization))
         elif Path(pretrained).is_dir():
-            _change_networks(self.learner_group, _TakeOver(pretrained))
+            change_networks(self.learner_group, TakeOver(pretrained))
             logger.info("weights and normalisation are those of %s", pretrained)
         else:
             # a checkpoint of a run that began there brings its own weights
@@ -127,7 +118,7 @@ class DT(Algorithm):
             kwargs={"algorithm": self, "metrics_logger": self.metrics},
         )
         jobs = make_jobs(self.target_returns, self.config.evaluation_duration, self.config.seed)
-        results = self._run_jobs(jobs)
+        results = run_jobs(self.eval_env_runner_group, jobs, self._module_state())
         summary = summarize(results, self.target_returns, self.config.score_reference)
         evaluation = {ENV_RUNNER_RESULTS: self._custom_metrics() | summary}
         make_callback(
@@ -141,32 +132,6 @@ class DT(Algorithm):
             },
         )
         return evaluation
-
-    def _run_jobs(self, jobs: Sequence[EvaluationJob]) -> list[EpisodeResult]:
-        """Every job's result; what a dying runner leaves undone goes to the others."""
-        group = self.eval_env_runner_group
-        weights = self._module_state()
-        if group.num_remote_env_runners() == 0:
-            return list(group.local_env_runner.run_jobs(jobs, weights))
-        weights_ref = ray.put(weights)
-        results: list[EpisodeResult] = []
-        while left := missing_jobs(jobs, results):
-            healthy = group.healthy_worker_ids()
-            if not healthy:
-                raise RuntimeError(
-                    f"no evaluation runner is left; {len(left)} of {len(jobs)} episodes were not "
-                    "run. See the runners' errors above"
-                )
-            shares = {i: left[n :: len(healthy)] for n, i in enumerate(healthy)}
-            shares = {i: share for i, share in shares.items() if share}
-            for part in group.foreach_env_runner(
-                [_JobRun(share, weights_ref) for share in shares.values()],
-                remote_worker_ids=list(shares),
-                local_env_runner=False,
-                timeout_seconds=None,
-            ):
-                results.extend(part)
-        return results
 
     def _module_state(self) -> Any:
         state = self.learner_group.get_state(
@@ -250,54 +215,3 @@ class DT(Algorithm):
     def _spaces_by_module(self) -> dict[str, Any]:
         spaces = (self.config.observation_space, self.config.action_space)
         return {INPUT_ENV_SPACES: spaces, DEFAULT_MODULE_ID: spaces}
-
-
-class _JobRun:
-    """A share of an evaluation, as a call on a remote runner."""
-
-    def __init__(self, jobs: Sequence[EvaluationJob], weights: ray.ObjectRef):
-        self._jobs, self._weights = jobs, weights
-
-    def __call__(self, runner: Any) -> list[EpisodeResult]:
-        results: list[EpisodeResult] = runner.run_jobs(self._jobs, ray.get(self._weights))
-        return results
-
-
-def _change_networks(learner_group: Any, change: Callable[[DecisionTransformer], None]) -> None:
-    """Applies `change` to every learner's network."""
-    results = learner_group.foreach_learner(
-        lambda learner: change(learner.module[DEFAULT_MODULE_ID].unwrapped().network)
-    )
-    for result in results:
-        result.get()  # raises what a learner raised
-
-
-class _Normalize:
-    def __init__(self, statistics: dict[str, Any]):
-        self._statistics = statistics
-
-    def __call__(self, network: DecisionTransformer) -> None:
-        network.set_normalization(
-            torch.as_tensor(self._statistics["observation_mean"]),
-            torch.as_tensor(self._statistics["observation_std"]),
-            self._statistics["return_scale"],
-        )
-
-
-class _TakeOver:
-    """Gives a network the weights of a Hugging Face folder, read here, on the driver."""
-
-    def __init__(self, folder: str):
-        source = load_pretrained(folder)
-        self._folder = folder
-        self._state = {name: value.numpy() for name, value in source.state_dict().items()}
-
-    def __call__(self, network: DecisionTransformer) -> None:
-        state = {name: torch.as_tensor(value) for name, value in self._state.items()}
-        try:
-            network.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(
-                f"the weights of {self._folder} do not fit the environment's spaces or the "
-                f"settings of model_config: {error}"
-            ) from error

@@ -1,0 +1,53 @@
+"""What the learners' networks begin with: the data's statistics, or a pretrained folder."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+
+from rllib_dt.episodes.pool import Normalization
+from rllib_dt.huggingface import load_pretrained
+from rllib_dt.network.network import DecisionTransformer
+
+
+def change_networks(learner_group: Any, change: Callable[[DecisionTransformer], None]) -> None:
+    """Applies `change` to every learner's network."""
+    results = learner_group.foreach_learner(
+        lambda learner: change(learner.module[DEFAULT_MODULE_ID].unwrapped().network)
+    )
+    for result in results:
+        result.get()  # raises what a learner raised
+
+
+class Normalize:
+    """Gives a network the data's statistics."""
+
+    def __init__(self, normalization: Normalization):
+        self._normalization = normalization
+
+    def __call__(self, network: DecisionTransformer) -> None:
+        network.set_normalization(
+            torch.as_tensor(self._normalization.observation_mean),
+            torch.as_tensor(self._normalization.observation_std),
+            self._normalization.return_scale,
+        )
+
+
+class TakeOver:
+    """Gives a network the weights of a Hugging Face folder, read here, on the driver."""
+
+    def __init__(self, folder: str):
+        source = load_pretrained(folder)
+        self._folder = folder
+        self._state = {name: value.numpy() for name, value in source.state_dict().items()}
+
+    def __call__(self, network: DecisionTransformer) -> None:
+        state = {name: torch.as_tensor(value) for name, value in self._state.items()}
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights of {self._folder} do not fit the environment's spaces or the "
+                f"settings of model_config: {error}"
+            ) from error
