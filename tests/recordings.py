@@ -1,11 +1,13 @@
 """Small recordings of every format, whose values tell the episode and the step they belong to."""
 
+import base64
 import gzip
 import json
 import pickle
 import zipfile
 
 import h5py
+import lz4.frame
 import msgpack
 import msgpack_numpy
 import numpy as np
@@ -178,10 +180,6 @@ def write_d4rl(path, lengths, *, terminals=(), timeouts=(), **changes):
 
 def packed_pickle(data):
     """Pickle bytes in the wrapping of RLlib's `pack`."""
-    import base64
-
-    import lz4.frame
-
     return base64.b64encode(lz4.frame.compress(data)).decode("ascii")
 
 

@@ -348,7 +348,7 @@ def test_targets_and_scale_are_derived_from_the_data_where_not_given(cluster):
     summary = algo.offline_data.summary
     assert algo.target_returns == [summary.return_max, summary.return_median]
     assert weights(algo)["return_scale"] == summary.return_max
-    assert (summary.num_episodes, summary.observation_shape) == (200, (4,))
+    assert (summary.num_episodes, summary.observation_shape) == (300, (4,))
     algo.stop()
 
 

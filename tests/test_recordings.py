@@ -1,5 +1,6 @@
 """What RLlib's own recorder writes, read back."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from ray.rllib.algorithms.ppo import PPOConfig
@@ -8,7 +9,8 @@ from ray.rllib.offline.offline_env_runner import OfflineSingleAgentEnvRunner
 from rllib_dt import DTConfig, DTModelConfig
 from rllib_dt.runtime.readers.files import ReadOptions, find_files, read_file
 from rllib_dt.runtime.readers.fragments import assemble
-from tests.conftest import TINY
+from tests.conftest import SHIPPED, TINY
+from tuned_examples import record_cartpole
 
 
 @pytest.fixture
@@ -66,3 +68,20 @@ def test_a_recording_of_normalised_actions_trains(record):
     assert algo.offline_data.summary.num_episodes == len(recorded)
     assert algo.train()["learners"]["default_policy"]["num_updates"] == 1
     algo.stop()
+
+
+def test_the_shipped_data_is_what_its_script_records():
+    """The first episodes again; a few suffice, since one generator draws them all in turn."""
+    env = gym.make("CartPole-v1")
+    rng = np.random.default_rng(0)
+    path = SHIPPED / "part-00000.parquet"
+    shipped = assemble(read_file(str(path), ReadOptions())).episodes
+    assert len(shipped) == 300
+    for number in range(5):
+        want, got = record_cartpole.record(env, rng, seed=number), shipped[number]
+        np.testing.assert_array_equal(got.actions, want["actions"])
+        np.testing.assert_allclose(got.observations, want["obs"], atol=1e-6)
+        assert got.terminated == want["terminated"]
+    returns = [e.rewards.sum() for e in shipped]
+    assert min(returns) < 20
+    assert max(returns) > 450

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import logging
 from pathlib import Path
 
 import ray
@@ -51,7 +52,8 @@ def main() -> None:
     out = Path(args.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     ray.init(num_cpus=max(2, torch.get_num_threads()), include_dashboard=False)
-    algo = make_config(args.data).debugging(seed=args.seed).build_algo()
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    algo = make_config(args.data).debugging(seed=args.seed, log_level="ERROR").build_algo()
     with tqdm(total=args.updates, unit="update", desc="training") as bar:
         while bar.n < args.updates:
             learner = algo.train()["learners"]["default_policy"]
