@@ -61,8 +61,8 @@ def load_pretrained(folder: str | Path, **overrides: Any) -> DecisionTransformer
         ValueError: the files hold another model, or weights that do not fit.
     """
     folder = Path(folder)
-    weights = _read_weights(folder)
     settings = pretrained_settings(folder)
+    weights = _read_weights(folder)
     has_positions = settings["n_positions"] is not None and "encoder.wpe.weight" in weights
     settings["n_positions"] = len(weights["encoder.wpe.weight"]) if has_positions else None
     network = DecisionTransformer(

@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rllib_dt.episodes.record import Episode
+from rllib_dt.episodes.record import DataError, Episode
 from rllib_dt.episodes.spaces import describe_space, step_layout
+from rllib_dt.runtime.readers.columns import array_from_values
+from rllib_dt.runtime.readers.parquet import EPISODE_COLUMNS
 
 FORMAT_VERSION = 1
 _BYTES_PER_FILE = 64 * 2**20
@@ -60,20 +62,36 @@ def _checked(
     episodes: Iterable[Mapping[str, Any]], observation_space: gym.Space, action_space: gym.Space
 ) -> Iterator[Episode]:
     for number, given in enumerate(episodes):
-        episode = Episode(
-            id=str(given.get("episode_id", number)),
-            source="write_episodes",
-            observations=np.asarray(given["obs"]),
-            actions=np.asarray(given["actions"]),
-            rewards=np.asarray(given["rewards"], np.float64),
-            terminated=bool(given["terminated"]),
-            truncated=bool(given["truncated"]),
-        )
+        episode = _episode(given, str(given.get("episode_id", number)))
         if not (episode.terminated or episode.truncated):
             raise episode.error(
                 "it is neither terminated nor truncated", "write whole episodes only"
             )
         yield episode.conform(observation_space, action_space)
+
+
+def _episode(given: Mapping[str, Any], name: str) -> Episode:
+    missing = [column for column in EPISODE_COLUMNS if column not in given]
+    if missing:
+        raise DataError(
+            "write_episodes",
+            f"{missing} are missing; it has {sorted(given)}",
+            f"give {', '.join(EPISODE_COLUMNS)}",
+            episode=name,
+        )
+    where = f"write_episodes, episode {name}"
+    observations, actions, rewards = (
+        array_from_values(given[column], where, column) for column in ("obs", "actions", "rewards")
+    )
+    return Episode(
+        id=name,
+        source="write_episodes",
+        observations=observations,
+        actions=actions,
+        rewards=rewards.astype(np.float64),
+        terminated=bool(given["terminated"]),
+        truncated=bool(given["truncated"]),
+    )
 
 
 def _batches(episodes: Iterable[Episode]) -> Iterator[list[Episode]]:

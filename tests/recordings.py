@@ -13,11 +13,13 @@ import msgpack_numpy
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from gymnasium.spaces import Box
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.compression import pack
 
 from rllib_dt import write_episodes
+from rllib_dt.episodes.record import DataError
 from rllib_dt.runtime.readers.files import ReadOptions, find_files, read_file
 from rllib_dt.runtime.readers.fragments import assemble
 
@@ -31,6 +33,11 @@ def read(inputs, incomplete="error", **options):
     files = find_files(inputs)
     fragments = (f for path, _ in files for f in read_file(path, ReadOptions(**options)))
     return assemble(fragments, incomplete)
+
+
+def refused(match):
+    """Expects a DataError whose message fits the pattern."""
+    return pytest.raises(DataError, match=match)
 
 
 def arrays(number, length, start=0):
@@ -161,15 +168,15 @@ def write_states(path, states):
 
 def write_d4rl(path, lengths, *, terminals=(), timeouts=(), **changes):
     """Episodes 0, 1, … end to end in D4RL's layout; `terminals` and `timeouts` name the steps
-    that have the flag, `timeouts=None` leaves the array out, `changes` replace arrays."""
+    that have the flag, or are its array; `changes` replace arrays, None leaves one out."""
     made = [arrays(i, n) for i, n in enumerate(lengths)]
     steps = np.arange(sum(lengths))
     data = dict(
         observations=np.concatenate([a["obs"][:-1] for a in made]).astype(np.float32),
         actions=np.concatenate([a["actions"] for a in made]).astype(np.float32),
         rewards=np.concatenate([a["rewards"] for a in made]).astype(np.float32),
-        terminals=np.isin(steps, terminals),
-        timeouts=None if timeouts is None else np.isin(steps, timeouts),
+        terminals=np.isin(steps, terminals) if isinstance(terminals, tuple) else terminals,
+        timeouts=np.isin(steps, timeouts) if isinstance(timeouts, tuple) else timeouts,
     )
     with h5py.File(path, "w") as file:
         for name, values in (data | changes).items():

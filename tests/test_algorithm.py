@@ -418,6 +418,7 @@ def test_relative_paths_are_meant_from_where_they_are_given(tiny_data, tmp_path,
         str(tmp_path / "a" / "*.json"),
         "s3://b/c",
     ]
+    assert DTConfig().offline_data(input_=tmp_path / "c").input_ == str(tmp_path / "c")
     config.rl_module(model_config={"pretrained": "hf"})
     assert config._model_config["pretrained"] == str(tmp_path / "hf")
 

@@ -35,6 +35,8 @@ def as_list(value: Any) -> Any:
 
 def absolute(paths: Any) -> Any:
     """Local paths as seen from here: Tune's trials run in folders of their own."""
+    if isinstance(paths, os.PathLike):
+        paths = os.fspath(paths)
     if isinstance(paths, str) and "://" not in paths and paths != "sampler":
         return os.path.abspath(os.path.expanduser(paths))
     return [absolute(path) for path in paths] if isinstance(paths, list | tuple) else paths

@@ -130,7 +130,7 @@ def _to_row(fragment: Fragment) -> dict[str, Any]:
     for name in _ARRAYS:
         value = getattr(fragment, name)
         if value is not None:
-            array = np.ascontiguousarray(value)
+            array = np.asarray(value, order="C")
             header[name] = [array.dtype.str, array.shape]
             row[name] = array.data.cast("B") if array.size else b""
     return {**row, "error": None, "header": json.dumps(header)}

@@ -39,6 +39,10 @@ def array_from_values(values: Any, source: str, name: str) -> Array:
         raise DataError(source, f"column {name!r} is ragged ({error})", _RAGGED) from error
     if array.dtype == object:
         raise DataError(source, f"column {name!r} holds values that are no numbers", _RAGGED)
+    if array.ndim == 0:
+        raise DataError(
+            source, f"column {name!r} holds one value", "record a list, one item a step"
+        )
     return array
 
 
@@ -50,15 +54,20 @@ def stack(arrays: list[Array], source: str, name: str) -> Array:
         raise DataError(source, f"column {name!r} is ragged: shapes {shapes}", _RAGGED) from error
 
 
-def array_from_arrow(column: pa.ChunkedArray, source: str, name: str) -> Array:
-    """(n, …) numbers from an Arrow column of numbers, lists, tensors or packed text."""
+def check_no_nulls(column: pa.ChunkedArray, source: str, name: str) -> None:
+    """Raises a DataError that names the first row without a value."""
     if column.null_count:
-        row = next(i for i, value in enumerate(column.is_null()) if value.as_py())
+        row = pc.index(column.is_null(), True).as_py()
         raise DataError(
             source,
             f"column {name!r} has {column.null_count} missing values, the first in row {row}",
             "remove the rows or fill the values in",
         )
+
+
+def array_from_arrow(column: pa.ChunkedArray, source: str, name: str) -> Array:
+    """(n, …) numbers from an Arrow column of numbers, lists, tensors or packed text."""
+    check_no_nulls(column, source, name)
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
         return stack([unpack(v, source, name) for v in column.to_pylist()], source, name)
@@ -78,14 +87,15 @@ def _chunk(chunk: pa.Array, source: str, name: str) -> Array:
         # Ray Data's tensor columns; one row of the variable kind is an array of its own
         values = chunk.to_numpy(zero_copy_only=False)
         return stack(list(values), source, name) if values.dtype == object else values
-    if _is_list(chunk.type):
+    if is_list(chunk.type):
         return _list_chunk(chunk, source, name)
     if pa.types.is_boolean(chunk.type) or pa.types.is_primitive(chunk.type):
         return chunk.to_numpy(zero_copy_only=False)
     raise DataError(source, f"column {name!r} is of type {chunk.type}", "record numbers")
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Whether each value is a list, of whatever kind."""
     return (
         pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     )

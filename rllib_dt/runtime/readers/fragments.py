@@ -88,6 +88,8 @@ class StepTable:
                 f"its columns have different lengths: {lengths}",
                 "record every column at every step",
             )
+        if not len(self.rewards):
+            raise DataError(self.source, "it is empty", "remove it from the input")
 
     def fragments(self) -> Iterator[Fragment]:
         """Splits at ends, and groups by episode where ids are given, in order of appearance."""
@@ -142,6 +144,19 @@ class StepTable:
             marks_end=self.truncateds is not None or key is None,
             may_drop_tail=self.may_drop_tail,
         )
+
+
+def one_a_step(values: Array, name: str, source: str) -> Array:
+    """(n,) from (n,) or (n, 1); DataError for any other shape."""
+    if values.ndim == 2 and values.shape[1] == 1:
+        return values[:, 0]
+    if values.ndim != 1:
+        raise DataError(
+            source,
+            f"{name} have shape {values.shape}, wanted (n,)",
+            "record one number for each step",
+        )
+    return values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 
 from rllib_dt.episodes.record import DataError
-from rllib_dt.runtime.readers.fragments import Fragment, StepTable
+from rllib_dt.runtime.readers.fragments import Fragment, StepTable, one_a_step
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
 
@@ -31,23 +31,20 @@ def read_d4rl(file: Any, source: str, time_limit: int | None) -> Iterator[Fragme
                 )
             arrays = {name: data[name][()] for name in _REQUIRED}
             timeouts = data["timeouts"][()] if "timeouts" in data else None
-    except OSError as error:
+    except (OSError, LookupError, RuntimeError, TypeError, OverflowError) as error:
         raise DataError(
             source, f"it is no whole HDF5 file ({error})", "copy or download it again"
         ) from error
-    steps = len(arrays["rewards"])
-    if steps == 0:
-        raise DataError(source, "it is empty", "remove it from the input")
-    terminals = arrays["terminals"].reshape(steps).astype(bool)
+    terminals = one_a_step(arrays["terminals"], "terminals", source).astype(bool)
     if timeouts is None:
         timeouts = _timeouts(terminals, time_limit, source)
     table = StepTable(
         source=source,
         observations=arrays["observations"],
         actions=arrays["actions"],
-        rewards=arrays["rewards"].reshape(steps),
+        rewards=one_a_step(arrays["rewards"], "rewards", source),
         terminateds=terminals,
-        truncateds=timeouts.reshape(steps).astype(bool),
+        truncateds=one_a_step(timeouts, "timeouts", source).astype(bool),
         may_drop_tail=True,
     )
     yield from table.fragments()

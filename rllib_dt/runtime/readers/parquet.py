@@ -1,6 +1,6 @@
 """Parquet: our canonical episodes, RLlib's serialised episodes, or one row a step."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgpack
@@ -10,11 +10,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rllib_dt.episodes.record import DataError
-from rllib_dt.runtime.readers.columns import array_from_arrow
+from rllib_dt.runtime.readers.columns import array_from_arrow, check_no_nulls, is_list
 from rllib_dt.runtime.readers.fragments import Fragment
 from rllib_dt.runtime.readers.steps import OPTIONAL, REQUIRED, check_columns, step_table
 
 Array = NDArray[Any]
+
+# what damaged or foreign msgpack bytes raise on their way to a fragment
+_NO_EPISODE = (ValueError, LookupError, TypeError, AttributeError, msgpack.UnpackException)
 
 EPISODE_COLUMNS = ("obs", "actions", "rewards", "terminated", "truncated")
 
@@ -29,19 +32,24 @@ def read_parquet(file: Any, source: str, names: Mapping[str, str]) -> Iterator[F
     """
     try:
         parquet = pq.ParquetFile(file)
-    except pa.ArrowInvalid as error:
+        if parquet.metadata.num_rows == 0:
+            raise DataError(source, "it is empty", "remove it from the input")
+        yield from _layout(parquet.schema_arrow, names)(parquet, source, names)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             source, f"it is no whole Parquet file ({error})", "copy or record it again"
         ) from error
-    present = set(parquet.schema_arrow.names)
-    if parquet.metadata.num_rows == 0:
-        raise DataError(source, "it is empty", "remove it from the input")
-    if all(names.get(name, name) in present for name in EPISODE_COLUMNS):
-        yield from _canonical(parquet, source, names)
-    elif present == {"item"} and pa.types.is_binary(parquet.schema_arrow.field("item").type):
-        yield from _serialized(parquet, source)
-    else:
-        yield from _steps(parquet, source, names)
+
+
+def _layout(schema: pa.Schema, names: Mapping[str, str]) -> Callable[..., Iterator[Fragment]]:
+    if all(names.get(name, name) in schema.names for name in EPISODE_COLUMNS):
+        # a row a step may have the same names (input_read_schema), but it holds one reward
+        rewards = schema.field(names.get("rewards", "rewards")).type
+        if is_list(rewards) or isinstance(rewards, pa.BaseExtensionType):
+            return _canonical
+    if schema.names == ["item"] and pa.types.is_binary(schema.field("item").type):
+        return _serialized
+    return _steps
 
 
 def _canonical(
@@ -51,37 +59,43 @@ def _canonical(
     for batch in parquet.iter_batches(batch_size=256):
         table = pa.Table.from_batches([batch])
         columns = {name: table[names.get(name, name)] for name in EPISODE_COLUMNS}
+        for name in ("terminated", "truncated"):
+            check_no_nulls(columns[name], source, names.get(name, name))
         ids = table["episode_id"] if "episode_id" in table.column_names else None
         for row in range(len(table)):
             key = str(ids[row].as_py()) if ids is not None else str(index)
             where = f"{source}, episode {key}"
             obs, actions, rewards = (
-                array_from_arrow(_items(columns[name], row, where, name), where, name)
-                for name in ("obs", "actions", "rewards")
+                _values(columns[name][row], where, name) for name in ("obs", "actions", "rewards")
             )
             index += 1
-            steps = len(rewards)
+            one_more = len(obs) == len(rewards) + 1
             yield Fragment(
                 source=source,
                 key=key,
                 start=0,
-                observations=obs[:steps],
+                observations=obs[:-1] if one_more else obs,
                 actions=actions,
                 rewards=rewards,
-                next_observation=obs[steps] if len(obs) > steps else None,
+                next_observation=obs[-1] if one_more else None,
                 terminated=bool(columns["terminated"][row].as_py()),
                 truncated=bool(columns["truncated"][row].as_py()),
             )
 
 
-def _items(column: pa.ChunkedArray, row: int, source: str, name: str) -> pa.ChunkedArray:
-    values = column[row].values if column[row].is_valid else None
+def _values(episode: pa.Scalar, source: str, name: str) -> Array:
+    """(T, …) numbers of one row: a list of steps, or one of Ray Data's tensors."""
+    if isinstance(episode, pa.ExtensionScalar):
+        return np.asarray(episode.as_py())
+    values = episode.values if is_list(episode.type) else None
     if values is None or len(values) == 0:
-        raise DataError(source, f"{name} are empty", "remove the episode")
-    return pa.chunked_array([values])
+        raise DataError(source, f"{name} are no list of steps, or empty", "remove the episode")
+    return array_from_arrow(pa.chunked_array([values]), source, name)
 
 
-def _serialized(parquet: pq.ParquetFile, source: str) -> Iterator[Fragment]:
+def _serialized(
+    parquet: pq.ParquetFile, source: str, names: Mapping[str, str]
+) -> Iterator[Fragment]:
     row = 0
     for batch in parquet.iter_batches(batch_size=64, columns=["item"]):
         for item in batch.column(0):
@@ -90,7 +104,7 @@ def _serialized(parquet: pq.ParquetFile, source: str) -> Iterator[Fragment]:
                     item.as_py(), object_hook=_decode_array, strict_map_key=False
                 )
                 yield _fragment_from_state(state, source)
-            except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+            except _NO_EPISODE as error:
                 raise DataError(
                     source,
                     f"row {row} is no episode that RLlib serialised ({error!r})",
@@ -114,10 +128,13 @@ def _decode_array(value: dict) -> Any:
 
 def _fragment_from_state(state: dict, source: str) -> Fragment:
     observations, actions, rewards = (
-        np.asarray(state[name]["data"])[state[name].get("lookback", 0) :]
-        for name in ("observations", "actions", "rewards")
+        _after_lookback(state[name], name) for name in ("observations", "actions", "rewards")
     )
     steps = len(rewards)
+    if not len(observations) - 1 == len(actions) == steps:
+        raise ValueError(
+            f"{len(observations)} observations, {len(actions)} actions and {steps} rewards"
+        )
     return Fragment(
         source=source,
         key=str(state["id_"]),
@@ -131,6 +148,14 @@ def _fragment_from_state(state: dict, source: str) -> Fragment:
     )
 
 
+def _after_lookback(buffer: dict, name: str) -> Array:
+    # the lookback repeats the end of the chunk before
+    values = np.asarray(buffer["data"])
+    if values.dtype == object:
+        raise ValueError(f"its {name} are no numbers, or of several shapes")
+    return values[buffer.get("lookback", 0) :]
+
+
 def _steps(parquet: pq.ParquetFile, source: str, names: Mapping[str, str]) -> Iterator[Fragment]:
     present = set(parquet.schema_arrow.names)
     check_columns(present, names, source)
@@ -139,10 +164,11 @@ def _steps(parquet: pq.ParquetFile, source: str, names: Mapping[str, str]) -> It
     columns = {}
     for name in wanted:
         column = table[names.get(name, name)]
-        if name == "eps_id":
-            columns[name] = column.to_numpy(zero_copy_only=False)
-        elif column.null_count == len(column) and name in OPTIONAL:
+        if name in OPTIONAL and column.null_count == len(column):
             continue
+        if name == "eps_id":  # of any type that can be compared
+            check_no_nulls(column, source, names.get(name, name))
+            columns[name] = column.to_numpy(zero_copy_only=False)
         else:
             columns[name] = array_from_arrow(column, source, names.get(name, name))
     yield from step_table(columns, source).fragments()

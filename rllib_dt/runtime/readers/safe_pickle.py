@@ -67,6 +67,8 @@ def load_array(data: bytes) -> np.ndarray:
             f"it holds a {type(value).__module__}.{type(value).__name__}; only numpy arrays are "
             "read from pickles"
         )
+    if value.dtype.hasobject:
+        raise RefusedPickleError("it holds a numpy array of Python objects; wanted numbers")
     return np.asarray(value)
 
 

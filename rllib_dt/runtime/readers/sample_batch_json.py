@@ -4,10 +4,12 @@ import gzip
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from rllib_dt.episodes.record import DataError
@@ -17,22 +19,34 @@ from rllib_dt.runtime.readers.steps import OPTIONAL, REQUIRED, check_columns, st
 
 Array = NDArray[Any]
 
+# what damaged bytes raise: in gzip and zip, in UTF-8, in seeking outside of the file
+_DAMAGED = (
+    EOFError,
+    OSError,
+    RuntimeError,
+    UnicodeDecodeError,
+    pa.ArrowInvalid,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
 
 def read_sample_batches(file: Any, source: str, names: Mapping[str, str]) -> Iterator[Fragment]:
     """Fragments of a `.json`, `.jsonl`, `.json.gz` or `.zip` file of sample batches."""
-    for lines, name in _text_files(file, source):
-        columns = _columns(lines, name, names)
-        yield from step_table(columns, name).fragments()
+    try:
+        for lines, name in _text_files(file, source):
+            columns = _columns(lines, name, names)
+            yield from step_table(columns, name).fragments()
+    except _DAMAGED as error:
+        kind = source.rsplit(".", 1)[-1]
+        raise DataError(
+            source, f"it is no whole {kind} file ({error})", "copy or record it again"
+        ) from error
 
 
 def _text_files(file: Any, source: str) -> Iterator[tuple[Iterable[str], str]]:
     if source.endswith(".zip"):
-        try:
-            archive = zipfile.ZipFile(file)
-        except zipfile.BadZipFile as error:
-            raise DataError(
-                source, f"it is no whole zip file ({error})", "copy it again"
-            ) from error
+        archive = zipfile.ZipFile(file)
         members = [m for m in archive.namelist() if m.endswith((".json", ".jsonl"))]
         members = [m for m in members if not m.startswith("__MACOSX")]
         if not members:
@@ -53,10 +67,16 @@ def _columns(lines: Iterable[str], source: str, names: Mapping[str, str]) -> dic
     present = set.intersection(*(set(batch) for batch in batches))
     check_columns(present, names, source)
     columns = {}
+    lengths: list[int] | None = None
     for name in (*REQUIRED, *OPTIONAL):
         theirs = names.get(name, name)
         if theirs in present:
-            parts = [array_from_values(batch[theirs], source, theirs) for batch in batches]
+            if name == "eps_id":  # of any kind; text is no packed array here
+                parts = [np.asarray(batch[theirs]) for batch in batches]
+            else:
+                parts = [array_from_values(batch[theirs], source, theirs) for batch in batches]
+            lengths = lengths or [len(part) for part in parts]
+            _check_lengths(lengths, parts, source, theirs)
             if len({part.shape[1:] for part in parts}) > 1:
                 shapes = sorted({part.shape[1:] for part in parts})
                 raise DataError(
@@ -66,6 +86,18 @@ def _columns(lines: Iterable[str], source: str, names: Mapping[str, str]) -> dic
                 )
             columns[name] = np.concatenate(parts)
     return columns
+
+
+def _check_lengths(lengths: list[int], parts: list[Array], source: str, name: str) -> None:
+    # batch by batch, or what one lacks could be made up for by another and steps would shift
+    for number, (length, part) in enumerate(zip(lengths, parts, strict=True), 1):
+        if len(part) != length:
+            raise DataError(
+                source,
+                f"its columns have different lengths: batch {number} has {len(part)} values of "
+                f"{name!r}, but {length} of the column before",
+                "record every column at every step",
+            )
 
 
 def _batch(line: str, number: int, source: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_dt.episodes.record import DataError
-from rllib_dt.runtime.readers.fragments import StepTable
+from rllib_dt.runtime.readers.fragments import StepTable, one_a_step
 
 Array = NDArray[Any]
 
@@ -36,24 +36,22 @@ def check_columns(present: Any, names: Mapping[str, str], source: str) -> None:
 
 def step_table(columns: Mapping[str, Array], source: str) -> StepTable:
     """A table from columns under RLlib's names."""
-    count = len(columns["rewards"])
     if "terminateds" in columns:
         terminateds, truncateds = columns["terminateds"], columns.get("truncateds")
     else:
         # `dones` of the old stack: terminated, or cut at a time limit, without saying which
-        terminateds, truncateds = columns.get("dones", np.zeros(count, bool)), None
+        unmarked = np.zeros(len(columns["rewards"]), bool)
+        terminateds, truncateds = columns.get("dones", unmarked), None
+    if truncateds is not None:
+        truncateds = one_a_step(truncateds, "truncateds", source).astype(bool)
     return StepTable(
         source=source,
         observations=columns["obs"],
         actions=columns["actions"],
-        rewards=np.asarray(columns["rewards"]).reshape(count, -1)[:, 0],
-        terminateds=_flags(terminateds, count),
-        truncateds=None if truncateds is None else _flags(truncateds, count),
+        rewards=one_a_step(columns["rewards"], "rewards", source),
+        terminateds=one_a_step(terminateds, "end flags", source).astype(bool),
+        truncateds=truncateds,
         episode_ids=columns.get("eps_id"),
         timesteps=columns.get("t"),
         next_observations=columns.get("new_obs"),
     )
-
-
-def _flags(values: Array, count: int) -> Array:
-    return np.asarray(values).reshape(count, -1)[:, 0].astype(bool)

@@ -1,0 +1,82 @@
+"""The given recordings read to exactly the episodes, steps and returns that their README states."""
+
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete
+
+from tests.recordings import read
+
+PENDULUM = Box(-np.inf, np.inf, (3,)), Box(-2.0, 2.0, (1,))
+
+
+def returns(episodes):
+    return np.array([np.sum(e.rewards, dtype=np.float64) for e in episodes])
+
+
+def whole_episodes(path):
+    assembly = read(path)
+    assert assembly.dropped == []
+    return assembly.episodes
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "number", "mean", "std", "low", "high"),
+    [
+        ("hopper-medium", 200_571, 215, 2636, 497, 290, 2959),
+        ("hopper-medium-replay", 200_075, 392, 1430, 1204, 4, 3003),
+        ("hopper-expert", 100_586, 108, 3481, 521, 1339, 3773),
+        ("halfcheetah-medium", 200_000, 200, 2140, 229, 227, 2444),
+        ("halfcheetah-medium-replay", 200_000, 200, 932, 939, -571, 2398),
+        ("halfcheetah-expert", 100_000, 100, 3618, 109, 3271, 3892),
+    ],
+)
+@pytest.mark.semantics(30)
+def test_mujoco_files_read_as_stated(shared_data, name, steps, number, mean, std, low, high):
+    episodes = whole_episodes(shared_data / "mujoco" / f"{name}.hdf5")
+    assert (len(episodes), sum(map(len, episodes))) == (number, steps)
+    got = returns(episodes)
+    assert np.rint([got.mean(), got.std(), got.min(), got.max()]).tolist() == [mean, std, low, high]
+    sizes = (11, 3) if name.startswith("hopper") else (17, 6)
+    spaces = Box(-np.inf, np.inf, sizes[:1]), Box(-1.0, 1.0, sizes[1:])
+    assert all(e.conform(*spaces).actions.shape == (len(e), sizes[1]) for e in episodes)
+
+
+def test_both_forms_of_cartpole_read_to_the_same_episodes(shared_data):
+    spaces = Box(-np.inf, np.inf, (4,)), Discrete(2)
+    old, steps = (
+        [e.conform(*spaces) for e in whole_episodes(shared_data / "rllib" / name)]
+        for name in ("cartpole-large.json", "cartpole-v1_large")
+    )
+    assert (len(old), sum(map(len, old))) == (21, 4137)
+    got = returns(old)
+    assert (got.min(), got.max(), got.mean()) == (137, 200, 197)
+    by_id = {e.id: e for e in steps}
+    assert len(by_id) == len(steps) == 21
+    for episode in old:
+        other = by_id[episode.id]
+        assert (episode.terminated, episode.truncated) == (other.terminated, other.truncated)
+        np.testing.assert_array_equal(episode.observations, other.observations)
+        np.testing.assert_array_equal(episode.actions, other.actions)
+        np.testing.assert_array_equal(episode.rewards, np.ones(len(episode)))
+
+
+@pytest.mark.parametrize(("quality", "mean"), [("medium", -524), ("expert", -175)])
+def test_pendulum_recordings_read_to_normalised_actions(shared_data, quality, mean):
+    episodes = whole_episodes(shared_data / "rllib" / f"pendulum_{quality}_sac_50eps.zip")
+    assert [len(e) for e in episodes] == [200] * 50
+    assert round(returns(episodes).mean()) == mean
+    assert not any(e.terminated for e in episodes)
+    for episode in episodes:
+        assert np.abs(episode.actions).max() <= 1
+        conforming = episode.conform(*PENDULUM, actions_normalized=True)
+        np.testing.assert_allclose(conforming.actions, 2 * episode.actions, atol=1e-6)
+
+
+def test_pendulum_replay_reads_to_actions_in_the_environments_units(shared_data):
+    episodes = whole_episodes(shared_data / "rllib" / "pendulum_replay_v1.1.0.zip")
+    assert [len(e) for e in episodes] == [199] * 500
+    assert all(e.terminated for e in episodes)
+    got = returns(episodes)
+    assert (round(got.min()), round(got.max(), 1)) == (-1778, -0.7)
+    largest = max(np.abs(e.conform(*PENDULUM).actions).max() for e in episodes)
+    assert 1.9 < largest <= 2
