@@ -33,11 +33,11 @@ def job(name: str, data: list[str]) -> Job:
     if name == "cartpole":
         return Job(config=cartpole_dt.make_config(data), updates=1000, episodes=20)
     if name == "pendulum":
-        return Job(config=pendulum_dt.make_config(data), updates=3000, episodes=20)
+        return Job(config=pendulum_dt.make_config(data), updates=2000, episodes=20)
     if name == "pendulum-replay":
         config = pendulum_dt.make_config(data, normalized=False)
         config.evaluation(target_returns=[-1200.0, -600.0, -150.0])
-        return Job(config=config, updates=3000, episodes=20)
+        return Job(config=config, updates=2000, episodes=20)
     if name == "hopper":
         return Job(config=hopper_dt.make_config(data), updates=5000, episodes=10)
     if name == "halfcheetah":
