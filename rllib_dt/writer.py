@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from rllib_dt.episodes.record import DataError, Episode
 from rllib_dt.episodes.spaces import describe_space, step_layout
 from rllib_dt.runtime.readers.columns import array_from_values
-from rllib_dt.runtime.readers.parquet import EPISODE_COLUMNS
+from rllib_dt.runtime.readers.parquet import EPISODE_COLUMNS, FORMAT_VERSION
 
-FORMAT_VERSION = 1
 _BYTES_PER_FILE = 64 * 2**20
 
 

@@ -217,8 +217,10 @@ def test_states_can_be_taken_and_set(cluster, tiny_data):
     other.stop()
 
 
-def test_resuming_goes_on_as_if_nothing_had_happened(cluster, tiny_data, tmp_path):
+@pytest.mark.parametrize("seed", [5, None])
+def test_resuming_goes_on_as_if_nothing_had_happened(cluster, tiny_data, tmp_path, seed):
     config = tiny_config(tiny_data[0], **NO_DROPOUT).training(warmup_steps=20)
+    config.debugging(seed=seed)
     whole = config.build_algo()
     learner_results(whole, 2)
     path = whole.save_to_path(tmp_path / "ck")

@@ -274,3 +274,17 @@ def test_folders_patterns_and_lists_name_files_in_a_fixed_order(tmp_path):
     assert found(f"file://{tmp_path}") == ["a.json", "b/10.json", "b/2.json"]
     assert found(f"{tmp_path}/b/*.json") == ["b/10.json", "b/2.json"]
     assert found([f"{tmp_path}/b", f"{tmp_path}/a.json"]) == ["b/10.json", "b/2.json", "a.json"]
+
+
+def test_a_file_of_a_later_format_version_is_refused(tmp_path):
+    (path,) = write_episodes(
+        [dict(obs=[[1.0]], actions=[0], rewards=[1.0], terminated=True, truncated=False)],
+        tmp_path / "d",
+        Box(-9, 9, (1,)),
+        Discrete(2),
+    )
+    table = pq.read_table(path)
+    later = json.loads(table.schema.metadata[b"rllib_dt"]) | {"version": 2}
+    pq.write_table(table.replace_schema_metadata({"rllib_dt": json.dumps(later)}), path)
+    with rec.refused(r"format version 2, this rllib_dt reads up to 1; upgrade"):
+        read(path)

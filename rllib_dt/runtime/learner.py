@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class DTTorchLearner(TorchLearner):
         self._num_steps = 0
         self._sampler: WindowSampler | None = None
         self._source: WindowSource | None = None
+        self._seed: int | None = None
         super().build()
         self._lr_schedule = Scheduler(self.config.lr, framework=self.framework)
         module = self.module[DEFAULT_MODULE_ID].unwrapped()
@@ -71,7 +73,10 @@ class DTTorchLearner(TorchLearner):
     ) -> Iterator[MultiAgentBatch]:
         if self._sampler is None:
             source: WindowSource = training_data.data_iterators[0]
-            self._source = source
+            if self._seed is not None:
+                # of the run that is resumed, which may have been drawn for want of a given one
+                source = replace(source, seed=self._seed)
+            self._source, self._seed = source, source.seed
             self._sampler = source.sampler(stream=self._rank)
         return self._batches(num_iters)
 
@@ -226,7 +231,11 @@ class DTTorchLearner(TorchLearner):
     ) -> Any:
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component(_COUNTERS, components, not_components):
-            state[_COUNTERS] = {"updates": self._num_updates, "steps": self._num_steps}
+            state[_COUNTERS] = {
+                "updates": self._num_updates,
+                "steps": self._num_steps,
+                "seed": self._seed,
+            }
         return state
 
     @override(Learner)
@@ -237,6 +246,7 @@ class DTTorchLearner(TorchLearner):
         if _COUNTERS in state:
             self._num_updates = state[_COUNTERS]["updates"]
             self._num_steps = state[_COUNTERS]["steps"]
+            self._seed, self._sampler = state[_COUNTERS]["seed"], None
 
     @property
     def _world_size(self) -> int:

@@ -1,5 +1,6 @@
 """Parquet: our canonical episodes, RLlib's serialised episodes, or one row a step."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ Array = NDArray[Any]
 # what damaged or foreign msgpack bytes raise on their way to a fragment
 _NO_EPISODE = (ValueError, LookupError, TypeError, AttributeError, msgpack.UnpackException)
 
+FORMAT_VERSION = 1
 EPISODE_COLUMNS = ("obs", "actions", "rewards", "terminated", "truncated")
 
 
@@ -55,6 +57,7 @@ def _layout(schema: pa.Schema, names: Mapping[str, str]) -> Callable[..., Iterat
 def _canonical(
     parquet: pq.ParquetFile, source: str, names: Mapping[str, str]
 ) -> Iterator[Fragment]:
+    _check_version(parquet.schema_arrow, source)
     index = 0
     for batch in parquet.iter_batches(batch_size=256):
         table = pa.Table.from_batches([batch])
@@ -81,6 +84,16 @@ def _canonical(
                 terminated=bool(columns["terminated"][row].as_py()),
                 truncated=bool(columns["truncated"][row].as_py()),
             )
+
+
+def _check_version(schema: pa.Schema, source: str) -> None:
+    written = json.loads((schema.metadata or {}).get(b"rllib_dt", b"{}")).get("version", 1)
+    if written > FORMAT_VERSION:
+        raise DataError(
+            source,
+            f"it is of format version {written}, this rllib_dt reads up to {FORMAT_VERSION}",
+            "upgrade rllib_dt",
+        )
 
 
 def _values(episode: pa.Scalar, source: str, name: str) -> Array:
