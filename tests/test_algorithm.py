@@ -1,33 +1,18 @@
-"""DT as an RLlib algorithm: learning, reporting, saving, restoring."""
+"""DT as an RLlib algorithm: learning, reporting, and refusing what cannot work."""
 
 import math
 import pickle
-import shutil
 
 import numpy as np
 import pytest
 import ray
 import torch
 from gymnasium.spaces import Box
-from ray.rllib.algorithms.algorithm import Algorithm
 
-from rllib_dt import DT, DTConfig, DTModelConfig, write_episodes
-from rllib_dt.huggingface import load_pretrained, save_pretrained
-from rllib_dt.network.network import DecisionTransformer
+from rllib_dt import DT, DTConfig, write_episodes
 from rllib_dt.runtime.learner import NonFiniteLossError, warmup_factor
-from tests.conftest import TINY, cartpole_config, make_episodes, tiny_config
-
-NO_DROPOUT = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-
-
-def learner_results(algo, times=1):
-    for _ in range(times):
-        result = algo.train()
-    return result["learners"]["default_policy"]
-
-
-def weights(algo):
-    return {k: v.clone() for k, v in algo.get_module().network.state_dict().items()}
+from tests.conftest import cartpole_config, make_episodes, tiny_config
+from tests.training import NO_DROPOUT, learner_results, same, weights
 
 
 def use_sgd(learner):
@@ -37,10 +22,6 @@ def use_sgd(learner):
     new = torch.optim.SGD(old.param_groups[0]["params"], lr=1.0)
     learner._named_optimizers[name] = new
     learner._optimizer_parameters[new] = learner._optimizer_parameters.pop(old)
-
-
-def same(a, b):
-    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.fixture
@@ -177,63 +158,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_weights(algo, tm
     restored.stop()
 
 
-@pytest.mark.trap(1)
-@pytest.mark.semantics(27, 28)
-@pytest.mark.parametrize("runners", [0, 1])
-def test_an_evaluation_after_restoring_equals_the_one_before_saving(cluster, tmp_path, runners):
-    config = cartpole_config().evaluation(evaluation_num_env_runners=runners)
-    algo = config.training(return_scale=77.0).build_algo()
-    algo.train()
-    before, kept = algo.evaluate(), weights(algo)
-    path = algo.save_to_path(tmp_path / "ck")
-    algo.train()
-    moved = weights(algo)
-    assert not same(kept, moved)
-    # into the same algorithm, whose weights are newer than the checkpoint's
-    algo.restore_from_path(path)
-    assert same(weights(algo), kept)
-    assert algo.evaluate() == before
-    assert algo.iteration == 1
-    algo.stop()
-    for restore in (DT.from_checkpoint, Algorithm.from_checkpoint):
-        other = restore(path)
-        assert type(other) is DT
-        assert same(weights(other), kept)
-        assert weights(other)["return_scale"] == 77.0
-        assert other.evaluate() == before
-        assert other.train()["training_iteration"] == 2
-        other.stop()
-
-
-@pytest.mark.trap(1)
-def test_states_can_be_taken_and_set(cluster, tiny_data):
-    algo, other = (tiny_config(tiny_data[0]).debugging(seed=s).build_algo() for s in (0, 1))
-    algo.train()
-    assert not same(weights(algo), weights(other))
-    other.set_state(algo.get_state())
-    assert same(weights(algo), weights(other))
-    assert other.iteration == 1
-    algo.stop()
-    other.stop()
-
-
-@pytest.mark.parametrize("seed", [5, None])
-def test_resuming_goes_on_as_if_nothing_had_happened(cluster, tiny_data, tmp_path, seed):
-    config = tiny_config(tiny_data[0], **NO_DROPOUT).training(warmup_steps=20)
-    config.debugging(seed=seed)
-    whole = config.build_algo()
-    learner_results(whole, 2)
-    path = whole.save_to_path(tmp_path / "ck")
-    want = learner_results(whole, 2)
-    resumed = DT.from_checkpoint(path)
-    got = learner_results(resumed, 2)
-    for name in ("action_loss", "learning_rate", "num_updates_lifetime", "num_passes_over_data"):
-        assert got[name] == want[name]
-    assert same(weights(whole), weights(resumed))
-    whole.stop()
-    resumed.stop()
-
-
 def test_a_remote_learner_trains_what_a_local_one_does(cluster, tiny_data):
     runs = []
     for learners in (0, 1):
@@ -291,46 +215,6 @@ def test_bf16_trains_to_nearly_the_same_loss(cluster, tiny_data):
     assert losses["bf16"] != losses["fp32"]
 
 
-@pytest.mark.semantics(28, 31)
-def test_training_and_evaluation_start_from_a_hugging_face_folder(cluster, tmp_path):
-    torch.manual_seed(4)
-    model = DTModelConfig(**(TINY | dict(max_ep_len=500, context_length=7) | NO_DROPOUT))
-    config = cartpole_config()
-    config.validate()
-    source = DecisionTransformer(model, config.observation_space, config.action_space)
-    source.set_normalization(torch.rand(4), torch.rand(4) + 0.5, 123.0)
-    save_pretrained(source, tmp_path / "hf")
-    algo = (
-        cartpole_config().rl_module(model_config={"pretrained": str(tmp_path / "hf")}).build_algo()
-    )
-    assert algo.config.dt_model_config.context_length == 7
-    assert algo.config.dt_model_config.hidden_size == TINY["hidden_size"]
-    assert same(weights(algo), load_pretrained(tmp_path / "hf").state_dict())
-    before = algo.evaluate()
-    algo.train()
-    assert not same(weights(algo), source.state_dict())
-    path = algo.save_to_path(tmp_path / "ck")
-    algo.stop()
-    shutil.rmtree(tmp_path / "hf")
-    restored = DT.from_checkpoint(path)  # without the folder
-    assert weights(restored)["return_scale"] == 123.0
-    restored.train()
-    restored.stop()
-    assert before["env_runners"]["num_episodes"] == 8
-    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
-        cartpole_config().rl_module(model_config={"pretrained": str(tmp_path / "hf")}).build_algo()
-
-
-def test_a_folder_for_other_spaces_is_refused(cluster, tmp_path):
-    model = DTModelConfig(**TINY)
-    source = DecisionTransformer(model, Box(-1, 1, (3,)), Box(-1.0, 1.0, (2,)))
-    save_pretrained(source, tmp_path / "hf")
-    config = cartpole_config().rl_module(model_config={"pretrained": str(tmp_path / "hf")})
-    config.rl_module(model_config={"pretrained": str(tmp_path / "hf"), "max_ep_len": 500})
-    with pytest.raises(ValueError, match="do not fit the environment's spaces"):
-        config.build_algo()
-
-
 @pytest.mark.semantics(20)
 def test_data_with_longer_episodes_than_the_model_counts_is_refused_at_set_up(cluster, tiny_data):
     with pytest.raises(ValueError, match=r"episode 1: it has 29 steps, max_ep_len is 28; raise"):
@@ -360,18 +244,6 @@ def test_the_data_can_be_narrowed_to_the_best_episodes(cluster, tiny_data):
     assert algo.offline_data.summary.return_max == pytest.approx(best)
     assert algo.offline_data.summary.num_steps <= 71 / 2
     algo.stop()
-
-
-@pytest.mark.trap(16)
-def test_a_config_survives_its_state(tiny_data):
-    config = tiny_config(tiny_data[0]).evaluation(target_returns=(5, 6), score_reference=(0, 1))
-    config.training(adam_betas=(0.9, 0.95), lr=[[0, 0.1], [10, 0.2]])
-    again = DTConfig.from_state(pickle.loads(pickle.dumps(config.get_state())))
-    ours = {
-        k: v for k, v in vars(config).items() if k not in ("algo_class", "_is_frozen", "policies")
-    }
-    theirs = vars(again)
-    assert {k for k, v in ours.items() if theirs[k] != v} == set()
 
 
 @pytest.mark.parametrize(
