@@ -58,7 +58,7 @@ def _in_ray_task() -> bool:
 
 
 _show_progress()
-# registers "DT". Not where Ray runs our functions: a reader needs neither torch nor RLlib, and
-# starts in a third of the time; there the algorithm is imported, and registered, at first use
+# registers "DT". Not where Ray runs our functions: a reader needs neither torch nor RLlib;
+# there the algorithm is imported, and registered, at first use
 if importlib.util.find_spec("ray") is not None and not _in_ray_task():
     importlib.import_module("rllib_dt.algorithm")

@@ -10,6 +10,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_dt import DTConfig, DTModelConfig, write_episodes
 from rllib_dt.runtime.connector import TARGET_RETURN
+from rllib_dt.runtime.dispatch import run_jobs
 from rllib_dt.runtime.evaluation import (
     EpisodeResult,
     make_jobs,
@@ -250,3 +251,33 @@ def test_an_evaluation_needs_an_environment(cluster, tiny_data):
     with pytest.raises(ValueError, match="no environment to evaluate in"):
         algo.evaluate()
     algo.stop()
+
+
+class SilentRunners:
+    """A group whose runners live and answer nothing, or die one after another."""
+
+    def __init__(self, healthy):
+        self._healthy = healthy
+        self.rounds = 0
+
+    def num_remote_env_runners(self):
+        return 2
+
+    def healthy_worker_ids(self):
+        return list(self._healthy[min(self.rounds, len(self._healthy) - 1)])
+
+    def foreach_env_runner(self, func, **kwargs):
+        self.rounds += 1
+        return []
+
+
+@pytest.mark.trap(3)
+@pytest.mark.parametrize(
+    ("healthy", "message"),
+    [([[1, 2]], "live, but none of 3 episodes"), ([[1, 2], [2], []], "no evaluation runner is")],
+)
+def test_an_evaluation_that_gets_nowhere_ends(cluster, healthy, message):
+    group = SilentRunners(healthy)
+    with pytest.raises(RuntimeError, match=message):
+        run_jobs(group, make_jobs([1.0], 3, seed=0), weights={})
+    assert group.rounds == max(1, len(healthy) - 1)

@@ -141,8 +141,7 @@ class DT(Algorithm):
 
     def _custom_metrics(self) -> dict[str, Any]:
         """What users' callbacks logged on the runners; forgotten at once, so never stale."""
-        logged = self.eval_env_runner_group.foreach_env_runner("get_metrics")
-        logged = [part() if callable(part) else part for part in logged]
+        logged = self.eval_env_runner_group.foreach_env_runner(lambda runner: runner.get_metrics())
         key = (EVALUATION_RESULTS, ENV_RUNNER_RESULTS)
         self.metrics.aggregate(logged, key=key)
         custom: dict[str, Any] = self.metrics.peek(key, default={}, latest_merged_only=True)

@@ -98,9 +98,9 @@ class Episode:
             DataError: on shapes that do not fit or actions outside the space.
         """
         observations = self._cast("observations", self.observations, observation_space)
-        actions = (
-            unsquash_actions(action_space, self.actions) if actions_normalized else (self.actions)
-        )
+        actions = self.actions
+        if actions_normalized:
+            actions = unsquash_actions(action_space, actions)
         actions = self._cast_shape("actions", actions, action_space)
         problem = out_of_space(action_space, actions)
         if problem:

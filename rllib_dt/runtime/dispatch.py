@@ -36,6 +36,11 @@ def run_jobs(group: Any, jobs: Sequence[EvaluationJob], weights: Any) -> list[Ep
             timeout_seconds=None,
         ):
             results.extend(part)
+        if len(missing_jobs(jobs, results)) == len(left) and group.healthy_worker_ids() == healthy:
+            raise RuntimeError(
+                f"the evaluation runners live, but none of {len(left)} episodes came back; see "
+                "their errors above"
+            )
     return results
 
 

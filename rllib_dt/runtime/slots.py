@@ -42,9 +42,6 @@ class SlotEnvs(ABC):
     def step(self, actions: Mapping[int, Any]) -> dict[int, StepResult]:
         """Steps the given slots."""
 
-    def close(self) -> None:
-        self.vector.close()
-
 
 class InProcessEnvs(SlotEnvs):
     """Steps the environments one after another; slots without a job rest."""
