@@ -182,7 +182,7 @@ def test_two_learners_take_the_gradient_of_all_their_valid_steps(cluster, tiny_d
     network = algo.get_module().network
     before = weights(algo)
     (source, *_rest) = algo.offline_data.sample(8)
-    batches = [source.sampler(stream).sample(0) for stream in (0, 1)]
+    batches = [source.sampler(stream, 2).sample(0) for stream in (0, 1)]
     valid = [int(b["loss_mask"].sum()) for b in batches]
     assert valid[0] != valid[1]
     joined = {k: torch.as_tensor(np.concatenate([b[k] for b in batches])) for k in batches[0]}

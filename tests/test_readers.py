@@ -250,7 +250,7 @@ def test_d4rl_columns_of_width_one_are_read(tmp_path):
 def test_statistics_come_from_the_episodes_that_are_left(tmp_path):
     path = rec.write_d4rl(tmp_path / "a.hdf5", (5, 7, 3), terminals=(4, 11))
     episodes = [e.conform(OBSERVATIONS, ACTIONS) for e in read(path).episodes]
-    statistics = EpisodePool.from_episodes(episodes).normalization()
+    statistics = EpisodePool.from_episodes(episodes).statistics().normalization()
     kept = np.concatenate([arrays(n, length)["obs"][:-1] for n, length in [(0, 5), (1, 7)]])
     np.testing.assert_allclose(statistics.observation_mean, kept.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(statistics.observation_std, kept.std(axis=0) + 1e-6, rtol=1e-12)

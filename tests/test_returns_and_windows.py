@@ -207,23 +207,24 @@ def test_statistics_come_from_exactly_the_steps_trained_on():
     episodes = [episode(3, number=2, extra_observation=True), episode(5, number=4)]
     pool = EpisodePool.from_episodes(episodes)
     steps = np.concatenate([e.observations[: len(e)] for e in episodes]).astype(np.float64)
-    got = pool.normalization()
+    got = pool.statistics().normalization()
     np.testing.assert_allclose(got.observation_mean, steps.mean(0))
     np.testing.assert_allclose(got.observation_std, steps.std(0) + 1e-6)
     assert got.return_scale == 5.0
-    assert pool.normalization(1000.0).return_scale == 1000.0
-    assert EpisodePool.from_episodes([episode(2, reward=[0, 0])]).normalization().return_scale == 1
+    assert pool.statistics().normalization(1000.0).return_scale == 1000.0
+    zero = EpisodePool.from_episodes([episode(2, reward=[0, 0])])
+    assert zero.statistics().normalization().return_scale == 1
 
 
 def test_the_summary_says_what_is_there():
     pool = EpisodePool.from_episodes([episode(n, reward=np.full(n, 2.0)) for n in (1, 3, 11)])
-    summary = pool.summary()
+    summary = pool.statistics().summary()
     assert (summary.num_episodes, summary.num_steps) == (3, 15)
     assert (summary.return_min, summary.return_median, summary.return_max) == (2.0, 6.0, 22.0)
     assert summary.return_mean == 10.0
     assert (summary.episode_len_min, summary.episode_len_max) == (1, 11)
     assert (summary.observation_shape, summary.action_shape) == ((3,), (2,))
-    assert pool.derived_targets() == [22.0, 6.0]
+    assert pool.statistics().derived_targets() == [22.0, 6.0]
     assert "3 episodes, 15 steps" in str(summary)
 
 
@@ -234,11 +235,9 @@ def test_the_summary_says_what_is_there():
     [(0.1, "2"), (0.39, "2"), (0.6, "2"), (0.7, "02"), (0.8, "02"), (0.9, "023"), (1.0, "0123")],
 )
 def test_the_top_fraction_counts_steps_and_includes_its_boundary(fraction, chosen):
-    returns = {"0": (3, 5.0), "1": (1, -9.0), "2": (4, 8.0), "3": (2, 1.0)}
-    episodes = [
-        episode(n, number=int(i), reward=np.full(n, total / n)) for i, (n, total) in returns.items()
-    ]
-    assert "".join(e.id for e in top_episodes(episodes, fraction)) == chosen
+    returns, lengths = np.array([5.0, -9.0, 8.0, 1.0]), np.array([3, 1, 4, 2])
+    got = np.flatnonzero(top_episodes(returns, lengths, fraction))
+    assert "".join(map(str, got)) == chosen
 
 
 def test_an_episode_checks_itself():

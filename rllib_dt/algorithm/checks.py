@@ -52,6 +52,20 @@ def check_training(config: Any) -> None:
     _check_number(config, "weight_decay", lambda v: v >= 0, "at least 0")
     _check_number(config, "top_fraction", lambda v: 0 < v <= 1, "in (0, 1]", optional=True)
     _check_number(config, "gamma", lambda v: 0 < v <= 1, "in (0, 1]")
+    _check_number(config, "pool_reuse", lambda v: v > 0, "positive")
+    _check_number(
+        config, "validation_fraction", lambda v: 0 < v < 1, "between 0 and 1", optional=True
+    )
+    for name in ("pool_capacity_steps", "pool_capacity_bytes", "validation_interval"):
+        _check_number(
+            config,
+            name,
+            lambda v: v >= 1 and v == int(v),
+            "a whole number of at least 1",
+            optional=True,
+        )
+    if config.validation_fraction is not None and config.validation_input is not None:
+        config._value_error("give either validation_fraction or validation_input, not both")
     _check_number(
         config,
         "dataset_num_iters_per_learner",

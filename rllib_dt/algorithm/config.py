@@ -97,6 +97,12 @@ class DTConfig(AlgorithmConfig):
         self.time_limit: int | None = None
         self.incomplete: Literal["error", "drop", "keep"] = "error"
         self.top_fraction: float | None = None
+        self.pool_capacity_steps: int | None = None
+        self.pool_capacity_bytes: int | None = None
+        self.pool_reuse = 1.0
+        self.validation_fraction: float | None = None
+        self.validation_input: Any = None
+        self.validation_interval = 1
         self._settings_taken_from: str | None = None
 
     @override(AlgorithmConfig)
@@ -144,6 +150,12 @@ class DTConfig(AlgorithmConfig):
         time_limit: int | None = NotProvided,
         incomplete: Literal["error", "drop", "keep"] = NotProvided,
         top_fraction: float | None = NotProvided,
+        pool_capacity_steps: int | None = NotProvided,
+        pool_capacity_bytes: int | None = NotProvided,
+        pool_reuse: float = NotProvided,
+        validation_fraction: float | None = NotProvided,
+        validation_input: Any = NotProvided,
+        validation_interval: int | None = NotProvided,
         **kwargs: Any,
     ) -> "DTConfig":
         """Sets where the data is and how to read it.
@@ -155,14 +167,37 @@ class DTConfig(AlgorithmConfig):
                 known: "error" (the default), "drop" it, or "keep" it as if it ended there.
             top_fraction: train on the best episodes only, up to this fraction of all steps (the
                 data of %BC); None for all.
+            pool_capacity_steps: so many steps are held in memory at a time, on each node. Data
+                that has more is streamed: read again and again, a part of it held.
+            pool_capacity_bytes: the same in bytes; where neither is given, half of the smallest
+                object store among the cluster's nodes.
+            pool_reuse: of streamed data, how often a step is trained, on average, for each time
+                that it is read; larger values read less.
+            validation_fraction: the share of episodes that is kept back from training, to report
+                the loss on them under `validation`. Which ones follows from `seed` and the
+                episodes' names; at least one is.
+            validation_input: a path or a list, of episodes to validate on instead.
+            validation_interval: validate after every so many `train()`.
             kwargs: RLlib's: `input_` (a path or a list), `input_read_schema`,
                 `actions_in_input_normalized`, `input_filesystem`,
                 `dataset_num_iters_per_learner` (updates in one `train()`), …
         """
         super().offline_data(**kwargs)
+        self._set(
+            time_limit=time_limit,
+            incomplete=incomplete,
+            top_fraction=top_fraction,
+            pool_capacity_steps=pool_capacity_steps,
+            pool_capacity_bytes=pool_capacity_bytes,
+            pool_reuse=pool_reuse,
+            validation_fraction=validation_fraction,
+            validation_input=validation_input,
+            validation_interval=validation_interval,
+        )
         if self.input_filesystem is None:
             self.input_ = absolute(self.input_)
-        return self._set(time_limit=time_limit, incomplete=incomplete, top_fraction=top_fraction)
+            self.validation_input = absolute(self.validation_input)
+        return self
 
     @override(AlgorithmConfig)
     def evaluation(

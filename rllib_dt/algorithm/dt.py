@@ -89,6 +89,12 @@ class DT(Algorithm):
         )
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, steps, reduce="lifetime_sum")
 
+    @override(Algorithm)
+    def cleanup(self) -> None:
+        super().cleanup()
+        if getattr(self, "offline_data", None) is not None:  # setting up may have failed
+            self.offline_data.stop()
+
     # --- evaluation
 
     @override(Algorithm)

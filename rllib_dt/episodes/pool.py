@@ -1,6 +1,6 @@
 """All episodes as flat arrays, and what is to be known about them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +60,17 @@ class Normalization:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PoolOptions:
+    """How rewards become returns-to-go; see `rllib_dt.episodes.returns`."""
+
+    gamma: float = 1.0
+    delayed: bool = False
+    clip_rewards: bool | float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpisodePool:
-    """Every step of every episode, an episode's steps in a row.
+    """Every step of some episodes, an episode's steps in a row.
 
     Attributes:
         columns: `obs` (N, …), `actions` (N, …), `returns_to_go` (N, 1) float32.
@@ -77,16 +86,16 @@ class EpisodePool:
 
     @classmethod
     def from_episodes(
-        cls,
-        episodes: Sequence[Episode],
-        *,
-        gamma: float = 1.0,
-        delayed: bool = False,
-        clip_rewards: bool | float | None = None,
+        cls, episodes: Sequence[Episode], options: PoolOptions | None = None
     ) -> "EpisodePool":
         """Lays conforming episodes end to end; returns-to-go never cross an end."""
+        options = options or PoolOptions()
         to_go = [
-            returns_to_go(process_rewards(e.rewards, clip_rewards), gamma=gamma, delayed=delayed)
+            returns_to_go(
+                process_rewards(e.rewards, options.clip_rewards),
+                gamma=options.gamma,
+                delayed=options.delayed,
+            )
             for e in episodes
         ]
         return cls(
@@ -96,18 +105,91 @@ class EpisodePool:
                 RETURNS_TO_GO: np.concatenate(to_go).astype(np.float32)[:, None],
             },
             timesteps=np.concatenate([np.arange(len(e), dtype=np.int32) for e in episodes]),
-            returns=np.array([np.sum(e.rewards, dtype=np.float64) for e in episodes]),
+            returns=np.array([e.undiscounted_return for e in episodes]),
             lengths=np.array([len(e) for e in episodes], np.int64),
+        )
+
+    @classmethod
+    def concatenate(cls, pools: Sequence["EpisodePool"]) -> "EpisodePool":
+        """All the pools' episodes in one."""
+        if len(pools) == 1:
+            return pools[0]
+        return cls(
+            columns={
+                name: np.concatenate([p.columns[name] for p in pools]) for name in pools[0].columns
+            },
+            timesteps=np.concatenate([p.timesteps for p in pools]),
+            returns=np.concatenate([p.returns for p in pools]),
+            lengths=np.concatenate([p.lengths for p in pools]),
+        )
+
+    def select(self, episodes: NDArray[np.bool_]) -> "EpisodePool":
+        """The episodes that an (E,) mask chooses."""
+        rows = np.repeat(episodes, self.lengths)
+        return EpisodePool(
+            columns={name: column[rows] for name, column in self.columns.items()},
+            timesteps=self.timesteps[rows],
+            returns=self.returns[episodes],
+            lengths=self.lengths[episodes],
         )
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    @property
+    def nbytes(self) -> int:
+        return int(self.timesteps.nbytes + sum(column.nbytes for column in self.columns.values()))
+
+    def statistics(self) -> "Statistics":
+        """What is to be known about these episodes."""
+        statistics = Statistics()
+        statistics.add(self)
+        return statistics
+
+
+class Statistics:
+    """What is to be known about episodes, taken in pool after pool, so that none need stay.
+
+    Means and variances are merged pairwise in float64 (Chan, Golub & LeVeque 1983).
+    """
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self._mean: Any = 0.0
+        self._squares: Any = 0.0
+        self._returns: list[NDArray[np.float64]] = []
+        self._lengths: list[NDArray[np.int64]] = []
+        self._shapes: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+
+    def add(self, pool: EpisodePool) -> None:
+        """Takes a pool's episodes in."""
+        observations = pool.columns[OBSERVATIONS]
+        steps, total = len(pool), self.num_steps + len(pool)
+        mean = observations.mean(axis=0, dtype=np.float64)
+        squares = observations.var(axis=0, dtype=np.float64) * steps
+        away = mean - self._mean
+        self._squares = self._squares + squares + away**2 * (self.num_steps * steps / total)
+        self._mean = self._mean + away * (steps / total)
+        self.num_steps = total
+        self._returns.append(pool.returns)
+        self._lengths.append(pool.lengths)
+        self._shapes = (observations.shape[1:], pool.columns[ACTIONS].shape[1:])
+
+    @property
+    def returns(self) -> NDArray[np.float64]:
+        """(E,), in the order of the episodes."""
+        return np.concatenate(self._returns)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(E,), in the order of the episodes."""
+        return np.concatenate(self._lengths)
+
     def summary(self) -> DataSummary:
         returns, lengths = self.returns, self.lengths
         return DataSummary(
             num_episodes=len(returns),
-            num_steps=len(self),
+            num_steps=self.num_steps,
             return_min=float(returns.min()),
             return_median=float(np.median(returns)),
             return_mean=float(returns.mean()),
@@ -117,17 +199,16 @@ class EpisodePool:
             episode_len_min=int(lengths.min()),
             episode_len_mean=float(lengths.mean()),
             episode_len_max=int(lengths.max()),
-            observation_shape=self.columns[OBSERVATIONS].shape[1:],
-            action_shape=self.columns[ACTIONS].shape[1:],
+            observation_shape=self._shapes[0],
+            action_shape=self._shapes[1],
         )
 
     def normalization(self, return_scale: float | None = None) -> Normalization:
         """Statistics of exactly these steps; the scale defaults to the largest |return|."""
-        observations = self.columns[OBSERVATIONS]
         scale = return_scale if return_scale is not None else float(np.abs(self.returns).max())
         return Normalization(
-            observation_mean=observations.mean(axis=0, dtype=np.float64),
-            observation_std=observations.std(axis=0, dtype=np.float64) + 1e-6,
+            observation_mean=self._mean,
+            observation_std=np.sqrt(self._squares / self.num_steps) + 1e-6,
             return_scale=scale or 1.0,
         )
 
@@ -137,19 +218,37 @@ class EpisodePool:
         return [best] if best == median else [best, median]
 
 
-def top_episodes(episodes: Sequence[Episode], fraction: float) -> list[Episode]:
-    """The best episodes by return that hold at most this fraction of all steps: %BC's data.
+def top_episodes(
+    returns: NDArray[np.float64], lengths: NDArray[np.int64], fraction: float
+) -> NDArray[np.bool_]:
+    """Which episodes are the best that hold at most this fraction of all steps: %BC's data.
 
     Best first, while their steps together stay within `max(int(fraction · N), 1)`, the limit
     itself included; the best is always in (kzl/decision-transformer @ e2d82e6,
-    gym/experiment.py, `pct_traj`). They keep their order in the data.
+    gym/experiment.py, `pct_traj`).
+
+    Args:
+        returns: (E,) undiscounted.
+        lengths: (E,) steps.
+        fraction: in (0, 1].
     """
-    order = sorted(range(len(episodes)), key=lambda i: -float(np.sum(episodes[i].rewards)))
-    limit = max(int(fraction * sum(map(len, episodes))), 1)
-    chosen, steps = [order[0]], len(episodes[order[0]])
-    for i in order[1:]:
-        if steps + len(episodes[i]) > limit:
-            break
-        chosen.append(i)
-        steps += len(episodes[i])
-    return [episodes[i] for i in sorted(chosen)]
+    order = np.argsort(-returns, kind="stable")
+    fits = np.cumsum(lengths[order]) <= max(int(fraction * lengths.sum()), 1)
+    fits[0] = True
+    chosen = np.zeros(len(returns), bool)
+    chosen[order[fits]] = True
+    return chosen
+
+
+def pack(episodes: Iterable[Episode], steps: int, options: PoolOptions) -> Iterator[EpisodePool]:
+    """Pools of at least so many steps, in the episodes' order; the last one may hold less."""
+    batch: list[Episode] = []
+    held = 0
+    for episode in episodes:
+        batch.append(episode)
+        held += len(episode)
+        if held >= steps:
+            yield EpisodePool.from_episodes(batch, options)
+            batch, held = [], 0
+    if batch:
+        yield EpisodePool.from_episodes(batch, options)

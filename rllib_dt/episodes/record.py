@@ -69,6 +69,11 @@ class Episode:
     def __len__(self) -> int:
         return len(self.rewards)
 
+    @property
+    def undiscounted_return(self) -> float:
+        """Σ of the rewards as recorded."""
+        return float(np.sum(self.rewards, dtype=np.float64))
+
     def error(self, problem: str, remedy: str) -> DataError:
         return DataError(self.source, problem, remedy, episode=self.id)
 

@@ -80,6 +80,9 @@ class WindowSampler:
         timestep = self.timesteps[last].astype(np.int64)
         return gather_windows(self.columns, last, timestep, self.context_length)
 
+    def state(self) -> None:
+        """Nothing: the update's number is enough."""
+
 
 class ContextBuffer:
     """The recent past of each of S running episodes, as windows for the next action.

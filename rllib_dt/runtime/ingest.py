@@ -1,6 +1,5 @@
 """From files to episodes, through Ray Data: parsing in its tasks, assembly on the driver."""
 
-import itertools
 import json
 import logging
 import time
@@ -28,9 +27,9 @@ _MAX_TASKS = 64
 _ARRAYS = ("observations", "actions", "rewards", "next_observation")
 _FLAGS = ("source", "key", "start", "terminated", "truncated", "marks_end", "may_drop_tail")
 
-_FRAGMENTS_PER_TABLE = 1024
+_BYTES_PER_TABLE = 16 * 2**20
 _SCHEMA = pa.schema(
-    [("index", pa.int64()), ("header", pa.string()), ("error", pa.string())]
+    [("group", pa.int64()), ("header", pa.string()), ("error", pa.string())]
     + [(name, pa.large_binary()) for name in _ARRAYS]
 )
 
@@ -44,17 +43,33 @@ def read_episodes(
 ) -> Assembly:
     """Reads every file that the inputs name and joins what they hold to episodes.
 
-    The tasks ask for no CPU of their own: with one, they would wait for ever behind a trial or
-    learners that hold all of a small cluster's (`docs/design.md`, "Reading").
-
     Raises:
         DataError: naming file, episode and remedy, on data that cannot be trained on.
     """
-    files = find_files(inputs, filesystem)
-    started = time.perf_counter()
-    groups = _group(files)
+    groups = group_files(find_files(inputs, filesystem))
+    return assemble(read_fragments(groups, options, filesystem), incomplete)
+
+
+def read_fragments(
+    groups: Sequence[Sequence[str]],
+    options: ReadOptions,
+    filesystem: pafs.FileSystem | None = None,
+    *,
+    quiet: bool = False,
+) -> Iterator[Fragment]:
+    """What the files hold, in their order, a Ray Data task for each group of them.
+
+    The tasks ask for no CPU of their own: with one, they would wait for ever behind a trial or
+    learners that hold all of a small cluster's (`docs/design.md`, "Reading").
+
+    Args:
+        groups: the files of each task.
+        options: see `ReadOptions`.
+        filesystem: where the files are; from their URI, or local, where None.
+        quiet: do not log the progress.
+    """
     dataset = ray.data.from_items(
-        [{"index": i, "paths": group} for i, group in enumerate(groups)],
+        [{"group": i, "paths": list(group)} for i, group in enumerate(groups)],
         override_num_blocks=len(groups),
     ).map_batches(
         _read_groups,
@@ -64,29 +79,29 @@ def read_episodes(
         num_cpus=0,
         compute=ray.data.TaskPoolStrategy(size=_concurrency(len(groups))),
     )
-    parts: list[list[Fragment]] = [[] for _ in groups]
+    dataset.context.execution_options.preserve_order = True
+    if quiet:
+        dataset.context.enable_progress_bars = False
+    started = time.perf_counter()
     steps, next_report = 0, started + _PROGRESS_SECONDS
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for index, fragment in _fragments(table):
-            parts[index].append(fragment)
+        for fragment in _fragments(table):
             steps += len(fragment)
-        if time.perf_counter() > next_report:
+            yield fragment
+        if time.perf_counter() > next_report and not quiet:
             next_report = time.perf_counter() + _PROGRESS_SECONDS
-            seen = sum(bool(part) for part in parts)
-            logger.info("read %d steps, from %d of %d groups of files", steps, seen, len(groups))
-    assembly = assemble((f for part in parts for f in part), incomplete)
-    seconds = time.perf_counter() - started
-    logger.info("read %d files, %d steps in %.1f s", len(files), steps, seconds)
-    for message in assembly.dropped:
-        logger.warning("left out: %s", message)
-    return assembly
+            group = table["group"][-1].as_py()
+            logger.info("read %d steps, at %d of %d groups of files", steps, group, len(groups))
+    if not quiet:
+        files, seconds = sum(map(len, groups)), time.perf_counter() - started
+        logger.info("read %d files, %d steps in %.1f s", files, steps, seconds)
 
 
 def _concurrency(num_groups: int) -> int:
     return max(1, min(num_groups, int(ray.cluster_resources().get("CPU", 1))))
 
 
-def _group(files: Sequence[tuple[str, int]]) -> list[list[str]]:
+def group_files(files: Sequence[tuple[str, int]]) -> list[list[str]]:
     """Neighbouring files in groups of similar size, since a task costs more than a small file."""
     limit = max(1, sum(size for _, size in files) // _MAX_TASKS, 4 * 2**20)
     groups: list[list[str]] = [[]]
@@ -105,10 +120,21 @@ def _read_groups(
 ) -> Iterator[pa.Table]:
     """Tables of fragments; a DataError becomes a row, so that it arrives as it was raised."""
     for item in items.to_pylist():
-        rows = _rows(item["paths"], options, filesystem)
-        while batch := list(itertools.islice(rows, _FRAGMENTS_PER_TABLE)):
-            columns = {name: [row[name] for row in batch] for name in _SCHEMA.names[1:]}
-            yield pa.table({"index": [item["index"]] * len(batch), **columns}, schema=_SCHEMA)
+        batch: list[dict[str, Any]] = []
+        size = 0
+        for row in _rows(item["paths"], options, filesystem):
+            batch.append(row)
+            size += sum(len(row[name]) for name in _ARRAYS if row[name] is not None)
+            if size > _BYTES_PER_TABLE:
+                yield _table(item["group"], batch)
+                batch, size = [], 0
+        if batch:
+            yield _table(item["group"], batch)
+
+
+def _table(group: int, rows: list[dict[str, Any]]) -> pa.Table:
+    columns = {name: [row[name] for row in rows] for name in _SCHEMA.names[1:]}
+    return pa.table({"group": [group] * len(rows), **columns}, schema=_SCHEMA)
 
 
 def _rows(
@@ -136,7 +162,7 @@ def _to_row(fragment: Fragment) -> dict[str, Any]:
     return {**row, "error": None, "header": json.dumps(header)}
 
 
-def _fragments(table: pa.Table) -> Iterator[tuple[int, Fragment]]:
+def _fragments(table: pa.Table) -> Iterator[Fragment]:
     for row in range(len(table)):
         error = table["error"][row].as_py()
         if error is not None:
@@ -147,4 +173,4 @@ def _fragments(table: pa.Table) -> Iterator[tuple[int, Fragment]]:
                 dtype, shape = header[name]
                 data = table[name][row].as_buffer()
                 header[name] = np.frombuffer(data, np.dtype(dtype)).reshape(shape)
-        yield table["index"][row].as_py(), Fragment(**header)
+        yield Fragment(**header)

@@ -15,10 +15,11 @@ from ray.rllib.utils.schedules.scheduler import Scheduler
 from torch import Tensor
 
 from rllib_dt.episodes import windows
-from rllib_dt.episodes.windows import WindowSampler
 from rllib_dt.network.loss import action_loss_sum
+from rllib_dt.runtime.batches import PrefetchedBatches, seeded_torch
 from rllib_dt.runtime.rl_module import ACTION_PREDS
-from rllib_dt.runtime.source import WindowSource
+from rllib_dt.runtime.source import ResidentSource
+from rllib_dt.runtime.stream import StreamSource
 
 _COUNTERS = "dt_counters"
 _AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
@@ -44,8 +45,9 @@ class DTTorchLearner(TorchLearner):
     def build(self) -> None:
         self._num_updates = 0
         self._num_steps = 0
-        self._sampler: WindowSampler | None = None
-        self._source: WindowSource | None = None
+        self._batches: PrefetchedBatches | None = None
+        self._sampler_state: dict[str, Any] | None = None
+        self._source: ResidentSource | StreamSource | None = None
         self._seed: int | None = None
         super().build()
         self._lr_schedule = Scheduler(self.config.lr, framework=self.framework)
@@ -71,27 +73,29 @@ class DTTorchLearner(TorchLearner):
     def _create_iterator_if_necessary(
         self, *, training_data: Any, num_iters: int, **kwargs: Any
     ) -> Iterator[MultiAgentBatch]:
-        if self._sampler is None:
-            source: WindowSource = training_data.data_iterators[0]
+        if self._batches is None:
+            source: ResidentSource | StreamSource = training_data.data_iterators[0]
             if self._seed is not None:
                 # of the run that is resumed, which may have been drawn for want of a given one
                 source = replace(source, seed=self._seed)
             self._source, self._seed = source, source.seed
-            self._sampler = source.sampler(stream=self._rank)
-        return self._batches(num_iters)
+            sampler = source.sampler(self._rank, self._world_size, self._sampler_state)
+            self._batches = PrefetchedBatches(sampler, self._num_updates)
+        return self._next_batches(num_iters)
 
-    def _batches(self, num_iters: int) -> Iterator[MultiAgentBatch]:
-        assert self._sampler is not None
+    def _next_batches(self, num_iters: int) -> Iterator[MultiAgentBatch]:
+        assert self._batches is not None
+        assert self._source is not None
         for _ in range(num_iters):
             started = time.perf_counter()
-            batch = {
-                name: torch.from_numpy(column).to(self._device)
-                for name, column in self._sampler.sample(self._num_updates).items()
-            }
+            windows, self._sampler_state = self._batches.next()
+            batch = {n: torch.from_numpy(column).to(self._device) for n, column in windows.items()}
             self._waited += time.perf_counter() - started
-            yield MultiAgentBatch(
-                {DEFAULT_MODULE_ID: SampleBatch(batch)}, env_steps=self._sampler.batch_size
-            )
+            # dropout follows from the seed and the update as well: nothing of it must be saved
+            with seeded_torch((self._source.seed, self._rank, self._num_updates), self._device):
+                yield MultiAgentBatch(
+                    {DEFAULT_MODULE_ID: SampleBatch(batch)}, env_steps=self._source.batch_size
+                )
 
     # --- one update
 
@@ -235,6 +239,7 @@ class DTTorchLearner(TorchLearner):
                 "updates": self._num_updates,
                 "steps": self._num_steps,
                 "seed": self._seed,
+                "sampler": self._sampler_state,
             }
         return state
 
@@ -246,7 +251,9 @@ class DTTorchLearner(TorchLearner):
         if _COUNTERS in state:
             self._num_updates = state[_COUNTERS]["updates"]
             self._num_steps = state[_COUNTERS]["steps"]
-            self._seed, self._sampler = state[_COUNTERS]["seed"], None
+            self._seed = state[_COUNTERS]["seed"]
+            self._sampler_state = state[_COUNTERS].get("sampler")
+            self._batches = None
 
     @property
     def _world_size(self) -> int:

@@ -1,6 +1,7 @@
-"""What carries data to the learners: the pool in Ray's object store, and `OfflineData`."""
+"""What carries data to the learners: read and checked once, then held or streamed."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,21 +11,40 @@ import ray
 from ray.rllib.offline.offline_data import OfflineData
 from ray.rllib.utils.annotations import override
 
-from rllib_dt.episodes.pool import DataSummary, EpisodePool, Normalization, top_episodes
+from rllib_dt.episodes.pool import (
+    DataSummary,
+    EpisodePool,
+    Normalization,
+    PoolOptions,
+    Statistics,
+    pack,
+    top_episodes,
+)
 from rllib_dt.episodes.record import DataError, Episode
+from rllib_dt.episodes.spaces import step_layout
 from rllib_dt.episodes.windows import WindowSampler
-from rllib_dt.runtime.ingest import read_episodes
-from rllib_dt.runtime.readers.files import ReadOptions
+from rllib_dt.runtime.ingest import group_files
+from rllib_dt.runtime.readers.files import ReadOptions, find_files
+from rllib_dt.runtime.reading import EpisodeReader, Holdout
+from rllib_dt.runtime.stream import ChunkRecipe, StreamSource, start_feeder
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_SHARE_OF_OBJECT_STORE = 0.5
+"""The pool's capacity, of the smallest object store among the cluster's nodes."""
+
+MAX_VALIDATION_SHARE = 0.25
+"""Of the capacity: what validation episodes may take."""
+
+_SURVEY_STEPS = 2**16
+
 
 @dataclass(frozen=True, kw_only=True)
-class WindowSource:
-    """A learner's way to its windows: small to pickle, and the pool is fetched once.
+class ResidentSource:
+    """A learner's way to the windows of a pool that holds everything; it is fetched once.
 
     Attributes:
-        pool: (columns, timesteps) in the object store; numpy reads them there, uncopied.
+        pool: the `EpisodePool` in the object store; numpy reads it there, uncopied.
         context_length, batch_size, seed: see `WindowSampler`.
         num_steps: steps in the pool.
     """
@@ -35,12 +55,14 @@ class WindowSource:
     seed: int
     num_steps: int
 
-    def sampler(self, stream: int) -> WindowSampler:
-        """The sampler of learner number `stream`."""
-        columns, timesteps = ray.get(self.pool)
+    def sampler(
+        self, stream: int, num_streams: int, state: dict[str, Any] | None = None
+    ) -> WindowSampler:
+        """The sampler of learner number `stream`; it has no state."""
+        pool: EpisodePool = ray.get(self.pool)
         return WindowSampler(
-            columns=columns,
-            timesteps=timesteps,
+            columns=pool.columns,
+            timesteps=pool.timesteps,
             context_length=self.context_length,
             batch_size=self.batch_size,
             seed=self.seed,
@@ -49,15 +71,18 @@ class WindowSource:
 
 
 class DTOfflineData(OfflineData):
-    """Reads the input once, checks it, and holds it for the learners.
+    """Reads the input once, checks it, and holds it for the learners, or streams it to them.
 
     Deliberately does not run `OfflineData.__init__`, which would set up RLlib's own pipeline
     (an object for each row, a sample frozen for the whole run).
 
     Attributes:
-        summary: a `DataSummary` of what was read.
+        summary: a `DataSummary` of what is trained on.
         returns: (E,) float64, each episode's undiscounted return.
         normalization: what the network is to normalise with.
+        validation: an `EpisodePool` of the episodes that were kept back, or None.
+        capacity: of the pool, in steps.
+        is_streamed: whether the data exceeds the capacity.
     """
 
     def __init__(self, config: Any):
@@ -67,68 +92,155 @@ class DTOfflineData(OfflineData):
         self.learner_handles = None
         self.module_spec = None
         self.spaces = None
-        pool = self._read()
-        self.summary: DataSummary = pool.summary()
-        self.normalization: Normalization = pool.normalization(config.return_scale)
-        self.returns = pool.returns
-        self.derived_targets = pool.derived_targets()
-        self._source = WindowSource(
-            pool=ray.put((dict(pool.columns), pool.timesteps)),
-            context_length=config.dt_model_config.context_length,
-            batch_size=config.train_batch_size_per_learner,
-            seed=_seed(config.seed),
-            num_steps=len(pool),
+        self._options = PoolOptions(
+            gamma=config.gamma, delayed=config.delayed_reward, clip_rewards=config.clip_rewards
         )
+        self.validation: EpisodePool | None = None
+        self.capacity = self._capacity()
+        self._feeder: Any = None
+        pool, statistics = self._read()
+        self.summary: DataSummary = statistics.summary()
+        self.normalization: Normalization = statistics.normalization(config.return_scale)
+        self.returns = statistics.returns
+        self.derived_targets = statistics.derived_targets()
+        self.is_streamed = pool is None
+        self._source = self._resident(pool) if pool is not None else self._streamed()
         logger.info("data: %s", self.summary)
 
     @override(OfflineData)
     def sample(
         self, num_samples: int, return_iterator: bool = True, num_shards: int = 1, **kwargs: Any
-    ) -> list[WindowSource]:
+    ) -> list[ResidentSource | StreamSource]:
         """One source for each learner; they draw different windows by their index."""
         return [self._source] * max(1, num_shards)
 
-    def _read(self) -> EpisodePool:
+    def stop(self) -> None:
+        """Ends what was started to stream the data."""
+        if self._feeder is not None:
+            ray.kill(self._feeder)
+            self._feeder = None
+
+    # --- reading
+
+    def _read(self) -> tuple[EpisodePool | None, Statistics]:
+        """All training episodes, or None where they exceed the pool; and what they are like."""
         config = self.config
-        assembly = read_episodes(
-            config.input_,
-            ReadOptions(names=config.input_read_schema or {}, time_limit=config.time_limit),
-            filesystem=resolve_filesystem(config.input_filesystem, config.input_filesystem_kwargs),
+        most = int(self.capacity * MAX_VALIDATION_SHARE)
+        self._reader = self._reader_of(config.input_)
+        self._holdout: Holdout | None = None
+        episodes = self._reader.episodes()
+        if config.validation_fraction is not None:
+            self._holdout = Holdout(config.validation_fraction, config.seed or 0, most)
+            episodes = self._holdout.train(episodes)
+        pool, statistics = self._survey(episodes)
+        if self._holdout is not None:
+            self._keep(self._holdout.episodes, self._holdout.left_out)
+        if config.validation_input is not None:
+            other = Holdout(1.0, 0, most)
+            for _ in other.train(self._reader_of(config.validation_input).episodes()):
+                pass
+            self._keep(other.episodes, other.left_out)
+        if config.top_fraction is None:
+            return pool, statistics
+        best = top_episodes(statistics.returns, statistics.lengths, config.top_fraction)
+        if pool is not None:
+            pool = pool.select(best)
+            return pool, pool.statistics()
+        self._reader = self._reader.best(statistics.returns[best].min())
+        episodes = self._reader.episodes(quiet=True)
+        return self._survey(self._holdout.skip(episodes) if self._holdout else episodes)
+
+    def _reader_of(self, inputs: Any) -> EpisodeReader:
+        config = self.config
+        filesystem = resolve_filesystem(config.input_filesystem, config.input_filesystem_kwargs)
+        return EpisodeReader(
+            groups=group_files(find_files(inputs, filesystem)),
+            options=ReadOptions(names=config.input_read_schema or {}, time_limit=config.time_limit),
+            filesystem=filesystem,
             incomplete=config.incomplete,
+            observation_space=config.observation_space,
+            action_space=config.action_space,
+            actions_normalized=config.actions_in_input_normalized,
+            max_ep_len=config.dt_model_config.max_ep_len,
         )
-        episodes = [
-            episode.conform(
-                config.observation_space,
-                config.action_space,
-                actions_normalized=config.actions_in_input_normalized,
-            )
-            for episode in assembly.episodes
-        ]
-        if not episodes:
+
+    def _survey(self, episodes: Iterator[Episode]) -> tuple[EpisodePool | None, Statistics]:
+        statistics = Statistics()
+        kept: list[EpisodePool] | None = []
+        for pool in pack(episodes, _SURVEY_STEPS, self._options):
+            statistics.add(pool)
+            if statistics.num_steps > self.capacity:
+                if kept:
+                    logger.info("more than %d steps: the data will be streamed", self.capacity)
+                kept = None
+            if kept is not None:
+                kept.append(pool)
+        if not statistics.num_steps:
             raise DataError(
-                str(config.input_),
-                f"no whole episode is left ({len(assembly.dropped)} were incomplete)",
-                'record whole episodes, or set offline_data(incomplete="keep")',
+                str(self.config.input_),
+                "no whole episode is left to train on",
+                'record whole episodes, set offline_data(incomplete="keep"), or keep fewer for '
+                "validation",
             )
-        if config.top_fraction is not None:
-            episodes = top_episodes(episodes, config.top_fraction)
-        check_lengths(episodes, config.dt_model_config.max_ep_len)
-        return EpisodePool.from_episodes(
-            episodes,
-            gamma=config.gamma,
-            delayed=config.delayed_reward,
-            clip_rewards=config.clip_rewards,
+        return (EpisodePool.concatenate(kept) if kept is not None else None), statistics
+
+    def _keep(self, episodes: list[Episode], left_out: int) -> None:
+        self.validation = EpisodePool.from_episodes(episodes, self._options)
+        logger.info(
+            "validation: %d episodes, %d steps%s",
+            len(episodes),
+            len(self.validation),
+            f"; {left_out} more do not fit beside the pool" if left_out else "",
         )
 
+    def _capacity(self) -> int:
+        """In steps, from the settings."""
+        config = self.config
+        layouts = map(step_layout, (config.observation_space, config.action_space))
+        arrays = [int(np.prod(shape)) * dtype.itemsize for shape, dtype in layouts]
+        bytes_per_step = sum(arrays) + 8  # its return-to-go and its timestep
+        if config.pool_capacity_steps is not None:
+            return int(config.pool_capacity_steps)
+        size = config.pool_capacity_bytes
+        if size is None:
+            stores = [
+                node["Resources"].get("object_store_memory", 0)
+                for node in ray.nodes()
+                if node["Alive"]
+            ]
+            size = DEFAULT_SHARE_OF_OBJECT_STORE * min(store for store in stores if store)
+        return max(1, int(size / bytes_per_step))
 
-def check_lengths(episodes: list[Episode], max_ep_len: int) -> None:
-    """Raises a DataError for the first episode that the timestep embedding cannot count."""
-    for episode in episodes:
-        if len(episode) > max_ep_len:
-            raise episode.error(
-                f"it has {len(episode)} steps, max_ep_len is {max_ep_len}",
-                "raise model_config.max_ep_len or split the episode",
-            )
+    # --- handing over
+
+    def _resident(self, pool: EpisodePool) -> ResidentSource:
+        return ResidentSource(
+            pool=ray.put(pool),
+            context_length=self.config.dt_model_config.context_length,
+            batch_size=self.config.train_batch_size_per_learner,
+            seed=_seed(self.config.seed),
+            num_steps=len(pool),
+        )
+
+    def _streamed(self) -> StreamSource:
+        config = self.config
+        recipe = ChunkRecipe(
+            reader=self._reader,
+            holdout=self._holdout.rule() if self._holdout is not None else None,
+            options=self._options,
+            capacity=self.capacity,
+            seed=config.seed or 0,
+        )
+        self._feeder = start_feeder(recipe, max(1, config.num_learners))
+        return StreamSource(
+            feeder=self._feeder,
+            capacity=self.capacity,
+            reuse=config.pool_reuse,
+            context_length=config.dt_model_config.context_length,
+            batch_size=config.train_batch_size_per_learner,
+            seed=_seed(config.seed),
+            num_steps=self.summary.num_steps,
+        )
 
 
 def resolve_filesystem(name: Any, kwargs: dict | None) -> pafs.FileSystem | None:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -145,6 +145,50 @@ class StepTable:
             may_drop_tail=self.may_drop_tail,
         )
 
+    def split_at_last_end(self) -> "tuple[StepTable | None, StepTable | None]":
+        """What stands up to the last marked end, and what stands behind it."""
+        ends = self.terminateds.astype(bool)
+        if self.truncateds is not None:
+            ends = ends | self.truncateds.astype(bool)
+        last = np.flatnonzero(ends)
+        if not len(last):
+            return None, self
+        cut = int(last[-1]) + 1
+        return self._rows(slice(0, cut)), self._rows(slice(cut, None))
+
+    def _rows(self, rows: slice) -> "StepTable | None":
+        columns: dict[str, Any] = {
+            k: v[rows] for k, v in vars(self).items() if isinstance(v, np.ndarray)
+        }
+        return replace(self, **columns) if len(columns["rewards"]) else None
+
+    def followed_by(self, other: "StepTable") -> "StepTable":
+        """Both tables' rows, one behind the other."""
+        columns: dict[str, Any] = {
+            k: np.concatenate([v, getattr(other, k)])
+            for k, v in vars(self).items()
+            if isinstance(v, np.ndarray)
+        }
+        return replace(self, **columns)
+
+
+def fragments_of_parts(parts: Iterable[StepTable]) -> Iterator[Fragment]:
+    """The fragments of a file that is read part by part.
+
+    Where only end flags tell episodes apart, the rows behind a part's last end are read with the
+    next part. Else fragments of one id are joined as those of several files are.
+    """
+    carried: StepTable | None = None
+    for part in parts:
+        if part.episode_ids is not None:
+            yield from part.fragments()
+            continue
+        whole, carried = (carried.followed_by(part) if carried else part).split_at_last_end()
+        if whole is not None:
+            yield from whole.fragments()
+    if carried is not None:
+        yield from carried.fragments()
+
 
 def one_a_step(values: Array, name: str, source: str) -> Array:
     """(n,) from (n,) or (n, 1); DataError for any other shape."""
@@ -168,44 +212,93 @@ class Assembly:
 
 
 def assemble(fragments: Iterable[Fragment], incomplete: IncompletePolicy = "error") -> Assembly:
-    """Joins fragments, in the order of their files, to episodes.
+    """Joins fragments, in the order of their files, to episodes in the order of their first."""
+    assembler = Assembler(incomplete)
+    placed = [item for fragment in fragments for item in assembler.add(fragment)]
+    placed.extend(assembler.finish())
+    placed.sort(key=lambda item: item[0])
+    return Assembly(episodes=[episode for _, episode in placed], dropped=assembler.dropped)
+
+
+class Assembler:
+    """Joins fragments to episodes as they come, and holds only those that may go on.
 
     Fragments of one key join where the earlier has not ended and the later continues it: by its
     timestep where there are timesteps, else by the observation that followed where that was
     recorded, else by standing next. An episode of a format that marks ends, but without one, is
     incomplete: its returns-to-go would be wrong. `incomplete` says what to do with it.
+
+    Attributes:
+        dropped: a message for each episode that was left out.
+        open_steps: steps that are held, of episodes that may go on.
     """
-    chains: list[tuple[int, list[Fragment]]] = []
-    by_key: dict[str | None, list[tuple[int, Fragment]]] = defaultdict(list)
-    for index, fragment in enumerate(fragments):
+
+    def __init__(self, incomplete: IncompletePolicy = "error"):
+        self.dropped: list[str] = []
+        self.open_steps = 0
+        self._incomplete = incomplete
+        self._open: dict[str, list[_Placed]] = defaultdict(list)
+        self._added = 0
+        self._without_key: dict[str, int] = defaultdict(int)
+
+    def add(self, fragment: Fragment) -> Iterator[tuple[int, Episode]]:
+        """Takes a fragment in; gives what is whole by now, with its first fragment's place."""
+        placed = (self._added, fragment)
+        self._added += 1
         if fragment.key is None:
-            chains.append((index, [fragment]))
-        else:
-            by_key[fragment.key].append((index, fragment))
-    for parts in by_key.values():
-        chains.extend(_chain(parts))
-    episodes, dropped = [], []
-    for index, chain in sorted(chains, key=lambda item: item[0]):
+            yield from self._emit([placed])
+            return
+        parts = self._open[fragment.key]
+        parts.append(placed)
+        self.open_steps += len(fragment)
+        if any(part.ended for _, part in parts):
+            for chain in _chains(parts):
+                if chain[-1][1].ended and not chain[0][1].start:
+                    taken = {place for place, _ in chain}
+                    parts[:] = [part for part in parts if part[0] not in taken]
+                    self.open_steps -= sum(len(part) for _, part in chain)
+                    yield from self._emit(chain)
+        if not parts:
+            del self._open[fragment.key]
+
+    def finish(self) -> Iterator[tuple[int, Episode]]:
+        """What is held still, now that no more fragments come."""
+        chains = [chain for parts in self._open.values() for chain in _chains(parts)]
+        self._open.clear()
+        self.open_steps = 0
+        for chain in sorted(chains, key=lambda chain: chain[0][0]):
+            yield from self._emit(chain)
+
+    def _emit(self, placed: "list[_Placed]") -> Iterator[tuple[int, Episode]]:
+        chain = [fragment for _, fragment in placed]
+        first = chain[0]
+        name = first.key
+        if name is None:
+            name = str(self._without_key[first.source])
+            self._without_key[first.source] += 1
         problem = _incomplete(chain)
-        if problem is None or incomplete == "keep":
-            episodes.append(_join(chain, index))
-        elif incomplete == "drop" or chain[-1].may_drop_tail:
-            dropped.append(str(problem))
+        if problem is None or self._incomplete == "keep":
+            yield placed[0][0], _join(chain, name)
+        elif self._incomplete == "drop" or chain[-1].may_drop_tail:
+            self.dropped.append(str(problem))
         else:
             raise problem
-    return Assembly(episodes=episodes, dropped=dropped)
 
 
-def _chain(parts: list[tuple[int, Fragment]]) -> list[tuple[int, list[Fragment]]]:
+_Placed = tuple[int, Fragment]
+
+
+def _chains(parts: list[_Placed]) -> list[list[_Placed]]:
+    """Fragments of one key as the episodes that they make."""
     starts = [fragment.start for _, fragment in parts]
     if None not in starts and len(set(starts)) == len(starts):
         parts = sorted(parts, key=lambda part: part[1].start or 0)
-    chains: list[tuple[int, list[Fragment]]] = []
-    for index, fragment in parts:
-        if chains and _continues(chains[-1][1], fragment):
-            chains[-1][1].append(fragment)
+    chains: list[list[_Placed]] = []
+    for part in parts:
+        if chains and _continues([fragment for _, fragment in chains[-1]], part[1]):
+            chains[-1].append(part)
         else:
-            chains.append((index, [fragment]))
+            chains.append([part])
     return chains
 
 
@@ -243,14 +336,14 @@ def _incomplete(chain: list[Fragment]) -> DataError | None:
     )
 
 
-def _join(chain: list[Fragment], index: int) -> Episode:
+def _join(chain: list[Fragment], name: str) -> Episode:
     first, last = chain[0], chain[-1]
     observations = [fragment.observations for fragment in chain]
     if last.next_observation is not None:
         observations.append(np.asarray(last.next_observation)[None])
     try:
         return Episode(
-            id=first.key if first.key is not None else str(index),
+            id=name,
             source=first.source,
             observations=np.concatenate(observations),
             actions=np.concatenate([fragment.actions for fragment in chain]),

@@ -7,7 +7,9 @@ import h5py
 import numpy as np
 
 from rllib_dt.episodes.record import DataError
-from rllib_dt.runtime.readers.fragments import Fragment, StepTable, one_a_step
+from rllib_dt.runtime.readers.fragments import Fragment, StepTable, fragments_of_parts, one_a_step
+
+ROWS_AT_ONCE = 500_000
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
 
@@ -29,25 +31,40 @@ def read_d4rl(file: Any, source: str, time_limit: int | None) -> Iterator[Fragme
                     f"datasets {missing} are missing; it has {sorted(data)}",
                     "use D4RL's layout (docs/dataset_format.md)",
                 )
-            arrays = {name: data[name][()] for name in _REQUIRED}
-            timeouts = data["timeouts"][()] if "timeouts" in data else None
+            yield from fragments_of_parts(_tables(data, source, time_limit))
     except (OSError, LookupError, RuntimeError, TypeError, OverflowError) as error:
         raise DataError(
             source, f"it is no whole HDF5 file ({error})", "copy or download it again"
         ) from error
-    terminals = one_a_step(arrays["terminals"], "terminals", source).astype(bool)
-    if timeouts is None:
+
+
+def _tables(data: h5py.File, source: str, time_limit: int | None) -> Iterator[StepTable]:
+    """The file's steps, part after part."""
+    terminals = one_a_step(data["terminals"][()], "terminals", source).astype(bool)
+    if "timeouts" in data:
+        timeouts = one_a_step(data["timeouts"][()], "timeouts", source).astype(bool)
+    else:
         timeouts = _timeouts(terminals, time_limit, source)
-    table = StepTable(
-        source=source,
-        observations=arrays["observations"],
-        actions=arrays["actions"],
-        rewards=one_a_step(arrays["rewards"], "rewards", source),
-        terminateds=terminals,
-        truncateds=one_a_step(timeouts, "timeouts", source).astype(bool),
-        may_drop_tail=True,
-    )
-    yield from table.fragments()
+    flags = {"terminateds": terminals, "truncateds": timeouts}
+    steps = {name: data[name] for name in ("observations", "actions", "rewards")}
+    lengths = {name: len(values) for name, values in (steps | flags).items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(
+            source,
+            f"its columns have different lengths: {lengths}",
+            "record every column at every step",
+        )
+    for start in range(0, max(1, len(terminals)), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        yield StepTable(
+            source=source,
+            observations=steps["observations"][rows],
+            actions=steps["actions"][rows],
+            rewards=one_a_step(steps["rewards"][rows], "rewards", source),
+            terminateds=terminals[rows],
+            truncateds=timeouts[rows],
+            may_drop_tail=True,
+        )
 
 
 def _timeouts(terminals: np.ndarray, time_limit: int | None, source: str) -> np.ndarray:

@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 
 from rllib_dt.episodes.record import DataError
 from rllib_dt.runtime.readers.columns import array_from_arrow, check_no_nulls, is_list
-from rllib_dt.runtime.readers.fragments import Fragment
+from rllib_dt.runtime.readers.fragments import Fragment, fragments_of_parts
 from rllib_dt.runtime.readers.steps import OPTIONAL, REQUIRED, check_columns, step_table
 
 Array = NDArray[Any]
 
 # what damaged or foreign msgpack bytes raise on their way to a fragment
 _NO_EPISODE = (ValueError, LookupError, TypeError, AttributeError, msgpack.UnpackException)
+
+# a file of steps that holds more is read in parts of this size
+MAX_BYTES_AT_ONCE = 128 * 2**20
 
 FORMAT_VERSION = 1
 EPISODE_COLUMNS = ("obs", "actions", "rewards", "terminated", "truncated")
@@ -173,7 +176,25 @@ def _steps(parquet: pq.ParquetFile, source: str, names: Mapping[str, str]) -> It
     present = set(parquet.schema_arrow.names)
     check_columns(present, names, source)
     wanted = [n for n in (*REQUIRED, *OPTIONAL) if names.get(n, n) in present]
-    table = parquet.read(columns=[names.get(name, name) for name in wanted])
+    tables = _tables(parquet, [names.get(name, name) for name in wanted])
+    parts = (step_table(_columns(t, wanted, source, names), source) for t in tables)
+    yield from fragments_of_parts(parts)
+
+
+def _tables(parquet: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Table]:
+    """The whole file, or, of a large one, part after part."""
+    size = sum(parquet.metadata.row_group(i).total_byte_size for i in range(parquet.num_row_groups))
+    if size <= MAX_BYTES_AT_ONCE:
+        yield parquet.read(columns=columns)
+        return
+    rows = max(1, parquet.metadata.num_rows * MAX_BYTES_AT_ONCE // size)
+    for batch in parquet.iter_batches(batch_size=rows, columns=columns):
+        yield pa.Table.from_batches([batch])
+
+
+def _columns(
+    table: pa.Table, wanted: list[str], source: str, names: Mapping[str, str]
+) -> dict[str, Array]:
     columns = {}
     for name in wanted:
         column = table[names.get(name, name)]
@@ -184,4 +205,4 @@ def _steps(parquet: pq.ParquetFile, source: str, names: Mapping[str, str]) -> It
             columns[name] = column.to_numpy(zero_copy_only=False)
         else:
             columns[name] = array_from_arrow(column, source, names.get(name, name))
-    yield from step_table(columns, source).fragments()
+    return columns

@@ -1,0 +1,152 @@
+"""Chunks of episodes from an actor to every learner's pool, when the data exceeds the pool."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from rllib_dt.episodes.pool import EpisodePool, PoolOptions, pack
+from rllib_dt.episodes.rolling import Position, RollingSampler, chunk_steps
+from rllib_dt.runtime.reading import EpisodeReader, Holdout
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkRecipe:
+    """What the sequence of chunks follows from; the same in every process and every run.
+
+    Attributes:
+        reader: gives the episodes.
+        holdout: leaves out those kept for validation, or None.
+        options: how rewards become returns-to-go.
+        capacity: of the pool, in steps.
+        seed: of the order in which each pass goes through the files.
+    """
+
+    reader: EpisodeReader
+    holdout: Holdout | None
+    options: PoolOptions
+    capacity: int
+    seed: int
+
+    def chunks(self, first: Position) -> Iterator[tuple[Position, EpisodePool]]:
+        """Chunks without end, pass after pass, from a position on."""
+        number, skip = first
+        while True:
+            for index, pool in enumerate(self._one_pass(number)):
+                if index >= skip:
+                    yield (number, index), pool
+            number, skip = number + 1, 0
+
+    def _one_pass(self, number: int) -> Iterator[EpisodePool]:
+        order = np.random.default_rng((self.seed, number)).permutation(len(self.reader.groups))
+        episodes = self.reader.episodes(
+            order=order.tolist(), max_open_steps=self.capacity, quiet=True
+        )
+        if self.holdout is not None:
+            episodes = self.holdout.skip(episodes)
+        return pack(episodes, chunk_steps(self.capacity), self.options)
+
+
+@dataclass
+class _Given:
+    position: Position
+    reference: ray.ObjectRef
+    takers: set[int]
+
+
+class ChunkFeeder:
+    """Reads chunks and puts each once into the object store, for all learners.
+
+    After a restart, of this actor or of a run, reading begins again with the pass asked for.
+    """
+
+    def __init__(self, recipe: ChunkRecipe, num_streams: int):
+        self._recipe = recipe
+        self._num_streams = num_streams
+        self._chunks: Iterator[tuple[Position, EpisodePool]] | None = None
+        self._last: Position | None = None
+        # by the position before; each is kept until every learner has taken it
+        self._given: dict[Position | None, _Given] = {}
+
+    def after(self, position: Position | None, stream: int) -> tuple[Position, ray.ObjectRef]:
+        """The chunk behind a position (None: the first of all), as a reference."""
+        if position not in self._given:
+            if self._chunks is None or self._last != position:
+                first = (0, 0) if position is None else (position[0], position[1] + 1)
+                self._chunks = self._recipe.chunks(first)
+            self._last, pool = next(self._chunks)
+            self._given[position] = _Given(self._last, ray.put(pool), set())
+        given = self._given[position]
+        given.takers.add(stream)
+        if len(given.takers) == self._num_streams:
+            del self._given[position]
+        return given.position, given.reference
+
+
+def start_feeder(recipe: ChunkRecipe, num_streams: int) -> Any:
+    """A `ChunkFeeder` as an actor, which needs no CPU of its own and comes back if it dies."""
+    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ChunkFeeder)
+    return remote.remote(recipe, num_streams)
+
+
+class RemoteFeed:
+    """A learner's side of a `ChunkFeeder`: asks for one chunk in advance."""
+
+    def __init__(self, feeder: Any, stream: int, first: Position | None = None):
+        self._feeder, self._stream = feeder, stream
+        self._ask(before(first) if first is not None else None)
+
+    def next(self) -> tuple[Position, EpisodePool]:
+        """See `ChunkFeed`."""
+        position, reference = ray.get(self._asked)
+        pool: EpisodePool = ray.get(reference)
+        self._ask(position)
+        return position, pool
+
+    def _ask(self, position: Position | None) -> None:
+        self._asked = self._feeder.after.remote(position, self._stream)
+
+
+def before(position: Position) -> Position | None:
+    """What stands in for the chunk before a position, whichever it was."""
+    number, index = position
+    return None if position == (0, 0) else (number, index - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSource:
+    """A learner's way to the windows of data that is larger than the pool.
+
+    Attributes:
+        feeder: the `ChunkFeeder`.
+        capacity: of the pool, in steps.
+        reuse: how often each step is trained, on average, while it is in the pool.
+        context_length, batch_size, seed: see `WindowSampler`.
+        num_steps: steps in the data.
+    """
+
+    feeder: Any
+    capacity: int
+    reuse: float
+    context_length: int
+    batch_size: int
+    seed: int
+    num_steps: int
+
+    def sampler(
+        self, stream: int, num_streams: int, state: dict[str, Any] | None = None
+    ) -> RollingSampler:
+        """The sampler of learner number `stream`, going on from a sampler's state."""
+        return RollingSampler(
+            RemoteFeed(self.feeder, stream, state["first"] if state else None),
+            capacity=self.capacity,
+            draws_per_step=self.reuse / self.context_length,
+            context_length=self.context_length,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            stream=stream,
+            num_streams=num_streams,
+            state=state,
+        )

@@ -1,0 +1,345 @@
+"""Data larger than the pool: chunks that come and go, and what is drawn from them."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import ray
+from gymnasium.spaces import Box
+
+from rllib_dt import write_episodes
+from rllib_dt.episodes.pool import EpisodePool, PoolOptions, Statistics, pack
+from rllib_dt.episodes.record import DataError, Episode
+from rllib_dt.episodes.rolling import CHUNKS_PER_POOL, RollingSampler, chunk_steps
+from rllib_dt.episodes.windows import gather_windows
+from rllib_dt.runtime.reading import Holdout
+
+from .conftest import make_episodes, tiny_config
+from .training import learner_results, same, weights
+
+K = 4
+
+
+def numbered(lengths):
+    """Episodes whose observations are (episode, timestep)."""
+    return [
+        Episode(
+            id=str(i),
+            source="here",
+            observations=np.stack([np.full(n, i), np.arange(n)], 1).astype(np.float32),
+            actions=np.zeros((n, 1), np.float32),
+            rewards=np.full(n, float(i)),
+            terminated=True,
+            truncated=False,
+        )
+        for i, n in enumerate(lengths)
+    ]
+
+
+class ListedChunks:
+    """A feed of episodes in memory, pass after pass."""
+
+    def __init__(self, episodes, steps, first=(0, 0)):
+        self.pools = list(pack(episodes, steps, PoolOptions()))
+        number, index = first
+        self.positions = itertools.chain(
+            ((number, i) for i in range(index, len(self.pools))),
+            ((p, i) for p in itertools.count(number + 1) for i in range(len(self.pools))),
+        )
+
+    def next(self):
+        position = next(self.positions)
+        return position, self.pools[position[1]]
+
+
+def rolling(episodes, capacity, *, first=(0, 0), batch_size=16, draws_per_step=1 / K, **kwargs):
+    return RollingSampler(
+        ListedChunks(episodes, chunk_steps(capacity), first),
+        capacity=capacity,
+        draws_per_step=draws_per_step,
+        context_length=K,
+        batch_size=batch_size,
+        seed=3,
+        **kwargs,
+    )
+
+
+def test_a_window_is_the_one_that_its_episode_has():
+    episodes = numbered([5, 1, 30, 2, 9, 17, 3] * 3)
+    whole = EpisodePool.from_episodes(episodes)
+    starts = np.cumsum(whole.lengths) - whole.lengths
+    sampler = rolling(episodes, capacity=40)
+    for update in range(60):
+        got = sampler.sample(update)
+        ends = got["obs"][:, -1].astype(int)
+        want = gather_windows(whole.columns, starts[ends[:, 0]] + ends[:, 1], ends[:, 1], K)
+        for name in want:
+            np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+
+
+def test_the_pool_keeps_within_its_capacity_and_goes_through_the_data_in_order():
+    episodes = numbered([5, 1, 30, 2, 9, 17, 3] * 3)
+    sampler = rolling(episodes, capacity=120)
+    seen = []
+    for update in range(300):
+        sampler.sample(update)
+        assert sampler.num_steps + chunk_steps(120) <= 120 + 30  # 30: the longest episode
+        seen.extend(p for p in sampler.positions if p not in seen)
+    passes = {number for number, _ in seen}
+    assert len(passes) > 3
+    assert seen == sorted(seen)
+    each = [sum(number == p for number, _ in seen) for p in sorted(passes)[:-1]]
+    assert len(set(each)) == 1
+
+
+@pytest.mark.parametrize("num_streams", [1, 2])
+def test_a_pass_of_the_chunks_is_a_pass_over_the_data(num_streams):
+    episodes = numbered([20] * 50)
+    sampler = rolling(episodes, capacity=300, num_streams=num_streams, batch_size=10)
+    for update in itertools.count():
+        sampler.sample(update)
+        if sampler.positions[0][0] == 10:
+            break
+    # in all, K steps of each window were trained; the first pass counts half of its pool's
+    trained = update * 10 * K * num_streams
+    assert trained / 1000 == pytest.approx(10, rel=0.05)
+
+
+def test_draws_are_proportional_to_the_episodes_lengths():
+    lengths = [3, 40, 1, 12, 150, 7, 2, 25] * 4
+    episodes = numbered(lengths)
+    sampler = rolling(episodes, capacity=220, batch_size=64, draws_per_step=1.0)
+    counts = np.zeros(len(lengths))
+    # what the first fill holds is drawn less in its first pass, so counting starts behind it
+    update = 0
+    while sampler.positions[0] < (1, 0):
+        sampler.sample(update)
+        update += 1
+    while sampler.positions[0] < (201, 0):
+        ends = sampler.sample(update)["obs"][:, -1, 0].astype(int)
+        np.add.at(counts, ends, 1)
+        update += 1
+    want = counts.sum() * np.array(lengths) / sum(lengths)
+    # the draws that straddle the edges of the 200 passes are at most a pool's, 1/4 of a pass
+    z = (counts - want) / np.sqrt(want + (0.25 * want / 200) ** 2)
+    # 32 counts within 5 deviations: a false alarm in 50,000 runs (the seed is fixed all the same)
+    assert np.abs(z).max() < 5
+    assert (z**2).mean() < 3
+
+
+def test_every_episode_is_seen_in_every_pass():
+    episodes = numbered([1, 300, 2, 2, 1, 80, 5] * 3)
+    sampler = rolling(episodes, capacity=400, draws_per_step=0.5)
+    held = {}
+    for update in itertools.count():
+        sampler.sample(update)
+        for chunk in sampler._resident:
+            held.setdefault(chunk.position[0], set()).update(chunk.pool.columns["obs"][:, 0])
+        if sampler.positions[0][0] == 3:
+            break
+    assert all(held[p] == set(range(21)) for p in range(3))
+
+
+def test_a_sampler_goes_on_from_a_state_with_the_same_batches():
+    episodes = numbered([5, 1, 30, 2, 9, 17, 3] * 3)
+    straight = rolling(episodes, capacity=60)
+    for update in range(25):
+        straight.sample(update)
+    state = straight.state()
+    resumed = rolling(episodes, capacity=60, first=state["first"], state=state)
+    for update in range(25, 60):
+        a, b = straight.sample(update), resumed.sample(update)
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+        assert straight.positions == resumed.positions
+
+
+def test_learners_hold_the_same_chunks_and_draw_other_windows():
+    episodes = numbered([5, 1, 30, 2, 9, 17, 3] * 3)
+    first, second = (rolling(episodes, 60, stream=i, num_streams=2) for i in (0, 1))
+    for update in range(50):
+        a, b = first.sample(update), second.sample(update)
+        assert first.positions == second.positions
+        assert not np.array_equal(a["obs"], b["obs"])
+
+
+def test_one_giant_episode_among_tiny_ones_is_one_chunk():
+    sampler = rolling(numbered([1] * 50 + [500] + [1] * 50), capacity=45)
+    sizes = {sampler.sample(u) and sampler.num_steps for u in range(800)}
+    assert max(sizes) <= 500 + 45
+    assert min(sizes) >= 1
+
+
+def test_statistics_of_parts_are_those_of_the_whole():
+    rng = np.random.default_rng(0)
+    episodes = [
+        replace(e, observations=(1e3 + rng.standard_normal((len(e), 2))).astype(np.float32))
+        for e in numbered(rng.integers(1, 40, 200))
+    ]
+    parts = Statistics()
+    for pool in pack(episodes, 100, PoolOptions()):
+        parts.add(pool)
+    whole = EpisodePool.from_episodes(episodes).statistics()
+    assert parts.summary() == whole.summary()
+    got, want = parts.normalization(), whole.normalization()
+    np.testing.assert_allclose(got.observation_mean, want.observation_mean, rtol=1e-12)
+    np.testing.assert_allclose(got.observation_std, want.observation_std, rtol=1e-9)
+
+
+# ---- keeping episodes back
+
+
+def test_a_holdout_is_the_same_in_every_pass_whatever_else_there_is():
+    episodes = numbered([3] * 400)
+    holdout = Holdout(0.1, seed=5)
+    train = {e.id for e in holdout.train(iter(episodes))}
+    kept = {e.id for e in holdout.episodes}
+    assert train | kept == {e.id for e in episodes}
+    assert not train & kept
+    # binomial(400, 0.1): 10 … 75 but for one in 10 million seeds
+    assert 10 < len(kept) < 75
+    assert {e.id for e in holdout.rule().skip(iter(episodes[::-1]))} == train
+    fewer = Holdout(0.1, seed=5)
+    assert {e.id for e in fewer.train(iter(episodes[:200]))} == train & {
+        e.id for e in episodes[:200]
+    }
+
+
+def test_a_holdout_of_few_episodes_holds_one():
+    for seed in range(20):
+        holdout = Holdout(0.01, seed)
+        train = {e.id for e in holdout.train(iter(numbered([2] * 4)))}
+        assert len(holdout.episodes) >= 1
+        assert len(train) == 4 - len(holdout.episodes)
+        assert {e.id for e in holdout.rule().skip(iter(numbered([2] * 4)))} == train
+
+
+def test_a_holdout_holds_no_more_steps_than_it_may():
+    holdout = Holdout(0.5, seed=0, max_steps=50)
+    train = list(holdout.train(iter(numbered([10] * 100))))
+    assert sum(map(len, holdout.episodes)) == 50
+    assert holdout.left_out == 100 - len(train) - 5
+
+
+# ---- in the algorithm
+
+
+@pytest.fixture(scope="module")
+def many_files(tmp_path_factory):
+    """A folder of 12 files, 240 episodes in all; and its episodes."""
+    folder = tmp_path_factory.mktemp("many")
+    spaces = Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,))
+    rng = np.random.default_rng(1)
+    episodes = []
+    for part in range(12):
+        of_part = make_episodes(rng.integers(1, 40, 20), seed=part)
+        write_episodes(of_part, folder / f"{part}", *spaces)
+        episodes += of_part
+    return str(folder), episodes
+
+
+def streamed(data, capacity=1200, **kwargs):
+    return tiny_config(data, **kwargs).offline_data(pool_capacity_steps=capacity)
+
+
+def test_data_beyond_the_capacity_is_streamed_with_the_statistics_of_all(cluster, many_files):
+    folder, episodes = many_files
+    resident = tiny_config(folder).build_algo()
+    algo = streamed(folder).build_algo()
+    assert algo.offline_data.is_streamed
+    assert not resident.offline_data.is_streamed
+    assert algo.offline_data.summary == resident.offline_data.summary
+    assert algo.offline_data.summary.num_episodes == len(episodes)
+    for name in ("observation_mean", "observation_std", "return_scale"):
+        np.testing.assert_allclose(
+            getattr(algo.offline_data.normalization, name),
+            getattr(resident.offline_data.normalization, name),
+        )
+    results = learner_results(algo, times=5)
+    assert math.isfinite(results["action_loss"])
+    assert results["num_passes_over_data"] > 0
+    feeder = algo.offline_data._feeder
+    algo.stop()
+    resident.stop()
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(feeder.after.remote(None, 0))
+
+
+@pytest.mark.parametrize("num_learners", [0, 2])
+def test_streaming_goes_on_after_a_restore_with_the_same_losses(
+    cluster, many_files, tmp_path, num_learners
+):
+    config = (
+        streamed(many_files[0], 700)
+        .learners(num_learners=num_learners)
+        .training(train_batch_size_per_learner=16)
+        .offline_data(dataset_num_iters_per_learner=7)
+    )
+    straight = config.build_algo()
+    losses = [learner_results(straight)["action_loss"] for _ in range(6)]
+    final = weights(straight)
+    straight.stop()
+    first = config.build_algo()
+    assert [learner_results(first)["action_loss"] for _ in range(3)] == losses[:3]
+    path = first.save_to_path(str(tmp_path / "saved"))
+    first.stop()
+    second = config.build_algo()
+    second.restore_from_path(path)
+    again = [learner_results(second)["action_loss"] for _ in range(3)]
+    if num_learners == 0:
+        assert again == losses[3:]
+        assert same(weights(second), final)
+    else:
+        np.testing.assert_allclose(again, losses[3:], rtol=1e-6)
+    second.stop()
+
+
+def test_streaming_leaves_out_what_is_kept_back_or_not_among_the_best(cluster, many_files):
+    folder, episodes = many_files
+    algo = (
+        streamed(folder, 500).offline_data(validation_fraction=0.2, top_fraction=0.5).build_algo()
+    )
+    data = algo.offline_data
+    assert 0 < len(data.validation) <= 0.25 * 500
+    returns = np.array([sum(e["rewards"]) for e in episodes])
+    assert data.summary.num_steps <= 0.5 * sum(len(e["rewards"]) for e in episodes)
+    assert data.summary.return_min > np.median(returns) - 1
+    assert data.is_streamed
+    recipe = data._source.feeder
+    position, reference = ray.get(recipe.after.remote(None, 0))
+    assert position == (0, 0)
+    assert ray.get(reference).returns.min() >= data.summary.return_min
+    algo.stop()
+
+
+def test_episodes_that_never_end_do_not_fill_the_memory(cluster, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for part in range(3):  # ids that go on from file to file, without any end
+        rows = 200
+        pq.write_table(
+            pa.table(
+                {
+                    "eps_id": np.arange(rows),
+                    "t": np.full(rows, part),
+                    "obs": list(np.zeros((rows, 3), np.float32)),
+                    "actions": list(np.zeros((rows, 2), np.float32)),
+                    "rewards": np.zeros(rows),
+                    "terminateds": np.full(rows, part == 2),
+                    "truncateds": np.zeros(rows, bool),
+                }
+            ),
+            tmp_path / f"{part}.parquet",
+        )
+    algo = streamed(str(tmp_path), 100).build_algo()
+    with pytest.raises(DataError, match="whose end did not come yet, more than the pool holds"):
+        algo.train()
+    algo.stop()
+
+
+def test_chunks_and_capacity():
+    assert chunk_steps(900) * (CHUNKS_PER_POOL + 1) == 900
+    assert chunk_steps(1) == 1
