@@ -10,9 +10,11 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_dt import DTConfig, DTModelConfig, write_episodes
 from rllib_dt.runtime.connector import TARGET_RETURN
-from rllib_dt.runtime.dispatch import run_jobs
 from rllib_dt.runtime.evaluation import (
+    NOTHING,
+    EpisodeFailure,
     EpisodeResult,
+    Outcome,
     make_jobs,
     normalized_score,
     summarize,
@@ -142,7 +144,8 @@ def test_results_are_told_apart_by_target():
         EpisodeResult(job=job, episode_return=r, length=n)
         for job, r, n in zip(jobs, [10.0, 20.0, -1.0, -4.0], [1, 2, 3, 8], strict=True)
     ]
-    got = summarize(results, [100.0, -2.5], score_reference=(0.0, 50.0))
+    outcome = Outcome(results=results, failures=[EpisodeFailure(job=jobs[0], error="fell over")])
+    got = summarize(outcome, [100.0, -2.5], score_reference=(0.0, 50.0))
     assert got["episode_return_mean"] == 15.0
     assert got["by_target"]["100"] == {
         "episode_return_mean": 15.0,
@@ -151,15 +154,18 @@ def test_results_are_told_apart_by_target():
         "episode_return_max": 20.0,
         "episode_len_mean": 1.5,
         "num_episodes": 2,
+        "num_episodes_failed": 1,
         "normalized_score": 30.0,
     }
     assert got["by_target"]["-2.5"]["episode_return_mean"] == -2.5
+    assert got["by_target"]["-2.5"]["num_episodes_failed"] == 0
     assert got["num_episodes"] == 4
+    assert got["num_episodes_failed"] == 1
     assert got["num_env_steps_sampled"] == 14
 
 
 def test_nothing_measured_is_nan_and_zero_episodes():
-    got = summarize([], [5.0])
+    got = summarize(NOTHING, [5.0])
     assert math.isnan(got["episode_return_mean"])
     assert math.isnan(got["by_target"]["5"]["episode_return_mean"])
     assert got["by_target"]["5"]["num_episodes"] == got["num_episodes"] == 0
@@ -251,33 +257,3 @@ def test_an_evaluation_needs_an_environment(cluster, tiny_data):
     with pytest.raises(ValueError, match="no environment to evaluate in"):
         algo.evaluate()
     algo.stop()
-
-
-class SilentRunners:
-    """A group whose runners live and answer nothing, or die one after another."""
-
-    def __init__(self, healthy):
-        self._healthy = healthy
-        self.rounds = 0
-
-    def num_remote_env_runners(self):
-        return 2
-
-    def healthy_worker_ids(self):
-        return list(self._healthy[min(self.rounds, len(self._healthy) - 1)])
-
-    def foreach_env_runner(self, func, **kwargs):
-        self.rounds += 1
-        return []
-
-
-@pytest.mark.trap(3)
-@pytest.mark.parametrize(
-    ("healthy", "message"),
-    [([[1, 2]], "live, but none of 3 episodes"), ([[1, 2], [2], []], "no evaluation runner is")],
-)
-def test_an_evaluation_that_gets_nowhere_ends(cluster, healthy, message):
-    group = SilentRunners(healthy)
-    with pytest.raises(RuntimeError, match=message):
-        run_jobs(group, make_jobs([1.0], 3, seed=0), weights={})
-    assert group.rounds == max(1, len(healthy) - 1)

@@ -55,21 +55,44 @@ def test_states_can_be_taken_and_set(cluster, tiny_data):
     other.stop()
 
 
-@pytest.mark.parametrize("seed", [5, None])
-def test_resuming_goes_on_as_if_nothing_had_happened(cluster, tiny_data, tmp_path, seed):
-    config = tiny_config(tiny_data[0], **NO_DROPOUT).training(warmup_steps=20)
-    config.debugging(seed=seed)
+@pytest.mark.parametrize(("seed", "num_learners"), [(5, 0), (None, 0), (5, 2)])
+def test_resuming_goes_on_as_if_nothing_had_happened(
+    cluster, tiny_data, tmp_path, seed, num_learners
+):
+    """With dropout: its random numbers follow from the update, as the windows do."""
+    config = tiny_config(tiny_data[0], resid_pdrop=0.3)
+    config.training(warmup_steps=20, lr=[[0, 1e-3], [500, 1e-4]])
+    config.debugging(seed=seed).learners(num_learners=num_learners)
     whole = config.build_algo()
     learner_results(whole, 2)
     path = whole.save_to_path(tmp_path / "ck")
-    want = learner_results(whole, 2)
-    resumed = DT.from_checkpoint(path)
-    got = learner_results(resumed, 2)
-    for name in ("action_loss", "learning_rate", "num_updates_lifetime", "num_passes_over_data"):
-        assert got[name] == want[name]
-    assert same(weights(whole), weights(resumed))
+    want = [whole.train() for _ in range(2)]
+    final = weights(whole)
     whole.stop()
+    torch.manual_seed(1234)  # whatever state the new process is in
+    resumed = DT.from_checkpoint(path)
+    for wanted in want:
+        result = resumed.train()
+        got, learned = result["learners"]["default_policy"], wanted["learners"]["default_policy"]
+        for name in ("action_loss", "gradient_norm", "learning_rate"):
+            assert got[name] == pytest.approx(learned[name], rel=1e-6 if num_learners else 0, abs=0)
+        for name in (n for n in learned if n.endswith("_lifetime")):
+            assert got[name] == learned[name], name
+        assert got["num_passes_over_data"] == learned["num_passes_over_data"]
+        lifetime = "num_env_steps_sampled_lifetime"
+        assert result[lifetime] == wanted[lifetime]
+    if not num_learners:
+        assert same(weights(resumed), final)
     resumed.stop()
+
+
+def test_training_leaves_the_users_random_numbers_alone(cluster, tiny_data):
+    algo = tiny_config(tiny_data[0]).build_algo()
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    algo.train()
+    assert torch.equal(torch.get_rng_state(), before)
+    algo.stop()
 
 
 @pytest.mark.semantics(28, 31)

@@ -56,7 +56,7 @@ def check_training(config: Any) -> None:
     _check_number(
         config, "validation_fraction", lambda v: 0 < v < 1, "between 0 and 1", optional=True
     )
-    for name in ("pool_capacity_steps", "pool_capacity_bytes", "validation_interval"):
+    for name in ("pool_capacity_steps", "pool_capacity_bytes"):
         _check_number(
             config,
             name,
@@ -66,12 +66,8 @@ def check_training(config: Any) -> None:
         )
     if config.validation_fraction is not None and config.validation_input is not None:
         config._value_error("give either validation_fraction or validation_input, not both")
-    _check_number(
-        config,
-        "dataset_num_iters_per_learner",
-        lambda v: v >= 1 and v == int(v),
-        "a whole number of updates, at least 1",
-    )
+    for name in ("dataset_num_iters_per_learner", "validation_interval"):
+        _check_number(config, name, lambda v: v >= 1 and v == int(v), "a whole number, at least 1")
     Scheduler.validate(
         fixed_value_or_schedule=config.lr, setting_name="lr", description="learning rate"
     )

@@ -24,6 +24,7 @@ from rllib_dt.runtime.connector import DecisionTransformerContext
 from rllib_dt.runtime.env_runner import DTEnvRunner
 from rllib_dt.runtime.learner import DTTorchLearner
 from rllib_dt.runtime.readers.files import time_limit_of
+from rllib_dt.runtime.remote_files import Sealed, check_no_credentials
 from rllib_dt.runtime.rl_module import DTTorchRLModule
 from rllib_dt.runtime.source import DTOfflineData
 
@@ -37,6 +38,8 @@ def absolute(paths: Any) -> Any:
     """Local paths as seen from here: Tune's trials run in folders of their own."""
     if isinstance(paths, os.PathLike):
         paths = os.fspath(paths)
+    if isinstance(paths, str):
+        check_no_credentials(paths)
     if isinstance(paths, str) and "://" not in paths and paths != "sampler":
         return os.path.abspath(os.path.expanduser(paths))
     return [absolute(path) for path in paths] if isinstance(paths, list | tuple) else paths
@@ -62,6 +65,8 @@ class DTConfig(AlgorithmConfig):
     """
 
     input_: Any
+    input_filesystem: Any
+    input_filesystem_kwargs: Any
     observation_space: Any
     action_space: Any
 
@@ -103,6 +108,7 @@ class DTConfig(AlgorithmConfig):
         self.validation_fraction: float | None = None
         self.validation_input: Any = None
         self.validation_interval = 1
+        self._paths_as_given: dict[str, Any] = {}
         self._settings_taken_from: str | None = None
 
     @override(AlgorithmConfig)
@@ -155,7 +161,7 @@ class DTConfig(AlgorithmConfig):
         pool_reuse: float = NotProvided,
         validation_fraction: float | None = NotProvided,
         validation_input: Any = NotProvided,
-        validation_interval: int | None = NotProvided,
+        validation_interval: int = NotProvided,
         **kwargs: Any,
     ) -> "DTConfig":
         """Sets where the data is and how to read it.
@@ -179,7 +185,8 @@ class DTConfig(AlgorithmConfig):
             validation_input: a path or a list, of episodes to validate on instead.
             validation_interval: validate after every so many `train()`.
             kwargs: RLlib's: `input_` (a path or a list), `input_read_schema`,
-                `actions_in_input_normalized`, `input_filesystem`,
+                `actions_in_input_normalized`, `input_filesystem` and `input_filesystem_kwargs`
+                (never written to checkpoints or results, see docs/cluster.md),
                 `dataset_num_iters_per_learner` (updates in one `train()`), …
         """
         super().offline_data(**kwargs)
@@ -194,9 +201,17 @@ class DTConfig(AlgorithmConfig):
             validation_input=validation_input,
             validation_interval=validation_interval,
         )
-        if self.input_filesystem is None:
-            self.input_ = absolute(self.input_)
-            self.validation_input = absolute(self.validation_input)
+        self.input_filesystem = Sealed.seal(self.input_filesystem)
+        self.input_filesystem_kwargs = Sealed.seal(self.input_filesystem_kwargs or None)
+        for name, paths in (
+            ("input_", kwargs.get("input_", NotProvided)),
+            ("validation_input", validation_input),
+        ):
+            if paths is not NotProvided:
+                self._paths_as_given[name] = paths
+        for name, paths in self._paths_as_given.items():
+            # on a file system of its own, a path is what it is
+            setattr(self, name, paths if self.input_filesystem is not None else absolute(paths))
         return self
 
     @override(AlgorithmConfig)

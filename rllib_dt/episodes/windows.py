@@ -50,6 +50,23 @@ def gather_windows(
     return {**windows, TIMESTEPS: timesteps, MASK: mask}
 
 
+def covering_windows(lengths: Array, context_length: int) -> Array:
+    """Where windows end that together hold each step of each episode once.
+
+    Args:
+        lengths: (E,) the episodes' steps, which stand end to end.
+        context_length: K.
+
+    Returns:
+        (W,) int64 flat indices: each episode's last step, and every K-th before it.
+    """
+    windows = -(-lengths // context_length)
+    back = np.arange(windows.sum()) - np.repeat(np.cumsum(windows) - windows, windows)
+    last = np.repeat(np.cumsum(lengths) - 1, windows)
+    result: Array = last - back * context_length
+    return result
+
+
 @dataclass(frozen=True, kw_only=True)
 class WindowSampler:
     """Draws windows that end at uniformly chosen steps, so long episodes in proportion.

@@ -22,6 +22,17 @@ def env_creator(config: AlgorithmConfig) -> Callable[[Any], gym.Env]:
     return creator
 
 
+def runner_actors(group: Any) -> dict[int, Any]:
+    """The remote runners of an `EnvRunnerGroup` by their index, those thought dead included."""
+    actors: dict[int, Any] = group._worker_manager.actors()
+    return actors
+
+
+def set_runner_health(group: Any, index: int, *, healthy: bool) -> None:
+    """Tells an `EnvRunnerGroup` which runners live."""
+    group._worker_manager.set_actor_state(index, healthy)
+
+
 def notify_environment_created(runner: Any, context: Any) -> None:
     """Calls the users' `on_environment_created`, as RLlib's own `make_env` does."""
     make_callback(
@@ -35,6 +46,15 @@ def notify_environment_created(runner: Any, context: Any) -> None:
             "env_context": context,
         },
     )
+
+
+def largest_cluster() -> dict[str, float]:
+    """The resources of the running cluster or, where it grows on demand, of all it may become."""
+    resources: dict[str, float] = dict(ray.cluster_resources())
+    on_demand = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    for name, amount in on_demand.items():
+        resources[name] = max(resources.get(name, 0), amount)
+    return resources
 
 
 def register_algorithm(name: str, algorithm: type[Algorithm]) -> None:

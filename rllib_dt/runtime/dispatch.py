@@ -1,55 +1,262 @@
-"""An evaluation's jobs to its runners, and their results back."""
+"""An evaluation's jobs to its runners, and what became of each back, whatever dies on the way."""
 
-from collections.abc import Sequence
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError, RayTaskError
 
-from rllib_dt.runtime.evaluation import EpisodeResult, EvaluationJob, missing_jobs
+from rllib_dt.runtime.compat import runner_actors, set_runner_health
+from rllib_dt.runtime.evaluation import (
+    Alive,
+    EpisodeFailure,
+    EpisodeResult,
+    EvaluationJob,
+    JobsLost,
+    Outcome,
+    RunnerEvent,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 2
+"""So often a job is begun that its runner does not survive; the second time it runs alone."""
+
+_GRACE_SECONDS = 15.0
+_PROBE_SECONDS = 0.5
+_SAY_WAITING_SECONDS = 30.0
 
 
-def run_jobs(group: Any, jobs: Sequence[EvaluationJob], weights: Any) -> list[EpisodeResult]:
-    """Every job's result; what a dying runner leaves undone goes to the others.
+def run_jobs(
+    group: Any,
+    jobs: Sequence[EvaluationJob],
+    weights: Any,
+    *,
+    call_timeout: float | None = None,
+    restart_timeout: float = 300.0,
+) -> Outcome:
+    """Runs every job; what a dying or hanging runner leaves undone goes to the others.
 
     Args:
         group: the `EnvRunnerGroup` of `DTEnvRunner`s.
         jobs: the episodes to run.
         weights: the module state to run them with.
+        call_timeout: seconds that an environment's `reset` or `step` may take; a runner from
+            which no sign of life came for longer is killed.
+        restart_timeout: seconds to wait for a runner to come back, when none is left.
+
+    Raises:
+        RuntimeError: no runner is left, and none came back in time.
     """
     if group.num_remote_env_runners() == 0:
-        return list(group.local_env_runner.run_jobs(jobs, weights))
-    weights_ref = ray.put(weights)
-    results: list[EpisodeResult] = []
-    while left := missing_jobs(jobs, results):
-        healthy = group.healthy_worker_ids()
-        if not healthy:
+        return _run_here(group.local_env_runner, jobs, weights)
+    return _Dispatch(runner_actors(group), jobs, weights, call_timeout, restart_timeout).run(group)
+
+
+def _run_here(runner: Any, jobs: Sequence[EvaluationJob], weights: Any) -> Outcome:
+    record = _Record(jobs)
+    record.take(runner.run_jobs(jobs, weights))
+    while alone := record.take_alone():
+        record.take(runner.run_jobs([alone], weights, at_once=1))
+    return record.outcome()
+
+
+class _Record:
+    """Which jobs are to be run, and what became of the others."""
+
+    def __init__(self, jobs: Sequence[EvaluationJob]):
+        self._left = {job.index: job for job in jobs}
+        self._attempts: Counter[int] = Counter()
+        self._alone: deque[EvaluationJob] = deque()
+        self._results: dict[int, EpisodeResult] = {}
+        self._failures: dict[int, EpisodeFailure] = {}
+
+    def take(self, events: Iterable[RunnerEvent]) -> None:
+        for event in events:
+            if isinstance(event, EpisodeResult):
+                self._left.pop(event.job.index, None)
+                self._results[event.job.index] = event
+            elif isinstance(event, EpisodeFailure):
+                self._left.pop(event.job.index, None)
+                self._failures[event.job.index] = event
+            elif isinstance(event, JobsLost):
+                self._lose(event)
+
+    def _lose(self, event: JobsLost) -> None:
+        for job in event.jobs:
+            self._attempts[job.index] += 1
+            if self._attempts[job.index] >= MAX_ATTEMPTS:
+                self.take([EpisodeFailure(job=job, error=event.error)])
+            else:
+                self._alone.append(job)
+
+    def unfinished(self, jobs: Iterable[EvaluationJob]) -> list[EvaluationJob]:
+        return [job for job in jobs if job.index in self._left]
+
+    def take_alone(self) -> EvaluationJob | None:
+        """A job to run once more, on its own."""
+        return self._alone.popleft() if self._alone else None
+
+    @property
+    def is_complete(self) -> bool:
+        return not self._left
+
+    def outcome(self) -> Outcome:
+        """Everything, in the order of the jobs, and so the same whoever ran what."""
+        return Outcome(
+            results=[self._results[i] for i in sorted(self._results)],
+            failures=[self._failures[i] for i in sorted(self._failures)],
+        )
+
+
+@dataclass
+class _Runner:
+    actor: Any
+    events: Any = None
+    """What it is running, as a stream; or None."""
+    jobs: list[EvaluationJob] = field(default_factory=list)
+    running: Sequence[EvaluationJob] = ()
+    has_answered: bool = False
+    last_sign: float = 0.0
+    ping: Any = None
+    """Set while it is thought to be dead: the question whether it is back."""
+    next_probe: float = 0.0
+    is_gone: bool = False
+
+
+class _Dispatch:
+    def __init__(
+        self,
+        actors: dict[int, Any],
+        jobs: Sequence[EvaluationJob],
+        weights: Any,
+        call_timeout: float | None,
+        restart_timeout: float,
+    ):
+        self._runners = {i: _Runner(actor) for i, actor in actors.items()}
+        self._record = _Record(jobs)
+        self._pending = list(jobs)
+        self._weights = ray.put(weights)
+        self._patience = None if call_timeout is None else call_timeout + _GRACE_SECONDS
+        self._restart_timeout = restart_timeout
+
+    def run(self, group: Any) -> Outcome:
+        alone_since = None
+        try:
+            while not self._record.is_complete:
+                self._hand_out()
+                if any(runner.events is not None for runner in self._runners.values()):
+                    alone_since = None
+                    self._listen()
+                else:
+                    alone_since = alone_since or time.monotonic()
+                    self._wait_for_a_runner(time.monotonic() - alone_since)
+                self._probe()
+        finally:
+            for i, runner in self._runners.items():
+                set_runner_health(group, i, healthy=runner.ping is None and not runner.is_gone)
+        return self._record.outcome()
+
+    def _hand_out(self) -> None:
+        idle = [
+            r
+            for r in self._runners.values()
+            if r.events is None and r.ping is None and not r.is_gone
+        ]
+        self._pending = self._record.unfinished(self._pending)
+        if self._pending:
+            shares = [self._pending[n :: len(idle)] for n in range(len(idle))]
+            for runner, share in zip(idle, shares, strict=True):
+                if share:
+                    self._send(runner, share, at_once=None)
+            if idle:
+                self._pending = []
+            return
+        for runner in idle:
+            job = self._record.take_alone()
+            if job is not None:
+                self._send(runner, [job], at_once=1)
+
+    def _send(self, runner: _Runner, jobs: list[EvaluationJob], at_once: int | None) -> None:
+        runner.events = runner.actor.run_jobs.options(num_returns="streaming").remote(
+            jobs, self._weights, at_once=at_once
+        )
+        runner.jobs, runner.running = jobs, ()
+        runner.has_answered, runner.last_sign = False, time.monotonic()
+
+    def _listen(self) -> None:
+        busy = {r.events: r for r in self._runners.values() if r.events is not None}
+        ready, _ = ray.wait(list(busy), num_returns=1, timeout=1.0, fetch_local=False)
+        for events in ready:
+            self._hear(busy[events])
+        for runner in busy.values():
+            silent = time.monotonic() - runner.last_sign
+            # before its first answer a runner may still be starting
+            if runner.has_answered and self._patience is not None and silent > self._patience:
+                ray.kill(runner.actor, no_restart=False)
+                self._lost(runner, f"the environment hangs: no sign of life for {silent:.0f} s")
+
+    def _hear(self, runner: _Runner) -> None:
+        try:
+            event = ray.get(next(runner.events))
+        except StopIteration:
+            runner.events = None
+            self._pending += self._record.unfinished(runner.jobs)
+            return
+        except RayActorError as error:
+            self._lost(runner, f"its runner died ({type(error).__name__})")
+            return
+        except RayTaskError as error:
+            raise error.as_instanceof_cause() from None
+        runner.has_answered, runner.last_sign = True, time.monotonic()
+        if isinstance(event, Alive):
+            runner.running = event.running
+        else:
+            if isinstance(event, JobsLost):
+                lost = {job.index for job in event.jobs}
+                runner.jobs = [job for job in runner.jobs if job.index not in lost]
+            self._record.take([event])
+
+    def _lost(self, runner: _Runner, error: str) -> None:
+        logger.warning("evaluation runner lost: %s; its episodes go to the others", error)
+        running = self._record.unfinished(runner.running)
+        if running:
+            self._record.take([JobsLost(jobs=running, error=error)])
+        under_way = {job.index for job in running}
+        waiting = [job for job in runner.jobs if job.index not in under_way]
+        self._pending += self._record.unfinished(waiting)
+        runner.events, runner.running, runner.jobs = None, (), []
+        self._ask(runner)
+
+    def _ask(self, runner: _Runner) -> None:
+        runner.ping = runner.actor.ping.remote()
+        runner.next_probe = time.monotonic() + _PROBE_SECONDS
+
+    def _probe(self) -> None:
+        for runner in self._runners.values():
+            if runner.ping is None or time.monotonic() < runner.next_probe:
+                continue
+            ready, _ = ray.wait([runner.ping], timeout=0)
+            if not ready:
+                continue
+            try:
+                ray.get(runner.ping)
+            except ray.exceptions.ActorDiedError:
+                runner.ping, runner.is_gone = None, True
+            except RayActorError:
+                self._ask(runner)
+            else:
+                runner.ping = None
+
+    def _wait_for_a_runner(self, waited: float) -> None:
+        if all(r.is_gone for r in self._runners.values()) or waited > self._restart_timeout:
+            left = len(self._record.unfinished(self._record._left.values()))
             raise RuntimeError(
-                f"no evaluation runner is left; {len(left)} of {len(jobs)} episodes were not "
+                f"no evaluation runner is left, and none came back; {left} episodes were not "
                 "run. See the runners' errors above"
             )
-        shares = {i: left[n :: len(healthy)] for n, i in enumerate(healthy)}
-        shares = {i: share for i, share in shares.items() if share}
-        for part in group.foreach_env_runner(
-            [_JobRun(share, weights_ref) for share in shares.values()],
-            remote_worker_ids=list(shares),
-            local_env_runner=False,
-            timeout_seconds=None,
-        ):
-            results.extend(part)
-        if len(missing_jobs(jobs, results)) == len(left) and group.healthy_worker_ids() == healthy:
-            raise RuntimeError(
-                f"the evaluation runners live, but none of {len(left)} episodes came back; see "
-                "their errors above"
-            )
-    return results
-
-
-class _JobRun:
-    """A share of an evaluation, as a call on a remote runner."""
-
-    def __init__(self, jobs: Sequence[EvaluationJob], weights: ray.ObjectRef):
-        self._jobs, self._weights = jobs, weights
-
-    def __call__(self, runner: Any) -> list[EpisodeResult]:
-        results: list[EpisodeResult] = runner.run_jobs(self._jobs, ray.get(self._weights))
-        return results
+        time.sleep(_PROBE_SECONDS)

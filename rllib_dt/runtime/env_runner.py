@@ -1,7 +1,8 @@
 """The evaluation's env runner: runs (target, seed) jobs, each to its end."""
 
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ray.rllib.core.columns import Columns
@@ -12,8 +13,15 @@ from ray.rllib.utils.annotations import override
 
 from rllib_dt.runtime.compat import env_creator, notify_environment_created
 from rllib_dt.runtime.connector import TARGET_RETURN
-from rllib_dt.runtime.evaluation import EpisodeResult, EvaluationJob
-from rllib_dt.runtime.slots import SLOT_ENVS
+from rllib_dt.runtime.evaluation import (
+    Alive,
+    EpisodeFailure,
+    EpisodeResult,
+    EvaluationJob,
+    JobsLost,
+    RunnerEvent,
+)
+from rllib_dt.runtime.slots import SLOT_ENVS, SlotFailure
 
 
 class DTEnvRunner(SingleAgentEnvRunner):
@@ -38,7 +46,9 @@ class DTEnvRunner(SingleAgentEnvRunner):
         create = env_creator(self.config)
         self.num_envs = self.config.num_envs_per_env_runner
         kind = SLOT_ENVS[str(self.config.gym_env_vectorize_mode).lower()]
-        self._slots = kind([lambda: create(context)] * self.num_envs)
+        self._slots = kind(
+            [lambda: create(context)] * self.num_envs, self.config.evaluation_sample_timeout_s
+        )
         self.env = self._slots.vector
         notify_environment_created(self, context)
 
@@ -46,29 +56,47 @@ class DTEnvRunner(SingleAgentEnvRunner):
     def sample(self, **kwargs: Any) -> list[SingleAgentEpisode]:
         raise NotImplementedError("DTEnvRunner runs evaluation jobs; see `run_jobs`")
 
-    def run_jobs(self, jobs: Sequence[EvaluationJob], weights: Any = None) -> list[EpisodeResult]:
+    def run_jobs(
+        self, jobs: Sequence[EvaluationJob], weights: Any = None, *, at_once: int | None = None
+    ) -> Iterator[RunnerEvent]:
         """Runs every job to its end, in as many environments as there are.
 
         Args:
             jobs: the episodes to run.
             weights: a module state to take on first, whatever the runner had before.
+            at_once: so many episodes at a time at most.
+
+        Yields:
+            What became of each job, as soon as it is known, and signs of life in between.
         """
         if weights is not None:
             self.module.set_state(weights)
         pending = deque(jobs)
         running: dict[int, EvaluationJob] = {}
-        results: list[EpisodeResult] = []
         self._ongoing_episodes = [None] * self.num_envs
+        clock = _Clock()
         while pending or running:
             free = [slot for slot in range(self.num_envs) if slot not in running]
-            started = {slot: pending.popleft() for slot in free[: len(pending)]}
-            self._start(started)
+            room = (at_once or self.num_envs) - len(running)
+            started = {slot: pending.popleft() for slot in free[: min(room, len(pending))]}
             running |= started
-            for slot in self._step(sorted(running)):
-                results.append(self._finish(slot, running.pop(slot)))
-        return results
+            if started or clock.has_ticked():
+                yield Alive(running=list(running.values()))
+            lost: dict[int, SlotFailure] = {}
+            for slot, failure in self._start(started):
+                if failure is not None:
+                    lost[slot] = failure
+            for slot, end in self._step(sorted(running.keys() - lost.keys())):
+                if isinstance(end, SlotFailure):
+                    lost[slot] = end
+                elif end:
+                    yield self._finish(slot, running.pop(slot))
+                if clock.has_ticked():
+                    yield Alive(running=list(running.values()))
+            yield from _losses({running.pop(slot): failure for slot, failure in lost.items()})
 
-    def _start(self, jobs: dict[int, EvaluationJob]) -> None:
+    def _start(self, jobs: dict[int, EvaluationJob]) -> Iterator[tuple[int, SlotFailure | None]]:
+        """Begins the jobs' episodes in their slots."""
         for slot, job in jobs.items():
             episode = SingleAgentEpisode(
                 observation_space=self.env.single_observation_space,
@@ -79,27 +107,36 @@ class DTEnvRunner(SingleAgentEnvRunner):
             self._make_on_episode_callback("on_episode_created", slot, self._ongoing_episodes)
         if not jobs:
             return
-        starts = self._slots.reset({slot: job.seed for slot, job in jobs.items()})
-        for slot, (observation, info) in starts.items():
-            self._ongoing_episodes[slot].add_env_reset(observation=observation, infos=info)
+        for slot, start in self._slots.reset({slot: job.seed for slot, job in jobs.items()}):
+            if isinstance(start, SlotFailure):
+                yield slot, start
+                continue
+            self._ongoing_episodes[slot].add_env_reset(
+                observation=start.observation, infos=start.info
+            )
             self._make_on_episode_callback("on_episode_start", slot, self._ongoing_episodes)
+            yield slot, None
 
-    def _step(self, slots: list[int]) -> list[int]:
-        """One step of the slots' environments; those whose episodes have ended."""
+    def _step(self, slots: list[int]) -> Iterator[tuple[int, bool | SlotFailure]]:
+        """One step of the slots' environments; whether each's episode has ended."""
+        if not slots:
+            return
         actions, for_env = self._compute_actions(slots)
-        results = self._slots.step(dict(zip(slots, for_env, strict=True)))
-        for slot, action in zip(slots, actions, strict=True):
-            result = results[slot]
+        taken = dict(zip(slots, actions, strict=True))
+        for slot, result in self._slots.step(dict(zip(slots, for_env, strict=True))):
+            if isinstance(result, SlotFailure):
+                yield slot, result
+                continue
             self._ongoing_episodes[slot].add_env_step(
                 observation=result.observation,
-                action=action,
+                action=taken[slot],
                 reward=result.reward,
                 infos=result.info,
                 terminated=result.terminated,
                 truncated=result.truncated,
             )
             self._make_on_episode_callback("on_episode_step", slot, self._ongoing_episodes)
-        return [slot for slot in slots if results[slot].ended]
+            yield slot, result.ended
 
     def _compute_actions(self, slots: list[int]) -> tuple[Any, Any]:
         """(len(slots), …) actions as the module gave them, and as the environments get them."""
@@ -123,3 +160,28 @@ class DTEnvRunner(SingleAgentEnvRunner):
         return EpisodeResult(
             job=job, episode_return=float(episode.get_return()), length=len(episode)
         )
+
+
+def _losses(lost: dict[EvaluationJob, SlotFailure]) -> Iterator[RunnerEvent]:
+    doubtful = []
+    for job, failure in lost.items():
+        if failure.is_certain:
+            yield EpisodeFailure(job=job, error=failure.error)
+        else:
+            doubtful.append(job)
+    if doubtful:
+        yield JobsLost(jobs=doubtful, error=lost[doubtful[0]].error)
+
+
+class _Clock:
+    """Ticks once a second."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def has_ticked(self) -> bool:
+        now = time.monotonic()
+        if now - self._last < 1.0:
+            return False
+        self._last = now
+        return True

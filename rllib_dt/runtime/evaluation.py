@@ -1,11 +1,14 @@
 """Which episodes an evaluation runs, and what it says of them."""
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,68 @@ class EpisodeResult:
     length: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class EpisodeFailure:
+    """An evaluation episode that could not be finished.
+
+    Attributes:
+        job: the job that it was.
+        error: what the environment raised, or what became of its runner.
+    """
+
+    job: EvaluationJob
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobsLost:
+    """Episodes that were cut by a failure that may not be theirs: to be run once more, alone."""
+
+    jobs: Sequence[EvaluationJob]
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alive:
+    """A sign of life.
+
+    Attributes:
+        running: the jobs that are under way.
+    """
+
+    running: Sequence[EvaluationJob]
+
+
+RunnerEvent = EpisodeResult | EpisodeFailure | JobsLost | Alive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of an evaluation's jobs; each is in one of the two."""
+
+    results: Sequence[EpisodeResult]
+    failures: Sequence[EpisodeFailure]
+
+
+NOTHING = Outcome(results=[], failures=[])
+"""Of an iteration without evaluation."""
+
+
+def report_failures(outcome: Outcome) -> None:
+    """Logs how many episodes could not be finished, and the error of the first."""
+    if outcome.failures:
+        first = outcome.failures[0]
+        logger.error(
+            "%d of %d evaluation episodes could not be finished; the first (target %g, seed %d): "
+            "%s",
+            len(outcome.failures),
+            len(outcome.failures) + len(outcome.results),
+            first.job.target,
+            first.job.seed,
+            first.error,
+        )
+
+
 def make_jobs(targets: Sequence[float], episodes: int, seed: int | None) -> list[EvaluationJob]:
     """`episodes` jobs for each target; fresh starts where `seed` is None."""
     entropy = np.random.SeedSequence(seed)
@@ -61,32 +126,35 @@ def normalized_score(episode_return: float, reference: Sequence[float]) -> float
 
 
 def summarize(
-    results: Sequence[EpisodeResult],
+    outcome: Outcome,
     targets: Sequence[float],
     score_reference: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """The evaluation as it stands in a result, under `evaluation/env_runners`.
 
     The usual names at the top belong to the first target; `by_target` holds every target's.
-    Without results the numbers are NaN and the counts zero: nothing was measured.
+    `num_episodes` counts what was finished, `num_episodes_failed` what could not be. Without
+    results the numbers are NaN and the counts zero: nothing was measured.
     """
     by_target = {
         target_name(target): _statistics(
-            [r for r in results if r.job.target == target], score_reference
+            [r for r in outcome.results if r.job.target == target],
+            sum(f.job.target == target for f in outcome.failures),
+            score_reference,
         )
         for target in targets
     }
-    first = by_target[target_name(targets[0])]
     return {
-        **{k: v for k, v in first.items() if k != "num_episodes"},
-        "num_episodes": len(results),
-        "num_env_steps_sampled": sum(r.length for r in results),
+        **by_target[target_name(targets[0])],
+        "num_episodes": len(outcome.results),
+        "num_episodes_failed": len(outcome.failures),
+        "num_env_steps_sampled": sum(r.length for r in outcome.results),
         "by_target": by_target,
     }
 
 
 def _statistics(
-    results: Sequence[EpisodeResult], score_reference: Sequence[float] | None
+    results: Sequence[EpisodeResult], failed: int, score_reference: Sequence[float] | None
 ) -> dict[str, float]:
     returns = np.array([r.episode_return for r in results])
     lengths = np.array([r.length for r in results])
@@ -98,17 +166,10 @@ def _statistics(
         "episode_return_max": float(returns.max()) if measured else math.nan,
         "episode_len_mean": float(lengths.mean()) if measured else math.nan,
         "num_episodes": len(results),
+        "num_episodes_failed": failed,
     }
     if score_reference is not None:
         statistics["normalized_score"] = normalized_score(
             statistics["episode_return_mean"], score_reference
         )
     return statistics
-
-
-def missing_jobs(
-    jobs: Sequence[EvaluationJob], results: Sequence[EpisodeResult]
-) -> list[EvaluationJob]:
-    """The jobs that have no result yet, in their order."""
-    done: Mapping[int, bool] = {result.job.index: True for result in results}
-    return [job for job in jobs if job.index not in done]

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from ray.rllib.core import DEFAULT_MODULE_ID
 
 from rllib_dt.episodes.pool import Normalization
 from rllib_dt.huggingface import load_pretrained
@@ -13,9 +12,7 @@ from rllib_dt.network.network import DecisionTransformer
 
 def change_networks(learner_group: Any, change: Callable[[DecisionTransformer], None]) -> None:
     """Applies `change` to every learner's network."""
-    results = learner_group.foreach_learner(
-        lambda learner: change(learner.module[DEFAULT_MODULE_ID].unwrapped().network)
-    )
+    results = learner_group.foreach_learner(lambda learner: change(learner.network))
     for result in results:
         result.get()  # raises what a learner raised
 

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from rllib_dt.episodes import windows
 from rllib_dt.network.loss import action_loss_sum
+from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.runtime.batches import PrefetchedBatches, seeded_torch
 from rllib_dt.runtime.rl_module import ACTION_PREDS
 from rllib_dt.runtime.source import ResidentSource
 from rllib_dt.runtime.stream import StreamSource
 
-_COUNTERS = "dt_counters"
+COUNTERS = "dt_counters"
+"""The component of a learner's state that counts updates."""
 _AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 
 
@@ -79,7 +81,7 @@ class DTTorchLearner(TorchLearner):
                 # of the run that is resumed, which may have been drawn for want of a given one
                 source = replace(source, seed=self._seed)
             self._source, self._seed = source, source.seed
-            sampler = source.sampler(self._rank, self._world_size, self._sampler_state)
+            sampler = source.sampler(self.rank, self.world_size, self._sampler_state)
             self._batches = PrefetchedBatches(sampler, self._num_updates)
         return self._next_batches(num_iters)
 
@@ -92,7 +94,7 @@ class DTTorchLearner(TorchLearner):
             batch = {n: torch.from_numpy(column).to(self._device) for n, column in windows.items()}
             self._waited += time.perf_counter() - started
             # dropout follows from the seed and the update as well: nothing of it must be saved
-            with seeded_torch((self._source.seed, self._rank, self._num_updates), self._device):
+            with seeded_torch((self._source.seed, self.rank, self._num_updates), self._device):
                 yield MultiAgentBatch(
                     {DEFAULT_MODULE_ID: SampleBatch(batch)}, env_steps=self._source.batch_size
                 )
@@ -103,18 +105,18 @@ class DTTorchLearner(TorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> Tensor:
-        codec = self.module[module_id].unwrapped().network.codec
+        codec = self.network.codec
         mask = batch[windows.MASK]
         loss_sum = action_loss_sum(codec, fwd_out[ACTION_PREDS], batch[windows.ACTIONS], mask)
         valid = mask.sum()
         total = valid
-        if self._world_size > 1:
+        if self.world_size > 1:
             total = valid.clone()
             torch.distributed.all_reduce(total)
         self._loss_sum += loss_sum.detach()
         self._valid_steps += valid
         self._batch_steps = total
-        loss = loss_sum * self._world_size / total.clamp(min=1)
+        loss = loss_sum * self.world_size / total.clamp(min=1)
         self._check_finite(loss)
         return loss
 
@@ -195,7 +197,7 @@ class DTTorchLearner(TorchLearner):
         self._num_steps += steps
         self._total_steps.zero_()
         seconds = time.perf_counter() - self._started
-        windows_per_update = self._source.batch_size * self._world_size
+        windows_per_update = self._source.batch_size * self.world_size
         self._log_means(
             action_loss=float(self._loss_sum / self._valid_steps.clamp(min=1)),
             gradient_norm=float(self._gradient_norm / max(1, updates)),
@@ -234,8 +236,8 @@ class DTTorchLearner(TorchLearner):
         self, components: Any = None, *, not_components: Any = None, **kwargs: Any
     ) -> Any:
         state = super().get_state(components, not_components=not_components, **kwargs)
-        if self._check_component(_COUNTERS, components, not_components):
-            state[_COUNTERS] = {
+        if self._check_component(COUNTERS, components, not_components):
+            state[COUNTERS] = {
                 "updates": self._num_updates,
                 "steps": self._num_steps,
                 "seed": self._seed,
@@ -248,17 +250,25 @@ class DTTorchLearner(TorchLearner):
         # RLlib keeps newer weights when an older checkpoint is loaded; restoring must not
         self._weights_seq_no = 0
         super().set_state(state)
-        if _COUNTERS in state:
-            self._num_updates = state[_COUNTERS]["updates"]
-            self._num_steps = state[_COUNTERS]["steps"]
-            self._seed = state[_COUNTERS]["seed"]
-            self._sampler_state = state[_COUNTERS].get("sampler")
+        if COUNTERS in state:
+            self._num_updates = state[COUNTERS]["updates"]
+            self._num_steps = state[COUNTERS]["steps"]
+            self._seed = state[COUNTERS]["seed"]
+            self._sampler_state = state[COUNTERS].get("sampler")
             self._batches = None
 
     @property
-    def _world_size(self) -> int:
+    def network(self) -> DecisionTransformer:
+        """The network that is trained, out of DDP's wrapping."""
+        network: DecisionTransformer = self.module[DEFAULT_MODULE_ID].unwrapped().network
+        return network
+
+    @property
+    def world_size(self) -> int:
+        """How many learners there are."""
         return max(1, self.config.num_learners)
 
     @property
-    def _rank(self) -> int:
-        return torch.distributed.get_rank() if self._world_size > 1 else 0
+    def rank(self) -> int:
+        """Which of them this is."""
+        return torch.distributed.get_rank() if self.world_size > 1 else 0

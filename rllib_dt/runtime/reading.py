@@ -150,5 +150,7 @@ class Holdout:
         return Holdout(self._threshold, self._seed)
 
     def _draw(self, episode: Episode) -> float:
-        name = f"{self._seed}/{episode.source}/{episode.id}".encode()
+        # of the path, its end: the choice stays when the data moves as a whole
+        place = "/".join(episode.source.split("/")[-2:])
+        name = f"{self._seed}/{place}/{episode.id}".encode()
         return int.from_bytes(hashlib.blake2b(name, digest_size=7).digest(), "big") / 2**56

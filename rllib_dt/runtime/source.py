@@ -26,6 +26,7 @@ from rllib_dt.episodes.windows import WindowSampler
 from rllib_dt.runtime.ingest import group_files
 from rllib_dt.runtime.readers.files import ReadOptions, find_files
 from rllib_dt.runtime.reading import EpisodeReader, Holdout
+from rllib_dt.runtime.remote_files import Sealed
 from rllib_dt.runtime.stream import ChunkRecipe, StreamSource, start_feeder
 
 logger = logging.getLogger(__name__)
@@ -243,8 +244,9 @@ class DTOfflineData(OfflineData):
         )
 
 
-def resolve_filesystem(name: Any, kwargs: dict | None) -> pafs.FileSystem | None:
+def resolve_filesystem(name: Any, kwargs: Any) -> pafs.FileSystem | None:
     """RLlib's `input_filesystem`: "s3", "gcs", "abs", a pyarrow filesystem, or None."""
+    name, kwargs = Sealed.unseal(name), Sealed.unseal(kwargs)
     if name is None or isinstance(name, pafs.FileSystem):
         return name
     if name == "s3":

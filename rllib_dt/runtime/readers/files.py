@@ -13,6 +13,7 @@ from rllib_dt.runtime.readers.fragments import Fragment
 from rllib_dt.runtime.readers.hdf5 import read_d4rl
 from rllib_dt.runtime.readers.parquet import read_parquet
 from rllib_dt.runtime.readers.sample_batch_json import read_sample_batches
+from rllib_dt.runtime.remote_files import PersistentFile
 
 _PARQUET = (".parquet", ".pq")
 _JSON = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".zip")
@@ -77,16 +78,18 @@ def _locate(name: str, filesystem: pafs.FileSystem | None) -> tuple[pafs.FileSys
 def _data_files(name: str, filesystem: pafs.FileSystem | None) -> list[tuple[str, int]]:
     system, path = _locate(name, filesystem)
     prefix = name.split("://", 1)[0] + "://" if "://" in name and filesystem is None else ""
+    # a URI's options ("?endpoint_override=…") belong to each file below it
+    options = "?" + name.split("?", 1)[1] if prefix and "?" in name else ""
     info = system.get_file_info(path)
     if info.type == pafs.FileType.NotFound:
         raise DataError(name, "there is no such file or folder", "check offline_data(input_=…)")
     if info.type == pafs.FileType.File:
         if not path.endswith(SUFFIXES):
             raise DataError(name, "its format is not known by its name", f"wanted {SUFFIXES}")
-        return [(prefix + path, info.size)]
+        return [(prefix + path + options, info.size)]
     inside = system.get_file_info(pafs.FileSelector(path, recursive=True))
     return [
-        (prefix + f.path, f.size)
+        (prefix + f.path + options, f.size)
         for f in sorted(inside, key=lambda f: f.path)
         if f.type == pafs.FileType.File
         and f.path.endswith(SUFFIXES)
@@ -99,18 +102,16 @@ def read_file(
 ) -> Iterator[Fragment]:
     """The fragments of one file; DataError where it cannot be read."""
     system, inner = _locate(path, filesystem)
-    with system.open_input_file(inner) as file:
+    is_local = isinstance(system, pafs.LocalFileSystem)
+    with system.open_input_file(inner) if is_local else PersistentFile(system, inner, path) as file:
         if file.size() == 0:
             raise DataError(path, "it is empty", "remove it from the input")
-        yield from _reader(file, path, options)
-
-
-def _reader(file: Any, path: str, options: ReadOptions) -> Iterator[Fragment]:
-    if path.endswith(_PARQUET):
-        return read_parquet(file, path, options.names)
-    if path.endswith(_JSON):
-        return read_sample_batches(file, path, options.names)
-    return read_d4rl(file, path, options.time_limit)
+        if inner.endswith(_PARQUET):
+            yield from read_parquet(file, path, options.names)
+        elif inner.endswith(_JSON):
+            yield from read_sample_batches(file, path, options.names)
+        else:
+            yield from read_d4rl(file, path, options.time_limit)
 
 
 def time_limit_of(env: Any) -> int | None:

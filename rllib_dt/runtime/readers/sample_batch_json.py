@@ -38,14 +38,15 @@ def read_sample_batches(file: Any, source: str, names: Mapping[str, str]) -> Ite
             columns = _columns(lines, name, names)
             yield from step_table(columns, name).fragments()
     except _DAMAGED as error:
-        kind = source.rsplit(".", 1)[-1]
+        kind = source.split("?", 1)[0].rsplit(".", 1)[-1]
         raise DataError(
             source, f"it is no whole {kind} file ({error})", "copy or record it again"
         ) from error
 
 
 def _text_files(file: Any, source: str) -> Iterator[tuple[Iterable[str], str]]:
-    if source.endswith(".zip"):
+    path = source.split("?", 1)[0]  # a URI may end in options
+    if path.endswith(".zip"):
         archive = zipfile.ZipFile(file)
         members = [m for m in archive.namelist() if m.endswith((".json", ".jsonl"))]
         members = [m for m in members if not m.startswith("__MACOSX")]
@@ -54,7 +55,7 @@ def _text_files(file: Any, source: str) -> Iterator[tuple[Iterable[str], str]]:
         for member in members:
             with archive.open(member) as inner:
                 yield io.TextIOWrapper(inner, "utf-8"), f"{source}!{member}"
-    elif source.endswith(".gz"):
+    elif path.endswith(".gz"):
         yield io.TextIOWrapper(gzip.GzipFile(fileobj=file), "utf-8"), source
     else:
         yield io.TextIOWrapper(file, "utf-8"), source

@@ -1,0 +1,168 @@
+"""Checkpoints that are whole or refused: a manifest of all files, written last.
+
+A folder is written under another name next to its own, listed with sizes and digests, and moved
+to its name in one step. So a process that dies while it writes leaves nothing under the name, and
+a file that was cut or changed later is found before anything is restored from it.
+"""
+
+import errno
+import hashlib
+import json
+import pickle
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pyarrow.fs as pafs
+
+MANIFEST = "rllib_dt_manifest.json"
+
+STATES = (
+    "algorithm_state",
+    "learner_group/learner/state",
+    "learner_group/learner/rl_module/default_policy/module_state",
+)
+"""What a checkpoint of a `DT` must hold, each as .pkl or .msgpack."""
+
+_CLEAR_SPACE = "earlier checkpoints are unharmed"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that could not be written, or is not whole."""
+
+
+@contextmanager
+def writing(path: str | Path, filesystem: pafs.FileSystem | None = None) -> Iterator[Path]:
+    """A local folder to write a checkpoint to, which then becomes `path` as a whole.
+
+    Raises:
+        CheckpointError: it could not be written; nothing stands under `path` that was not
+            there before.
+    """
+    system, final = locate(path, filesystem)
+    is_local = isinstance(system, pafs.LocalFileSystem)
+    try:
+        if is_local:
+            target = Path(final)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draft = target.parent / f".{target.name}.unfinished-{uuid.uuid4().hex[:8]}"
+        else:
+            draft = Path(tempfile.mkdtemp(prefix="dt-checkpoint-")) / "draft"
+        try:
+            draft.mkdir()
+            yield draft
+            _check_written(draft)
+            (draft / MANIFEST).write_text(json.dumps(_manifest(draft), indent=1))
+            if is_local:
+                _move(draft, Path(final))
+            else:
+                _upload(draft, system, final)
+        finally:
+            shutil.rmtree(draft if is_local else draft.parent, ignore_errors=True)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise CheckpointError(
+            f"the checkpoint {path} could not be written ({error}); {_CLEAR_SPACE}; "
+            + ("free some space on the disk" if full else "check that the folder can be written")
+        ) from error
+
+
+def verify(path: str | Path, filesystem: pafs.FileSystem | None = None) -> None:
+    """Raises a CheckpointError unless every file is there as it was written."""
+    system, folder = locate(path, filesystem)
+    manifest = f"{folder}/{MANIFEST}"
+    if system.get_file_info(manifest).type != pafs.FileType.File:
+        if system.get_file_info(folder).type == pafs.FileType.NotFound:
+            raise FileNotFoundError(f"there is no checkpoint {path}")
+        raise CheckpointError(
+            f"{path} is no whole checkpoint: it has no {MANIFEST}, which is written last; "
+            "restore from an earlier one"
+        )
+    with system.open_input_stream(manifest) as file:
+        text = file.read()
+    try:
+        listed = json.loads(text)["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}/{MANIFEST} is damaged ({error}); restore from an earlier checkpoint"
+        ) from error
+    for name, wanted in listed.items():
+        info = system.get_file_info(f"{folder}/{name}")
+        if info.type != pafs.FileType.File:
+            problem = "is missing"
+        elif info.size != wanted["size"]:
+            problem = f"has {info.size} bytes, {wanted['size']} were written"
+        else:
+            with system.open_input_stream(f"{folder}/{name}") as file:
+                same = _digest(file.read()) == wanted["digest"]
+            problem = "" if same else "holds other bytes than were written"
+        if problem:
+            raise CheckpointError(
+                f"the checkpoint {path} is damaged: {name} {problem}; restore from an earlier one"
+            )
+
+
+def locate(path: str | Path, filesystem: pafs.FileSystem | None) -> tuple[pafs.FileSystem, str]:
+    """The file system that a path or URI belongs to, and the path within it."""
+    if filesystem is not None:
+        return filesystem, str(path)
+    if "://" in str(path):
+        system, inner = pafs.FileSystem.from_uri(str(path))
+        return system, inner
+    return pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            content = path.read_bytes()
+            name = path.relative_to(folder).as_posix()
+            files[name] = {"size": len(content), "digest": _digest(content)}
+    return {"version": 1, "files": files}
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _check_written(folder: Path) -> None:
+    """RLlib does not look at what a remote learner's writing came to, so it is read back."""
+    for state in STATES:
+        pickled, packed = folder / f"{state}.pkl", folder / f"{state}.msgpack"
+        try:
+            if packed.is_file():
+                msgpack.unpackb(packed.read_bytes(), strict_map_key=False)
+            else:
+                pickle.loads(pickled.read_bytes())
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"the checkpoint was not written whole: {pickled.name} of {pickled.parent.name} "
+                f"({error!r}); {_CLEAR_SPACE}; see whether the learners' disk is full"
+            ) from error
+
+
+def _move(draft: Path, final: Path) -> None:
+    if final.is_dir() and any(final.iterdir()):
+        replaced = draft.with_name(f"{draft.name}.replaced")
+        final.rename(replaced)
+        draft.rename(final)
+        shutil.rmtree(replaced)
+    else:  # a rename takes the place of an empty folder in one step
+        draft.rename(final)
+
+
+def _upload(draft: Path, system: pafs.FileSystem, final: str) -> None:
+    system.create_dir(final, recursive=True)
+    if system.get_file_info(f"{final}/{MANIFEST}").type == pafs.FileType.File:
+        system.delete_file(f"{final}/{MANIFEST}")
+    content = (draft / MANIFEST).read_bytes()
+    (draft / MANIFEST).unlink()
+    pafs.copy_files(str(draft), final, pafs.LocalFileSystem(), system)
+    with system.open_output_stream(f"{final}/{MANIFEST}") as file:
+        file.write(content)

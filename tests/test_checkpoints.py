@@ -1,0 +1,165 @@
+"""Checkpoints that are whole or refused."""
+
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from gymnasium.spaces import Box
+
+from rllib_dt import DT, write_episodes
+from rllib_dt.runtime.checkpoints import MANIFEST, STATES, CheckpointError, verify, writing
+from tests.conftest import make_episodes, tiny_config
+from tests.training import same, weights
+
+
+@pytest.fixture(scope="module")
+def saved(cluster, tmp_path_factory):
+    """Two checkpoints of one run, and the weights of the first."""
+    folder = tmp_path_factory.mktemp("run")
+    spaces = Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,))
+    write_episodes(make_episodes([9, 4]), folder / "data", *spaces)
+    algo = tiny_config(str(folder / "data")).build_algo()
+    algo.train()
+    first, kept = algo.save_to_path(folder / "first"), weights(algo)
+    algo.train()
+    second = algo.save_to_path(folder / "second")
+    algo.stop()
+    return first, second, kept
+
+
+def files_of(folder):
+    return sorted(
+        os.path.relpath(os.path.join(root, name), folder)
+        for root, _, names in os.walk(folder)
+        for name in names
+    )
+
+
+def test_a_cut_file_is_refused_by_name_and_the_checkpoint_before_restores(saved, tmp_path):
+    first, second, kept = saved
+    for name in files_of(second):
+        damaged = tmp_path / "damaged"
+        shutil.copytree(second, damaged)
+        path = damaged / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(CheckpointError, match=f"{os.path.basename(name)}.*restore from an ear"):
+            DT.from_checkpoint(damaged)
+        shutil.rmtree(damaged)
+    algo = DT.from_checkpoint(second)
+    algo.restore_from_path(first)
+    assert same(weights(algo), kept)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        algo.restore_from_path(tmp_path / "empty")
+    assert same(weights(algo), kept)
+    algo.stop()
+
+
+@pytest.mark.parametrize("change", ["flip", "remove"])
+def test_a_changed_or_missing_file_is_refused(saved, tmp_path, change):
+    shutil.copytree(saved[1], tmp_path / "ck")
+    path = tmp_path / "ck" / f"{STATES[1]}.pkl"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content) if change == "flip" else path.unlink()
+    problem = "other bytes" if change == "flip" else "is missing"
+    with pytest.raises(CheckpointError, match=f"learner/state.pkl .*{problem}"):
+        DT.from_checkpoint(tmp_path / "ck")
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*nowhere"):
+        DT.from_checkpoint(tmp_path / "nowhere")
+
+
+def test_saving_over_a_checkpoint_replaces_it(saved, tmp_path):
+    first, second, kept = saved
+    shutil.copytree(second, tmp_path / "ck")
+    algo = DT.from_checkpoint(first)
+    assert algo.save_to_path(tmp_path / "ck") == str(tmp_path / "ck")
+    algo.stop()
+    again = DT.from_checkpoint(tmp_path / "ck")
+    assert same(weights(again), kept)
+    again.stop()
+    assert os.listdir(tmp_path) == ["ck"]
+
+
+WRITER = """
+import os, pickle, signal, sys
+from pathlib import Path
+from rllib_dt.runtime.checkpoints import STATES, writing
+
+with writing(sys.argv[1]) as draft:
+    for number, state in enumerate(STATES):
+        path = draft / f"{state}.pkl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if number == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        path.write_bytes(pickle.dumps(list(range(1000))))
+"""
+
+
+@pytest.mark.parametrize("moment", range(len(STATES)))
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_kill_in_mid_write_leaves_nothing_that_looks_whole(tmp_path, moment, exists):
+    path = tmp_path / "ck"
+    command = [sys.executable, "-c", textwrap.dedent(WRITER), str(path)]
+    if exists:
+        subprocess.run([*command, "99"], check=True)
+        before = files_of(path)
+    done = subprocess.run([*command, str(moment)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    if exists:
+        assert files_of(path) == before
+        verify(path)
+    else:
+        assert not path.exists()
+        (draft,) = tmp_path.iterdir()
+        with pytest.raises(CheckpointError, match=MANIFEST):
+            verify(draft)
+
+
+@pytest.mark.parametrize("num_learners", [0, 1])
+def test_a_full_disk_is_told_and_the_earlier_checkpoint_is_intact(
+    cluster, tiny_data, tmp_path, num_learners
+):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        algo = tiny_config(tiny_data[0]).learners(num_learners=num_learners).build_algo()
+        algo.train()
+        first, kept = algo.save_to_path(disk / "first"), weights(algo)
+        algo.train()
+        (disk / "ballast").write_bytes(b"0" * (shutil.disk_usage(disk).free - 100_000))
+        with pytest.raises(CheckpointError, match="earlier checkpoints are unharmed"):
+            algo.save_to_path(disk / "second")
+        assert sorted(os.listdir(disk)) == ["ballast", "first"]
+        algo.train()  # goes on
+        algo.stop()
+        again = DT.from_checkpoint(first)
+        assert same(weights(again), kept)
+        again.stop()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_what_was_written_is_read_back(tmp_path):
+    def write_all_but_one():
+        with writing(tmp_path / "ck") as draft:
+            for state in STATES[:-1]:
+                path = draft / f"{state}.pkl"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(pickle.dumps(1))
+
+    with pytest.raises(CheckpointError, match="not written whole"):
+        write_all_but_one()
+    assert not (tmp_path / "ck").exists()

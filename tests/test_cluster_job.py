@@ -1,0 +1,107 @@
+"""`ray job submit` of a tuned example, as `docs/cluster.md` writes it, to a head that runs here."""
+
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray.dashboard.modules.job.cli", reason='needs "ray[default]"')
+
+ROOT = Path(__file__).resolve().parents[1]
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def head(tmp_path):
+    """The address of a head with token authentication, and an environment that knows the token."""
+    env = os.environ | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+        "HOME": str(tmp_path),
+    }
+    port = free_port()
+    log = (tmp_path / "head.log").open("wb")
+    process = subprocess.Popen(
+        [
+            *(RAY, "start", "--head", "--block", "--num-cpus=3", "--node-ip-address=127.0.0.1"),
+            *(f"--port={free_port()}", f"--dashboard-port={port}", "--dashboard-host=127.0.0.1"),
+            *(f"--ray-client-server-port={free_port()}", "--object-store-memory=200000000"),
+            f"--dashboard-agent-listen-port={free_port()}",
+        ],
+        env=env,
+        stdout=log,
+        stderr=log,
+        cwd=tmp_path,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.5)
+        assert process.poll() is None, (tmp_path / "head.log").read_text()
+        yield f"http://127.0.0.1:{port}", env
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        log.close()
+
+
+def documented_command():
+    """The command of `docs/cluster.md`, as a list of words."""
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    block = re.search(r"```sh\n(ray job submit.*?)```", text, re.DOTALL).group(1)
+    return block.replace("\\\n", " ").split()
+
+
+@pytest.mark.trap(26)
+def test_the_documented_command_runs_an_example_on_a_cluster(head, tmp_path):
+    address, env = head
+    command = documented_command()
+    command[0] = RAY
+    command[command.index("http://HEAD:8265")] = address
+    command[command.index("s3://BUCKET/recordings")] = "data/cartpole-mixed"
+    command += ["--stop-iters=1", "--evaluation-duration=1"]
+    deadline = time.monotonic() + 120
+    while True:  # the head accepts connections before it accepts jobs
+        done = subprocess.run(
+            command, env=env, capture_output=True, text=True, cwd=ROOT, timeout=280, check=False
+        )
+        if "succeeded" in done.stdout or time.monotonic() > deadline:
+            break
+        if "Job submission server" not in done.stdout and "submitted" in done.stdout:
+            break
+        time.sleep(3)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-3000:]
+    assert "succeeded" in done.stdout
+    assert list((tmp_path / "ray_results").rglob("result.json"))
+    refused = subprocess.run(
+        [RAY, "job", "list", "--address", address],
+        env=env | {"RAY_AUTH_TOKEN": secrets.token_hex(32)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert refused.returncode != 0

@@ -1,0 +1,200 @@
+"""Evaluation runners that are killed, and environments that raise or hang."""
+
+import logging
+import os
+import signal
+import threading
+import time
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.spaces import Box
+
+from rllib_dt import DTConfig, DTModelConfig, write_episodes
+from rllib_dt.runtime.compat import runner_actors
+from tests.conftest import TINY, make_episodes
+
+EPISODES = 6
+
+
+class Troubled(gym.Env):
+    """Episodes of 12 steps, of which those with an unlucky seed go wrong.
+
+    `trouble` is "raise", "hang", "exit" or None; `where` is "reset" or a step's number; `every`
+    says how many in 8 seeds are unlucky; `pause` is slept at each step.
+    """
+
+    observation_space = Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = Box(-2.0, 2.0, (1,), np.float32)
+
+    def __init__(self, config):
+        self.config = config
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        self.unlucky = seed is not None and seed % 8 < self.config.get("every", 0)
+        self.perhaps("reset")
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        time.sleep(self.config.get("pause", 0))
+        self.perhaps(self.t)
+        return np.full(3, self.t, np.float32), 1.0, self.t == 12, False, {}
+
+    def perhaps(self, where):
+        if not self.unlucky or where != self.config["where"]:
+            return
+        if self.config["trouble"] == "raise":
+            raise RuntimeError("the robot fell over")
+        if self.config["trouble"] == "exit":
+            os.kill(os.getpid(), signal.SIGKILL)
+        while True:
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    episodes = make_episodes([7, 12, 3], action_space=Troubled.action_space)
+    write_episodes(episodes, folder / "d", Troubled.observation_space, Troubled.action_space)
+    return str(folder / "d")
+
+
+def config_of(data, *, runners=2, envs=2, mode="sync", timeout=2.0, **env_config):
+    return (
+        DTConfig()
+        .environment(Troubled, env_config=env_config)
+        .offline_data(input_=data, dataset_num_iters_per_learner=1)
+        .rl_module(model_config=DTModelConfig(**TINY))
+        .training(train_batch_size_per_learner=4)
+        .env_runners(num_envs_per_env_runner=envs, gym_env_vectorize_mode=mode)
+        .evaluation(
+            target_returns=[12.0, 5.0],
+            evaluation_duration=EPISODES,
+            evaluation_num_env_runners=runners,
+            evaluation_interval=1,
+            evaluation_sample_timeout_s=timeout,
+        )
+        .debugging(seed=3)
+    )
+
+
+def pids(algo):
+    return algo.eval_env_runner_group.foreach_env_runner(
+        lambda runner: os.getpid(), local_env_runner=False
+    )
+
+
+def check_whole(result):
+    assert result["num_episodes"] == 2 * EPISODES
+    assert result["num_episodes_failed"] == 0
+    for target in ("12", "5"):
+        assert result["by_target"][target]["num_episodes"] == EPISODES
+        assert result["by_target"][target]["episode_len_mean"] == 12
+
+
+@pytest.mark.trap(2, 3, 11)
+@pytest.mark.parametrize("runners", [1, 2])
+@pytest.mark.parametrize("moment", ["before", "during"])
+def test_a_killed_runner_costs_no_episode_and_is_back_by_the_next(cluster, data, runners, moment):
+    algo = config_of(data, runners=runners, pause=0.05).build_algo()
+    want = algo.evaluate()["env_runners"]
+    check_whole(want)
+    victim = pids(algo)[0]
+    if moment == "before":
+        os.kill(victim, signal.SIGKILL)
+    else:
+        threading.Timer(0.5, os.kill, (victim, signal.SIGKILL)).start()
+    result = algo.train()["evaluation"]["env_runners"]
+    check_whole(result)
+    deadline = time.monotonic() + 60
+    while len(alive := pids(algo)) < runners and time.monotonic() < deadline:
+        algo.evaluate()
+    assert len(alive) == runners
+    assert victim not in alive
+    check_whole(algo.evaluate()["env_runners"])
+    algo.stop()
+
+
+def unlucky_of(algo):
+    from rllib_dt.runtime.evaluation import make_jobs
+
+    jobs = make_jobs([12.0, 5.0], EPISODES, seed=3)
+    unlucky = [job for job in jobs if job.seed % 8 < 2]
+    assert 0 < len(unlucky) < len(jobs)
+    return len(unlucky)
+
+
+@pytest.mark.trap(11)
+# gymnasium 1.2 (2026-11) says by a warning which of its workers failed
+@pytest.mark.filterwarnings("ignore::UserWarning:gymnasium.*")
+@pytest.mark.parametrize("where", ["reset", 5])
+@pytest.mark.parametrize("trouble", ["raise", "hang"])
+@pytest.mark.parametrize(("runners", "mode"), [(0, "sync"), (2, "sync"), (0, "async")])
+def test_an_environment_in_trouble_costs_its_own_episodes_only(
+    cluster, data, caplog, trouble, where, runners, mode
+):
+    settings = dict(runners=runners, mode=mode, every=2, trouble=trouble, where=where)
+    algo = config_of(data, **settings, timeout=1.0).build_algo()
+    logging.getLogger("rllib_dt").propagate = True
+    with caplog.at_level(logging.ERROR, logger="rllib_dt"):
+        result = algo.train()
+    got = result["evaluation"]["env_runners"]
+    failed = unlucky_of(algo)
+    assert got["num_episodes_failed"] == failed
+    assert got["num_episodes"] == 2 * EPISODES - failed
+    assert got["episode_len_mean"] == 12
+    assert f"{failed} of 12 evaluation episodes could not be finished" in caplog.text
+    error = "the robot fell over" if trouble == "raise" else "took more than 1 s|Timeout"
+    assert any(part in caplog.text for part in error.split("|"))
+    assert result["learners"]["default_policy"]["num_updates_lifetime"] == 1
+    assert algo.train()["learners"]["default_policy"]["num_updates_lifetime"] == 2
+    algo.stop()
+
+
+def test_an_episode_that_kills_its_runner_twice_is_given_up(cluster, data):
+    algo = config_of(data, runners=2, every=2, trouble="exit", where=5).build_algo()
+    got = algo.train()["evaluation"]["env_runners"]
+    failed = unlucky_of(algo)
+    assert got["num_episodes_failed"] == failed
+    assert got["num_episodes"] == 2 * EPISODES - failed
+    algo.stop()
+
+
+def test_a_runner_that_gives_no_sign_of_life_is_killed(cluster, data, monkeypatch):
+    """What no signal interrupts: the runner's process is stopped from outside."""
+    from rllib_dt.runtime import dispatch
+
+    monkeypatch.setattr(dispatch, "_GRACE_SECONDS", 0.0)
+    algo = config_of(data, runners=2, pause=0.05, timeout=3.0).build_algo()
+    algo.evaluate()
+    victim = pids(algo)[0]
+    threading.Timer(0.3, os.kill, (victim, signal.SIGSTOP)).start()
+    check_whole(algo.evaluate()["env_runners"])
+    algo.stop()
+
+
+def test_an_evaluation_without_any_runner_ends(cluster, data):
+    import ray
+
+    algo = config_of(data, runners=2).build_algo()
+    group = algo.eval_env_runner_group
+    for actor in runner_actors(group).values():
+        ray.kill(actor, no_restart=True)
+    with pytest.raises(RuntimeError, match="no evaluation runner is left"):
+        algo.evaluate()
+    algo.stop()
+
+
+def test_a_users_error_in_a_callback_is_raised(cluster, data):
+    def fail(**kwargs):
+        raise ZeroDivisionError("my callback")
+
+    config = config_of(data, runners=1).callbacks(on_episode_end=fail)
+    algo = config.build_algo()
+    with pytest.raises(ZeroDivisionError, match="my callback"):
+        algo.evaluate()
+    algo.stop()

@@ -1,0 +1,80 @@
+"""Several learners: what they share, and what they need."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+
+from rllib_dt import write_episodes
+from rllib_dt.algorithm.resources import NotEnoughResourcesError
+from tests.conftest import make_episodes, tiny_config
+from tests.training import learner_results
+
+
+def state_of(learner):
+    return {k: v.clone() for k, v in learner.network.state_dict().items()}
+
+
+def batch_of(learner):
+    return learner._batches._next.result()[0]
+
+
+@pytest.mark.parametrize(
+    "lengths", [[30], [1, 2], [60, *[1] * 30]], ids=["fewer than learners", "few", "one giant"]
+)
+def test_weights_are_identical_after_fifty_updates_of_other_windows(cluster, tmp_path, lengths):
+    spaces = Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,))
+    write_episodes(make_episodes(lengths), tmp_path / "data", *spaces)
+    config = tiny_config(str(tmp_path / "data")).learners(num_learners=2)
+    algo = config.offline_data(dataset_num_iters_per_learner=25).build_algo()
+    assert learner_results(algo, times=2)["num_updates_lifetime"] == 50
+    first, second = (r.get() for r in algo.learner_group.foreach_learner(state_of))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    here, there = (r.get() for r in algo.learner_group.foreach_learner(batch_of))
+    if sum(lengths) > 3:
+        assert not np.array_equal(here["obs"], there["obs"])
+    algo.stop()
+
+
+def test_together_the_learners_cover_the_data_evenly(cluster, tiny_data):
+    algo = tiny_config(tiny_data[0]).build_algo()
+    (source,) = algo.offline_data.sample(1)
+    steps = source.num_steps
+    counts = np.zeros(steps)
+    pool_obs = source.sampler(0, 1).columns["obs"]
+    place = {row.tobytes(): i for i, row in enumerate(pool_obs)}
+    updates = 2000
+    for stream in range(2):
+        sampler = source.sampler(stream, 2)
+        for update in range(updates):
+            for row in sampler.sample(update)["obs"][:, -1]:
+                counts[place[row.tobytes()]] += 1
+    want = 2 * updates * sampler.batch_size / steps
+    # 71 counts of a binomial within 5 deviations: a false alarm in 24,000 seeds
+    assert np.abs(counts - want).max() < 5 * np.sqrt(want)
+    algo.stop()
+
+
+@pytest.mark.trap(22)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(num_learners=50), r"need 50 CPU, but the cluster has 6 CPU; lower learners\(num_le"),
+        (dict(num_learners=1, num_gpus_per_learner=1), "need 1 GPU, but the cluster has 0 GPU"),
+    ],
+)
+def test_more_learners_than_the_cluster_holds_are_refused_at_once(
+    cluster, tiny_data, settings, message
+):
+    config = tiny_config(tiny_data[0]).learners(**settings)
+    with pytest.raises(NotEnoughResourcesError, match=message):
+        config.build_algo()
+    with pytest.raises(NotEnoughResourcesError, match=r"need .* the cluster has"):
+        config.algo_class.default_resource_request(config)
+
+
+@pytest.mark.trap(4)
+def test_tune_is_told_the_truth(cluster, tiny_data):
+    config = tiny_config(tiny_data[0]).learners(num_learners=2).env_runners(num_env_runners=3)
+    bundles = config.algo_class.default_resource_request(config).bundles
+    assert [b["CPU"] for b in bundles] == [1, 1, 1]  # no training runner is ever made

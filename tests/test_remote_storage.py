@@ -1,0 +1,237 @@
+"""Data on S3: a real server on this machine, broken connections, credentials."""
+
+import io
+import logging
+import socket
+import threading
+
+import numpy as np
+import pyarrow.fs as pafs
+import pytest
+from gymnasium.spaces import Box
+from ray import tune
+
+from rllib_dt import DT, write_episodes
+from rllib_dt.runtime import remote_files
+from rllib_dt.runtime.readers.files import ReadOptions, find_files, read_file
+from rllib_dt.runtime.remote_files import PersistentFile, RemoteReadError, Sealed
+from tests.conftest import make_episodes, tiny_config
+
+moto = pytest.importorskip("moto.server")
+
+SECRET = "kept-secret-0123456789"
+KEY = "AKIAFORTESTSONLY0000"
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The port of an S3 server with the bucket `recordings`, and what it holds."""
+    s3 = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    s3.start()
+    port = s3.get_host_and_port()[1]
+    system = filesystem(port)
+    system.create_dir("recordings", recursive=True)
+    yield port, system
+    s3.stop()
+
+
+def filesystem(port):
+    return pafs.S3FileSystem(**settings(port))
+
+
+def settings(port):
+    return dict(
+        access_key=KEY,
+        secret_key=SECRET,
+        endpoint_override=f"127.0.0.1:{port}",
+        scheme="http",
+        region="us-east-1",
+        allow_bucket_creation=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def recorded(server, tmp_path_factory):
+    """Episodes in s3://recordings/many."""
+    folder = tmp_path_factory.mktemp("local")
+    spaces = Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,))
+    episodes = []
+    for part in range(4):
+        of_part = make_episodes([30, 5, 17, 2] * 20, seed=part)
+        write_episodes(of_part, folder / str(part), *spaces)
+        episodes += of_part
+    pafs.copy_files(str(folder), "recordings/many", pafs.LocalFileSystem(), server[1])
+    return sum(len(e["rewards"]) for e in episodes)
+
+
+class Proxy:
+    """Forwards to a port, and cuts the first so many answers after so many bytes."""
+
+    def __init__(self, target, cuts, after):
+        self.target, self.cuts, self.after = target, cuts, after
+        self.was_cut = 0
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                client, _ = self.socket.accept()
+            except OSError:
+                return
+            upstream = socket.create_connection(("127.0.0.1", self.target))
+            threading.Thread(target=self.copy, args=(client, upstream), daemon=True).start()
+            threading.Thread(target=self.answer, args=(upstream, client), daemon=True).start()
+
+    def copy(self, source, sink):
+        try:
+            while part := source.recv(65536):
+                sink.sendall(part)
+        except OSError:
+            pass
+        sink.close()
+
+    def answer(self, upstream, client):
+        sent = 0
+        try:
+            while part := upstream.recv(4096):
+                if sent > self.after and self.was_cut < self.cuts:
+                    self.was_cut += 1
+                    break
+                client.sendall(part)
+                sent += len(part)
+        except OSError:
+            pass
+        client.close()
+        upstream.close()
+
+    def close(self):
+        self.socket.close()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_training_reads_from_s3(cluster, server, recorded, streamed):
+    config = tiny_config("recordings/many").offline_data(
+        input_filesystem="s3", input_filesystem_kwargs=settings(server[0])
+    )
+    if streamed:
+        config.offline_data(pool_capacity_steps=1000)
+    algo = config.build_algo()
+    assert algo.offline_data.summary.num_steps == recorded
+    assert algo.offline_data.is_streamed == streamed
+    assert np.isfinite(algo.train()["learners"]["default_policy"]["action_loss"])
+    algo.stop()
+
+
+def test_a_uri_is_read_with_its_options(server, recorded, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    options = f"?endpoint_override=127.0.0.1:{server[0]}&scheme=http&region=us-east-1"
+    files = find_files(f"s3://recordings/many{options}")
+    assert len(files) == 4
+    fragments = [f for path, _ in files for f in read_file(path, ReadOptions())]
+    assert sum(map(len, fragments)) == recorded
+
+
+def test_a_connection_that_breaks_in_mid_read_is_tried_again(server, recorded):
+    proxy = Proxy(server[0], cuts=3, after=8192)
+    system = filesystem(proxy.port)
+    files = find_files("recordings/many", system)
+    steps = sum(len(f) for path, _ in files for f in read_file(path, ReadOptions(), system))
+    assert steps == recorded
+    assert proxy.was_cut == 3
+    proxy.close()
+
+
+class Flaky:
+    """A file system whose reads fail so often."""
+
+    def __init__(self, content, failures):
+        self.content, self.failures, self.opened = content, failures, 0
+
+    def open_input_file(self, path):
+        self.opened += 1
+        flaky = self
+
+        class File:
+            def size(self):
+                return len(flaky.content)
+
+            def read_at(self, size, place):
+                if flaky.failures:
+                    flaky.failures -= 1
+                    raise OSError("connection reset by peer")
+                return flaky.content[place : place + size]
+
+            def close(self):
+                pass
+
+        return File()
+
+
+def test_reads_go_on_where_they_broke(monkeypatch):
+    monkeypatch.setattr(remote_files, "_FIRST_PAUSE_SECONDS", 0.001)
+    content = bytes(range(256)) * 10
+    system = Flaky(content, failures=0)
+    file = PersistentFile(system, "a", "s3://a")
+    assert file.read(100) == content[:100]
+    system.failures = 3
+    assert file.read(50) == content[100:150]
+    assert file.tell() == 150
+    assert system.opened == 4
+    assert file.seek(-10, io.SEEK_END) == len(content) - 10
+    assert file.read() == content[-10:]
+    assert file.read() == b""
+    system.failures = 100
+    file.seek(0)
+    with pytest.raises(RemoteReadError, match=r"s3://a: reading failed 6 times.*connection reset"):
+        file.read(1)
+
+
+def test_credentials_reach_no_checkpoint_no_result_and_no_log(
+    cluster, server, recorded, tmp_path, caplog
+):
+    for given in (
+        dict(input_filesystem="s3", input_filesystem_kwargs=settings(server[0])),
+        dict(input_filesystem=filesystem(server[0]), input_filesystem_kwargs={}),
+    ):
+        config = tiny_config("recordings/many").offline_data(**given)
+        assert SECRET not in repr(config.to_dict()) + str(vars(config))
+        with caplog.at_level(logging.DEBUG):
+            results = tune.Tuner(
+                "DT",
+                param_space=config,
+                run_config=tune.RunConfig(
+                    storage_path=str(tmp_path),
+                    verbose=0,
+                    stop={"training_iteration": 1},
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
+                ),
+            ).fit()
+        assert not results.errors
+        again = DT.from_checkpoint(results[0].checkpoint.path)
+        assert again.offline_data.summary.num_steps == recorded
+        assert SECRET not in repr(again.train())
+        again.stop()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("learner" in str(path) for path in files)
+    assert any(path.name == "params.json" for path in files)
+    for path in files:
+        assert SECRET.encode() not in path.read_bytes(), path
+    assert SECRET not in caplog.text
+
+
+def test_a_checkpoint_without_its_credentials_says_so(monkeypatch):
+    sealed = Sealed.seal({"secret_key": SECRET})
+    assert SECRET not in repr(sealed)
+    monkeypatch.setattr(Sealed, "_known", {})
+    monkeypatch.setattr(remote_files.ray, "is_initialized", lambda: False)
+    with pytest.raises(ValueError, match="credentials of input_filesystem are not saved"):
+        Sealed.unseal(sealed)
+
+
+def test_credentials_in_a_path_are_refused():
+    with pytest.raises(ValueError, match="path holds credentials") as caught:
+        tiny_config(f"s3://{KEY}:{SECRET}@recordings/many")
+    assert SECRET not in str(caught.value)
