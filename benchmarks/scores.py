@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, help="instead of the job's own number")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    ray.init(num_cpus=2, include_dashboard=False)
+    ray.init("local", num_cpus=2, include_dashboard=False)
     chosen = job(args.job, args.data)
     updates = args.updates or chosen.updates
     config = chosen.config.debugging(seed=args.seed).evaluation(evaluation_duration=chosen.episodes)

@@ -154,7 +154,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     stream = generate(args.folder / "stream", args.steps)
     fits = generate(args.folder / "fits", args.capacity)
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=2 * 2**30)
+    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=2 * 2**30)
     print(
         json.dumps(
             {

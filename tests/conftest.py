@@ -27,7 +27,9 @@ TINY = dict(context_length=5, hidden_size=16, n_layer=2, n_head=1, max_ep_len=64
 def cluster():
     """A local cluster with more logical CPUs than there are cores; shared by all tests."""
     torch.set_num_threads(1)
-    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, configure_logging=True)
+    ray.init(
+        "local", num_cpus=6, include_dashboard=False, log_to_driver=False, configure_logging=True
+    )
     logging.getLogger("ray").setLevel(logging.ERROR)
     yield
     ray.shutdown()

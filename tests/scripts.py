@@ -1,6 +1,8 @@
 """Scripts in processes of their own: those that start, end or damage clusters."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -10,16 +12,28 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_script(script, *args, timeout=280, check=True, **env):
-    """Runs Python code from the project's root; its standard output, or an AssertionError."""
-    done = subprocess.run(
+    """Runs Python code from the project's root; its standard output, or an AssertionError.
+
+    Whatever the script has started ends with it.
+    """
+    process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script), *map(str, args)],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | env,
-        check=False,
+        start_new_session=True,
     )
+    try:
+        out, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, errors = process.communicate()
+        raise AssertionError(f"not done in {timeout} s: " + out[-2000:] + errors[-6000:]) from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     if check:
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    return done.stdout
+        assert process.returncode == 0, out[-2000:] + errors[-6000:]
+    return out

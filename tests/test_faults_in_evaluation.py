@@ -9,10 +9,13 @@ import time
 import gymnasium as gym
 import numpy as np
 import pytest
+import ray
 from gymnasium.spaces import Box
 
 from rllib_dt import DTConfig, DTModelConfig, write_episodes
+from rllib_dt.runtime import dispatch
 from rllib_dt.runtime.compat import runner_actors
+from rllib_dt.runtime.evaluation import make_jobs
 from tests.conftest import TINY, make_episodes
 
 EPISODES = 6
@@ -97,8 +100,7 @@ def check_whole(result):
 
 
 @pytest.mark.trap(2, 3, 11)
-@pytest.mark.parametrize("runners", [1, 2])
-@pytest.mark.parametrize("moment", ["before", "during"])
+@pytest.mark.parametrize(("runners", "moment"), [(1, "during"), (2, "before"), (2, "during")])
 def test_a_killed_runner_costs_no_episode_and_is_back_by_the_next(cluster, data, runners, moment):
     algo = config_of(data, runners=runners, pause=0.05).build_algo()
     want = algo.evaluate()["env_runners"]
@@ -119,9 +121,7 @@ def test_a_killed_runner_costs_no_episode_and_is_back_by_the_next(cluster, data,
     algo.stop()
 
 
-def unlucky_of(algo):
-    from rllib_dt.runtime.evaluation import make_jobs
-
+def number_of_unlucky():
     jobs = make_jobs([12.0, 5.0], EPISODES, seed=3)
     unlucky = [job for job in jobs if job.seed % 8 < 2]
     assert 0 < len(unlucky) < len(jobs)
@@ -131,9 +131,17 @@ def unlucky_of(algo):
 @pytest.mark.trap(11)
 # gymnasium 1.2 (2026-11) says by a warning which of its workers failed
 @pytest.mark.filterwarnings("ignore::UserWarning:gymnasium.*")
-@pytest.mark.parametrize("where", ["reset", 5])
-@pytest.mark.parametrize("trouble", ["raise", "hang"])
-@pytest.mark.parametrize(("runners", "mode"), [(0, "sync"), (2, "sync"), (0, "async")])
+@pytest.mark.parametrize(
+    ("trouble", "where", "runners", "mode"),
+    [
+        ("raise", "reset", 0, "sync"),
+        ("hang", 5, 0, "sync"),
+        ("raise", 5, 2, "sync"),
+        ("hang", "reset", 2, "sync"),
+        ("raise", 5, 0, "async"),
+        ("hang", "reset", 0, "async"),
+    ],
+)
 def test_an_environment_in_trouble_costs_its_own_episodes_only(
     cluster, data, caplog, trouble, where, runners, mode
 ):
@@ -143,7 +151,7 @@ def test_an_environment_in_trouble_costs_its_own_episodes_only(
     with caplog.at_level(logging.ERROR, logger="rllib_dt"):
         result = algo.train()
     got = result["evaluation"]["env_runners"]
-    failed = unlucky_of(algo)
+    failed = number_of_unlucky()
     assert got["num_episodes_failed"] == failed
     assert got["num_episodes"] == 2 * EPISODES - failed
     assert got["episode_len_mean"] == 12
@@ -158,7 +166,7 @@ def test_an_environment_in_trouble_costs_its_own_episodes_only(
 def test_an_episode_that_kills_its_runner_twice_is_given_up(cluster, data):
     algo = config_of(data, runners=2, every=2, trouble="exit", where=5).build_algo()
     got = algo.train()["evaluation"]["env_runners"]
-    failed = unlucky_of(algo)
+    failed = number_of_unlucky()
     assert got["num_episodes_failed"] == failed
     assert got["num_episodes"] == 2 * EPISODES - failed
     algo.stop()
@@ -166,8 +174,6 @@ def test_an_episode_that_kills_its_runner_twice_is_given_up(cluster, data):
 
 def test_a_runner_that_gives_no_sign_of_life_is_killed(cluster, data, monkeypatch):
     """What no signal interrupts: the runner's process is stopped from outside."""
-    from rllib_dt.runtime import dispatch
-
     monkeypatch.setattr(dispatch, "_GRACE_SECONDS", 0.0)
     algo = config_of(data, runners=2, pause=0.05, timeout=3.0).build_algo()
     algo.evaluate()
@@ -178,8 +184,6 @@ def test_a_runner_that_gives_no_sign_of_life_is_killed(cluster, data, monkeypatc
 
 
 def test_an_evaluation_without_any_runner_ends(cluster, data):
-    import ray
-
     algo = config_of(data, runners=2).build_algo()
     group = algo.eval_env_runner_group
     for actor in runner_actors(group).values():

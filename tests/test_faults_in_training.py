@@ -70,7 +70,7 @@ from ray import tune
 from tests.test_faults_in_training import KillDriver, Path, run_config, tiny_config
 
 data, folder = sys.argv[1], Path(sys.argv[2])
-ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False)
 config = tiny_config(data).callbacks(KillDriver)
 config.mark, config.driver = str(folder / "killed"), os.getpid()
 tune.Tuner("DT", param_space=config, run_config=run_config(folder)).fit()
@@ -89,7 +89,8 @@ def test_a_tuner_restores_after_its_driver_was_killed(cluster, tiny_data, tmp_pa
 
 
 NODES = """
-import os, sys, threading, time, ray
+import sys, time, ray
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from ray import tune
 from ray.cluster_utils import Cluster
@@ -107,25 +108,24 @@ cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboar
 nodes = [cluster.add_node(**node) for _ in range(2)]
 cluster.wait_for_nodes()
 ray.init(address=cluster.address, log_to_driver=False)
-mark = folder / "second iteration"
-
-def remove_and_replace():
-    while not mark.exists():
+config = tiny_config(data).learners(num_learners=2).callbacks(Mark)
+# every process on a node of its own
+config.resources(placement_strategy="STRICT_SPREAD")
+config.mark = str(folder / "second iteration")
+tuner = tune.Tuner(
+    "DT",
+    param_space=config,
+    run_config=run_config(folder, 40, failure_config=tune.FailureConfig(max_failures=2)),
+)
+with ThreadPoolExecutor() as thread:  # nodes can be started in the main thread only
+    fit = thread.submit(tuner.fit)
+    while not Path(config.mark).exists() and not fit.done():
         time.sleep(0.1)
     cluster.remove_node(nodes[1], allow_graceful=False)
     print("removed", flush=True)
     time.sleep(2)
     cluster.add_node(**node)
-
-threading.Thread(target=remove_and_replace, daemon=True).start()
-config = tiny_config(data).learners(num_learners=2).callbacks(Mark)
-# every process on a node of its own
-config.resources(placement_strategy="STRICT_SPREAD")
-config.mark = str(mark)
-failures = tune.FailureConfig(max_failures=2)
-results = tune.Tuner(
-    "DT", param_space=config, run_config=run_config(folder, 40, failure_config=failures)
-).fit()
+    results = fit.result()
 assert not results.errors, results.errors
 metrics = results[0].metrics
 print("updates", int(metrics["learners"]["default_policy"]["num_updates_lifetime"]))
@@ -135,6 +135,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_a_removed_node_costs_the_updates_since_the_last_checkpoint(tiny_data, tmp_path):
     out = run_script(NODES, tiny_data[0], tmp_path)
     assert "removed" in out
@@ -152,7 +153,6 @@ def test_population_based_training_changes_the_learning_rate(cluster, tiny_data,
         quantile_fraction=0.5,
         hyperparam_mutations={"lr": [1e-3, 2e-3, 5e-4]},
         synch=True,
-        seed=0,
     )
     results = tune.Tuner(
         "DT",
@@ -174,7 +174,7 @@ import sys, ray
 from ray import tune
 from tests.conftest import tiny_config
 
-ray.init(num_cpus=int(sys.argv[3]), include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=int(sys.argv[3]), include_dashboard=False, log_to_driver=False)
 config = tiny_config(sys.argv[1]).training(lr=tune.grid_search([1e-3, 2e-3]))
 config.learners(num_learners=int(sys.argv[4]))
 config.offline_data(pool_capacity_steps=30)

@@ -20,7 +20,7 @@ def batch_of(learner):
 
 
 @pytest.mark.parametrize(
-    "lengths", [[30], [1, 2], [60, *[1] * 30]], ids=["fewer than learners", "few", "one giant"]
+    "lengths", [[30], [60, *[1] * 30]], ids=["fewer than learners", "one giant"]
 )
 def test_weights_are_identical_after_fifty_updates_of_other_windows(cluster, tmp_path, lengths):
     spaces = Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,))
@@ -31,8 +31,7 @@ def test_weights_are_identical_after_fifty_updates_of_other_windows(cluster, tmp
     first, second = (r.get() for r in algo.learner_group.foreach_learner(state_of))
     assert all(torch.equal(first[name], second[name]) for name in first)
     here, there = (r.get() for r in algo.learner_group.foreach_learner(batch_of))
-    if sum(lengths) > 3:
-        assert not np.array_equal(here["obs"], there["obs"])
+    assert not np.array_equal(here["obs"], there["obs"])
     algo.stop()
 
 

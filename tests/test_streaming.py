@@ -296,6 +296,23 @@ def test_streaming_goes_on_after_a_restore_with_the_same_losses(
     second.stop()
 
 
+def test_a_killed_feeder_costs_nothing_but_time(cluster, many_files):
+    config = streamed(many_files[0], 300).training(train_batch_size_per_learner=64)
+    config.offline_data(dataset_num_iters_per_learner=2)
+    losses = []
+    for kill in (False, True):
+        algo = config.build_algo()
+        results = []
+        for iteration in range(6):
+            if kill and iteration in (1, 3):
+                feeder = algo.offline_data._feeder
+                ray.kill(feeder, no_restart=False)
+            results.append(learner_results(algo)["action_loss"])
+        losses.append(results)
+        algo.stop()
+    assert losses[0] == losses[1]
+
+
 def test_streaming_leaves_out_what_is_kept_back_or_not_among_the_best(cluster, many_files):
     folder, episodes = many_files
     algo = (

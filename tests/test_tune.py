@@ -162,7 +162,7 @@ def test_by_name_on_one_cpu_after_a_new_init_and_without_pillow(tiny_data, tmp_p
         import rllib_dt
         from tests.conftest import tiny_config
         for cpus in (2, 1):
-            ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+            ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
             results = tune.Tuner(
                 "DT",
                 param_space=tiny_config({tiny_data[0]!r}),

@@ -51,7 +51,7 @@ def main() -> None:
     args = parser.parse_args()
     out = Path(args.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    ray.init(num_cpus=max(2, torch.get_num_threads()), include_dashboard=False)
+    ray.init("local", num_cpus=max(2, torch.get_num_threads()), include_dashboard=False)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     algo = make_config(args.data).debugging(seed=args.seed, log_level="ERROR").build_algo()
     with tqdm(total=args.updates, unit="update", desc="training") as bar:

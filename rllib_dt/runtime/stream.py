@@ -11,6 +11,8 @@ from rllib_dt.episodes.pool import EpisodePool, PoolOptions, pack
 from rllib_dt.episodes.rolling import Position, RollingSampler, chunk_steps
 from rllib_dt.runtime.reading import EpisodeReader, Holdout
 
+_ATTEMPTS = 5
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkRecipe:
@@ -96,17 +98,28 @@ class RemoteFeed:
 
     def __init__(self, feeder: Any, stream: int, first: Position | None = None):
         self._feeder, self._stream = feeder, stream
-        self._ask(before(first) if first is not None else None)
+        self._behind = before(first) if first is not None else None
+        self._ask()
 
     def next(self) -> tuple[Position, EpisodePool]:
         """See `ChunkFeed`."""
-        position, reference = ray.get(self._asked)
-        pool: EpisodePool = ray.get(reference)
-        self._ask(position)
-        return position, pool
+        for _ in range(_ATTEMPTS):
+            position, reference = ray.get(self._asked)
+            try:
+                pool: EpisodePool = ray.get(reference)
+            except ray.exceptions.ObjectLostError:
+                self._ask()  # the feeder died behind its answer: the next one reads it again
+            else:
+                self._behind = position
+                self._ask()
+                return position, pool
+        raise RuntimeError(
+            f"the process that reads the data died {_ATTEMPTS} times; see its log, and whether "
+            "the node is short of memory"
+        )
 
-    def _ask(self, position: Position | None) -> None:
-        self._asked = self._feeder.after.remote(position, self._stream)
+    def _ask(self) -> None:
+        self._asked = self._feeder.after.remote(self._behind, self._stream)
 
 
 def before(position: Position) -> Position | None:
