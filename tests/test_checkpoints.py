@@ -90,6 +90,20 @@ def test_saving_over_a_checkpoint_replaces_it(saved, tmp_path):
     assert os.listdir(tmp_path) == ["ck"]
 
 
+def test_other_things_in_the_folder_are_not_replaced(saved, tmp_path, monkeypatch):
+    algo = DT.from_checkpoint(saved[0])
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="holds other things than a checkpoint"):
+        algo.save_to_path(tmp_path / "results")
+    assert os.listdir(tmp_path / "results") == ["notes.txt"]
+    monkeypatch.chdir(tmp_path)
+    path = algo.save_to_path("relative/ck")
+    assert path == str(tmp_path / "relative" / "ck")
+    algo.restore_from_path("relative/ck")
+    algo.stop()
+
+
 WRITER = """
 import os, pickle, signal, sys
 from pathlib import Path

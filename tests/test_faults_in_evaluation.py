@@ -175,7 +175,7 @@ def test_an_episode_that_kills_its_runner_twice_is_given_up(cluster, data):
 def test_a_runner_that_gives_no_sign_of_life_is_killed(cluster, data, monkeypatch):
     """What no signal interrupts: the runner's process is stopped from outside."""
     monkeypatch.setattr(dispatch, "_GRACE_SECONDS", 0.0)
-    algo = config_of(data, runners=2, pause=0.05, timeout=3.0).build_algo()
+    algo = config_of(data, runners=2, pause=0.05, timeout=10.0).build_algo()
     algo.evaluate()
     victim = pids(algo)[0]
     threading.Timer(0.3, os.kill, (victim, signal.SIGSTOP)).start()

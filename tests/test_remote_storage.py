@@ -231,7 +231,24 @@ def test_a_checkpoint_without_its_credentials_says_so(monkeypatch):
         Sealed.unseal(sealed)
 
 
-def test_credentials_in_a_path_are_refused():
-    with pytest.raises(ValueError, match="path holds credentials") as caught:
-        tiny_config(f"s3://{KEY}:{SECRET}@recordings/many")
-    assert SECRET not in str(caught.value)
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"s3://{KEY}:{SECRET}@recordings/many",
+        f"s3://{KEY}:{SECRET}/with/slash@recordings/many",
+        f"abfs://:{SECRET}@account.blob.core.windows.net/container",
+        f"abfs://container@account/path?client_secret={SECRET}",
+    ],
+)
+def test_credentials_in_a_path_are_refused(path):
+    for given in (dict(), dict(input_filesystem=pafs.LocalFileSystem())):
+        with pytest.raises(ValueError, match="path holds credentials") as caught:
+            tiny_config("x").offline_data(input_=[path], **given)
+        assert SECRET not in str(caught.value)
+
+
+def test_credentials_from_a_dict_are_sealed_before_anything_is_written():
+    config = tiny_config("x")
+    config.update_from_dict({"input_filesystem_kwargs": {"secret_key": SECRET}})
+    config.validate()
+    assert SECRET not in repr(config.get_state())

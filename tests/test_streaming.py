@@ -5,6 +5,8 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 from gymnasium.spaces import Box
@@ -81,9 +83,9 @@ def test_a_window_is_the_one_that_its_episode_has():
 
 def test_the_pool_keeps_within_its_capacity_and_goes_through_the_data_in_order():
     episodes = numbered([5, 1, 30, 2, 9, 17, 3] * 3)
-    sampler = rolling(episodes, capacity=120)
+    sampler = rolling(episodes, capacity=120, batch_size=4)
     seen = []
-    for update in range(300):
+    for update in range(1200):
         sampler.sample(update)
         assert sampler.num_steps + chunk_steps(120) <= 120 + 30  # 30: the longest episode
         seen.extend(p for p in sampler.positions if p not in seen)
@@ -166,8 +168,8 @@ def test_learners_hold_the_same_chunks_and_draw_other_windows():
 
 
 def test_one_giant_episode_among_tiny_ones_is_one_chunk():
-    sampler = rolling(numbered([1] * 50 + [500] + [1] * 50), capacity=45)
-    sizes = {sampler.sample(u) and sampler.num_steps for u in range(800)}
+    sampler = rolling(numbered([1] * 50 + [500] + [1] * 50), capacity=45, batch_size=2)
+    sizes = {sampler.sample(u) and sampler.num_steps for u in range(3000)}
     assert max(sizes) <= 500 + 45
     assert min(sizes) >= 1
 
@@ -332,9 +334,6 @@ def test_streaming_leaves_out_what_is_kept_back_or_not_among_the_best(cluster, m
 
 
 def test_episodes_that_never_end_do_not_fill_the_memory(cluster, tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     for part in range(3):  # ids that go on from file to file, without any end
         rows = 200
         pq.write_table(
@@ -351,9 +350,56 @@ def test_episodes_that_never_end_do_not_fill_the_memory(cluster, tmp_path):
             ),
             tmp_path / f"{part}.parquet",
         )
-    algo = streamed(str(tmp_path), 100).build_algo()
     with pytest.raises(DataError, match="whose end did not come yet, more than the pool holds"):
-        algo.train()
+        streamed(str(tmp_path), 100).build_algo()
+
+
+def test_a_batch_larger_than_the_pool_is_drawn_evenly_all_the_same():
+    """The pool then holds what one update draws, whatever its capacity."""
+    lengths = [100] * 40 + [1000]
+    sampler = rolling(numbered(lengths), capacity=90, batch_size=256)
+    counts = np.zeros(len(lengths))
+    update = 0
+    while sampler.positions[0] < (61, 0):
+        if sampler.positions[0] >= (1, 0):
+            np.add.at(counts, sampler.sample(update)["obs"][:, -1, 0].astype(int), 1)
+        else:
+            sampler.sample(update)
+        update += 1
+    share = counts / counts.sum() / (np.array(lengths) / sum(lengths))
+    assert np.abs(share - 1).max() < 0.15
+    assert abs(share[-1] - 1) < 0.05
+
+
+def test_an_order_that_tells_episodes_apart_is_kept(cluster, tmp_path):
+    """Rows of an id that go on in the next file, without a timestep: no other order is theirs."""
+    for part in range(6):
+        rows = 200
+        index = np.arange(part * rows, (part + 1) * rows)
+        ends = index % 50 == 24  # in mid-file, so that every other episode crosses over
+        pq.write_table(
+            pa.table(
+                {
+                    "eps_id": (index + 25) // 50,
+                    "obs": list(index.repeat(3).reshape(-1, 3).astype(np.float32)),
+                    "actions": list(np.zeros((rows, 2), np.float32)),
+                    "rewards": np.ones(rows),
+                    "terminateds": ends | (index == 1199),
+                    "truncateds": np.zeros(rows, bool),
+                }
+            ),
+            tmp_path / f"{part}.parquet",
+        )
+    one_each = [[str(tmp_path / f"{part}.parquet")] for part in range(6)]
+    config = streamed(str(tmp_path), 300).offline_data(dataset_num_iters_per_learner=40)
+    algo = config.build_algo()
+    recipe = replace(
+        algo.offline_data._recipe, reader=replace(algo.offline_data._reader, groups=one_each)
+    )
+    assert not recipe.shuffle
+    lengths = [n for _, pool in itertools.islice(recipe.chunks((1, 0)), 36) for n in pool.lengths]
+    assert set(lengths) == {25, 50}
+    assert math.isfinite(learner_results(algo)["action_loss"])
     algo.stop()
 
 

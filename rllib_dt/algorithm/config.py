@@ -38,8 +38,6 @@ def absolute(paths: Any) -> Any:
     """Local paths as seen from here: Tune's trials run in folders of their own."""
     if isinstance(paths, os.PathLike):
         paths = os.fspath(paths)
-    if isinstance(paths, str):
-        check_no_credentials(paths)
     if isinstance(paths, str) and "://" not in paths and paths != "sampler":
         return os.path.abspath(os.path.expanduser(paths))
     return [absolute(path) for path in paths] if isinstance(paths, list | tuple) else paths
@@ -201,14 +199,16 @@ class DTConfig(AlgorithmConfig):
             validation_input=validation_input,
             validation_interval=validation_interval,
         )
-        self.input_filesystem = Sealed.seal(self.input_filesystem)
-        self.input_filesystem_kwargs = Sealed.seal(self.input_filesystem_kwargs or None)
+        self._seal()
         for name, paths in (
             ("input_", kwargs.get("input_", NotProvided)),
             ("validation_input", validation_input),
         ):
-            if paths is not NotProvided:
+            given = [paths] if isinstance(paths, str | os.PathLike) else paths
+            if isinstance(given, list | tuple):  # and no search space of Tune's
                 self._paths_as_given[name] = paths
+                for path in given:
+                    check_no_credentials(os.fspath(path))
         for name, paths in self._paths_as_given.items():
             # on a file system of its own, a path is what it is
             setattr(self, name, paths if self.input_filesystem is not None else absolute(paths))
@@ -256,6 +256,10 @@ class DTConfig(AlgorithmConfig):
         super().rl_module(**kwargs)
         return self
 
+    def _seal(self) -> None:
+        self.input_filesystem = Sealed.seal(self.input_filesystem)
+        self.input_filesystem_kwargs = Sealed.seal(self.input_filesystem_kwargs or None)
+
     def _set(self, **settings: Any) -> "DTConfig":
         for name, value in settings.items():
             if value is not NotProvided:
@@ -297,6 +301,7 @@ class DTConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def validate(self) -> None:
+        self._seal()  # where they came by `update_from_dict`
         self._take_spaces_from_env()
         check_spaces(self)
         super().validate()

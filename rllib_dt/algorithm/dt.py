@@ -93,6 +93,9 @@ class DT(Algorithm):
         data = self.offline_data
         self.target_returns = [float(t) for t in self.config.target_returns or data.derived_targets]
         logger.info("target returns: %s", self.target_returns)
+        seed = data.sampling_seed
+        for result in self.learner_group.foreach_learner(lambda learner: learner.adopt_seed(seed)):
+            result.get()
         self.validation = self._validation()
         self._awaits_restore = False
         pretrained = self.config.dt_model_config.pretrained
@@ -311,10 +314,12 @@ class DT(Algorithm):
         Raises:
             CheckpointError: it could not be written; what was there before is unharmed.
         """
-        path = Path(tempfile.mkdtemp(prefix="dt-")) / "checkpoint" if path is None else path
+        if path is None:
+            path = Path(tempfile.mkdtemp(prefix="dt-")) / "checkpoint"
+        path = str(path) if filesystem is not None else checkpoints.absolute(path)
         with checkpoints.writing(path, filesystem) as draft:
             super().save_to_path(draft, state=state, use_msgpack=use_msgpack)
-        return str(path)
+        return path
 
     @override(Algorithm)
     def restore_from_path(
@@ -325,6 +330,8 @@ class DT(Algorithm):
         Raises:
             CheckpointError: a file of it is missing, cut or changed; nothing was restored.
         """
+        if filesystem is None:
+            path = checkpoints.absolute(path)
         if component is None:
             checkpoints.verify(path, filesystem)
         Checkpointable.restore_from_path(
@@ -342,6 +349,8 @@ class DT(Algorithm):
         """
         if not isinstance(path, str | Path):
             path, filesystem = path.path, filesystem or path.filesystem
+        if filesystem is None:
+            path = checkpoints.absolute(path)
         checkpoints.verify(path, filesystem)
         algo: DT = super().from_checkpoint(path, filesystem=filesystem, **kwargs)
         return algo

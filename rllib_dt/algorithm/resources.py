@@ -1,13 +1,20 @@
 """Whether the cluster can ever hold a run; RLlib would wait for ever where it cannot."""
 
+import logging
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import ray
 
-from rllib_dt.runtime.compat import largest_cluster
+logger = logging.getLogger(__name__)
 
 Bundle = Mapping[str, float]
+
+WAIT_FOR_NODES = "RLLIB_DT_WAIT_FOR_NODES"
+"""Set in the environment: the cluster starts nodes on demand, so waiting may help."""
+
+_GROWING = f"on a cluster that starts nodes on demand, set {WAIT_FOR_NODES}=1 to wait for them"
 
 
 class NotEnoughResourcesError(ValueError):
@@ -24,23 +31,35 @@ def check_resources(bundles: Sequence[Bundle], described: str) -> None:
     needed: Counter[str] = Counter()
     for bundle in bundles:
         needed.update({name: amount for name, amount in bundle.items() if amount})
-    limits = largest_cluster()
-    lacking = {name: amount for name, amount in needed.items() if amount > limits.get(name, 0)}
+    limits = ray.cluster_resources()
+    lacking = {
+        name: amount
+        for name, amount in needed.items()
+        if round(amount, 4) > limits.get(name, 0)  # Ray counts in ten-thousandths
+    }
+    if (lacking or _no_node_for(bundles)) and os.environ.get(WAIT_FOR_NODES):
+        logger.warning("%s need %s: waiting for the cluster to grow", described, dict(needed))
+        return
     if lacking:
         wanted = ", ".join(f"{amount:g} {name}" for name, amount in lacking.items())
         there = ", ".join(f"{limits.get(name, 0):g} {name}" for name in lacking)
         raise NotEnoughResourcesError(
             f"{described} need {wanted}, but the cluster has {there}; lower "
             "learners(num_learners=…, num_gpus_per_learner=…) or "
-            "evaluation(evaluation_num_env_runners=…), or add nodes"
+            f"evaluation(evaluation_num_env_runners=…), or add nodes; {_GROWING}"
         )
-    biggest = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    for bundle in bundles:
-        asked = {name: amount for name, amount in bundle.items() if amount}
-        if not any(all(node.get(k, 0) >= v for k, v in asked.items()) for node in biggest):
-            if limits != ray.cluster_resources():
-                continue  # a node that is started on demand may hold it
-            raise NotEnoughResourcesError(
-                f"no node of the cluster has {asked}, which one of {described} asks for; lower "
-                "num_cpus_per_learner or num_gpus_per_learner, or add a larger node"
-            )
+    for asked in _no_node_for(bundles):
+        raise NotEnoughResourcesError(
+            f"no node of the cluster has {asked}, which one of {described} asks for; lower "
+            f"num_cpus_per_learner or num_gpus_per_learner, or add a larger node; {_GROWING}"
+        )
+
+
+def _no_node_for(bundles: Sequence[Bundle]) -> list[Bundle]:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    asked = [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles]
+    return [
+        bundle
+        for bundle in asked
+        if not any(all(node.get(k, 0) >= v for k, v in bundle.items()) for node in nodes)
+    ]

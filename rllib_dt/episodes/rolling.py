@@ -53,8 +53,8 @@ class RollingSampler:
 
     Args:
         feed: gives chunks; where `state` is given, from its first position on.
-        capacity: steps that may be held, the waiting chunk included; a chunk that holds one
-            longer episode may exceed it.
+        capacity: steps that may be held, the waiting chunk included; exceeded where one episode
+            is longer than a chunk, and where one update draws more windows than it holds.
         draws_per_step: windows that end in each step, in expectation, while its chunk is in.
         context_length, batch_size, seed, stream: see `WindowSampler`.
         num_streams: learners that draw from the same chunks.
@@ -155,10 +155,16 @@ class RollingSampler:
 
     def _fill(self) -> None:
         held = self.num_steps
-        while not self._resident or held + self._chunk_of_usual_size() <= self._target:
+        due = sum((self._draws_per_step - c.drawn) * len(c.pool) for c in self._resident)
+        # whatever the capacity: what is in must be owed as many windows as an update draws
+        while (
+            held + self._chunk_of_usual_size() <= self._target
+            or due < self._num_streams * self.batch_size
+        ):
             position, pool = self._feed.next()
             self._resident.append(_Resident(position, pool, drawn=0.0))
             held += len(pool)
+            due += self._draws_per_step * len(pool)
 
     def _chunk_of_usual_size(self) -> int:
         return self._target // CHUNKS_PER_POOL

@@ -21,6 +21,7 @@ import msgpack
 import pyarrow.fs as pafs
 
 MANIFEST = "rllib_dt_manifest.json"
+_RLLIB_METADATA = "rllib_checkpoint.json"
 
 STATES = (
     "algorithm_state",
@@ -49,9 +50,15 @@ def writing(path: str | Path, filesystem: pafs.FileSystem | None = None) -> Iter
     try:
         if is_local:
             target = Path(final)
+            _check_replaceable(target)
             target.parent.mkdir(parents=True, exist_ok=True)
             draft = target.parent / f".{target.name}.unfinished-{uuid.uuid4().hex[:8]}"
         else:
+            if system.get_file_info(f"{final}/{MANIFEST}").type == pafs.FileType.File:
+                raise CheckpointError(
+                    f"{path} holds a checkpoint already, which cannot be replaced in one step "
+                    "there; choose another path"
+                )
             draft = Path(tempfile.mkdtemp(prefix="dt-checkpoint-")) / "draft"
         try:
             draft.mkdir()
@@ -107,6 +114,11 @@ def verify(path: str | Path, filesystem: pafs.FileSystem | None = None) -> None:
             )
 
 
+def absolute(path: str | Path) -> str:
+    """A local path as seen from everywhere; a URI as it is."""
+    return str(path) if "://" in str(path) else str(Path(path).expanduser().absolute())
+
+
 def locate(path: str | Path, filesystem: pafs.FileSystem | None) -> tuple[pafs.FileSystem, str]:
     """The file system that a path or URI belongs to, and the path within it."""
     if filesystem is not None:
@@ -147,22 +159,35 @@ def _check_written(folder: Path) -> None:
             ) from error
 
 
+def _check_replaceable(final: Path) -> None:
+    """Only a checkpoint may be replaced: a folder is renamed and removed as a whole."""
+    if not final.is_dir() or not any(final.iterdir()):
+        return
+    if not any((final / name).is_file() for name in (MANIFEST, _RLLIB_METADATA)):
+        raise CheckpointError(
+            f"{final} holds other things than a checkpoint, which would be lost; give a folder "
+            "that is empty or does not exist"
+        )
+
+
 def _move(draft: Path, final: Path) -> None:
-    if final.is_dir() and any(final.iterdir()):
-        replaced = draft.with_name(f"{draft.name}.replaced")
-        final.rename(replaced)
+    if not final.is_dir() or not any(final.iterdir()):
+        draft.rename(final)  # takes the place of an empty folder in one step
+        return
+    replaced = draft.with_name(f"{draft.name}.replaced")
+    final.rename(replaced)
+    try:
         draft.rename(final)
-        shutil.rmtree(replaced)
-    else:  # a rename takes the place of an empty folder in one step
-        draft.rename(final)
+    except OSError:
+        replaced.rename(final)
+        raise
+    shutil.rmtree(replaced)
 
 
 def _upload(draft: Path, system: pafs.FileSystem, final: str) -> None:
-    system.create_dir(final, recursive=True)
-    if system.get_file_info(f"{final}/{MANIFEST}").type == pafs.FileType.File:
-        system.delete_file(f"{final}/{MANIFEST}")
     content = (draft / MANIFEST).read_bytes()
     (draft / MANIFEST).unlink()
+    system.create_dir(final, recursive=True)
     pafs.copy_files(str(draft), final, pafs.LocalFileSystem(), system)
     with system.open_output_stream(f"{final}/{MANIFEST}") as file:
         file.write(content)

@@ -48,15 +48,6 @@ def notify_environment_created(runner: Any, context: Any) -> None:
     )
 
 
-def largest_cluster() -> dict[str, float]:
-    """The resources of the running cluster or, where it grows on demand, of all it may become."""
-    resources: dict[str, float] = dict(ray.cluster_resources())
-    on_demand = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    for name, amount in on_demand.items():
-        resources[name] = max(resources.get(name, 0), amount)
-    return resources
-
-
 def register_algorithm(name: str, algorithm: type[Algorithm]) -> None:
     """Makes `name` known to Tune and to RLlib's registry, also in clusters that start later.
 

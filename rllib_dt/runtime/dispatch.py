@@ -16,7 +16,6 @@ from rllib_dt.runtime.evaluation import (
     EpisodeFailure,
     EpisodeResult,
     EvaluationJob,
-    JobsLost,
     Outcome,
     RunnerEvent,
 )
@@ -26,9 +25,11 @@ logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 2
 """So often a job is begun that its runner does not survive; the second time it runs alone."""
 
+MAX_UNHEARD = 3
+"""So often a job is handed to a runner that dies without a word, before it is run alone."""
+
 _GRACE_SECONDS = 15.0
 _PROBE_SECONDS = 0.5
-_SAY_WAITING_SECONDS = 30.0
 
 
 def run_jobs(
@@ -59,9 +60,8 @@ def run_jobs(
 
 def _run_here(runner: Any, jobs: Sequence[EvaluationJob], weights: Any) -> Outcome:
     record = _Record(jobs)
-    record.take(runner.run_jobs(jobs, weights))
-    while alone := record.take_alone():
-        record.take(runner.run_jobs([alone], weights, at_once=1))
+    for event in runner.run_jobs(jobs, weights):
+        record.take(event)
     return record.outcome()
 
 
@@ -71,39 +71,58 @@ class _Record:
     def __init__(self, jobs: Sequence[EvaluationJob]):
         self._left = {job.index: job for job in jobs}
         self._attempts: Counter[int] = Counter()
+        self._unheard: Counter[int] = Counter()
         self._alone: deque[EvaluationJob] = deque()
         self._results: dict[int, EpisodeResult] = {}
         self._failures: dict[int, EpisodeFailure] = {}
 
-    def take(self, events: Iterable[RunnerEvent]) -> None:
-        for event in events:
-            if isinstance(event, EpisodeResult):
-                self._left.pop(event.job.index, None)
-                self._results[event.job.index] = event
-            elif isinstance(event, EpisodeFailure):
-                self._left.pop(event.job.index, None)
-                self._failures[event.job.index] = event
-            elif isinstance(event, JobsLost):
-                self._lose(event)
+    def take(self, event: RunnerEvent) -> None:
+        """What a runner says of a job, unless it is known already."""
+        if isinstance(event, Alive) or event.job.index not in self._left:
+            return
+        del self._left[event.job.index]
+        if isinstance(event, EpisodeResult):
+            self._results[event.job.index] = event
+        else:
+            self._failures[event.job.index] = event
 
-    def _lose(self, event: JobsLost) -> None:
-        for job in event.jobs:
+    def lose(self, jobs: Iterable[EvaluationJob], error: str) -> None:
+        """These were under way when their runner died: once more, but each alone."""
+        for job in self.unfinished(jobs):
             self._attempts[job.index] += 1
             if self._attempts[job.index] >= MAX_ATTEMPTS:
-                self.take([EpisodeFailure(job=job, error=event.error)])
+                self.take(EpisodeFailure(job=job, error=error))
             else:
                 self._alone.append(job)
+
+    def lose_unheard(self, jobs: Sequence[EvaluationJob], error: str) -> list[EvaluationJob]:
+        """Their runner died without a word: those that may be run among others again.
+
+        It may have been dead before; or one of them kills it faster than it can speak.
+        """
+        again = []
+        for job in self.unfinished(jobs):
+            self._unheard[job.index] += 1
+            if self._unheard[job.index] < MAX_UNHEARD and len(jobs) > 1:
+                again.append(job)
+            else:
+                self.lose([job], error)
+        return again
 
     def unfinished(self, jobs: Iterable[EvaluationJob]) -> list[EvaluationJob]:
         return [job for job in jobs if job.index in self._left]
 
     def take_alone(self) -> EvaluationJob | None:
         """A job to run once more, on its own."""
-        return self._alone.popleft() if self._alone else None
+        while self._alone:
+            job = self._alone.popleft()
+            if job.index in self._left:
+                return job
+        return None
 
     @property
-    def is_complete(self) -> bool:
-        return not self._left
+    def num_left(self) -> int:
+        return len(self._left)
 
     def outcome(self) -> Outcome:
         """Everything, in the order of the jobs, and so the same whoever ran what."""
@@ -147,7 +166,7 @@ class _Dispatch:
     def run(self, group: Any) -> Outcome:
         alone_since = None
         try:
-            while not self._record.is_complete:
+            while self._record.num_left:
                 self._hand_out()
                 if any(runner.events is not None for runner in self._runners.values()):
                     alone_since = None
@@ -190,15 +209,20 @@ class _Dispatch:
 
     def _listen(self) -> None:
         busy = {r.events: r for r in self._runners.values() if r.events is not None}
-        ready, _ = ray.wait(list(busy), num_returns=1, timeout=1.0, fetch_local=False)
+        ready, silent = ray.wait(list(busy), num_returns=1, timeout=1.0, fetch_local=False)
+        if silent:
+            more, silent = ray.wait(silent, num_returns=len(silent), timeout=0, fetch_local=False)
+            ready += more
         for events in ready:
             self._hear(busy[events])
-        for runner in busy.values():
-            silent = time.monotonic() - runner.last_sign
+        for events in silent:
+            runner = busy[events]
+            seconds = time.monotonic() - runner.last_sign
             # before its first answer a runner may still be starting
-            if runner.has_answered and self._patience is not None and silent > self._patience:
+            patience = self._patience if runner.has_answered else self._restart_timeout
+            if patience is not None and seconds > patience:
                 ray.kill(runner.actor, no_restart=False)
-                self._lost(runner, f"the environment hangs: no sign of life for {silent:.0f} s")
+                self._lost(runner, f"the environment hangs: no sign of life for {seconds:.0f} s")
 
     def _hear(self, runner: _Runner) -> None:
         try:
@@ -215,20 +239,17 @@ class _Dispatch:
         runner.has_answered, runner.last_sign = True, time.monotonic()
         if isinstance(event, Alive):
             runner.running = event.running
-        else:
-            if isinstance(event, JobsLost):
-                lost = {job.index for job in event.jobs}
-                runner.jobs = [job for job in runner.jobs if job.index not in lost]
-            self._record.take([event])
+        self._record.take(event)
 
     def _lost(self, runner: _Runner, error: str) -> None:
         logger.warning("evaluation runner lost: %s; its episodes go to the others", error)
-        running = self._record.unfinished(runner.running)
-        if running:
-            self._record.take([JobsLost(jobs=running, error=error)])
-        under_way = {job.index for job in running}
-        waiting = [job for job in runner.jobs if job.index not in under_way]
-        self._pending += self._record.unfinished(waiting)
+        if runner.has_answered:
+            under_way = {job.index for job in runner.running}
+            self._record.lose(runner.running, error)
+            waiting = [job for job in runner.jobs if job.index not in under_way]
+            self._pending += self._record.unfinished(waiting)
+        else:
+            self._pending += self._record.lose_unheard(runner.jobs, error)
         runner.events, runner.running, runner.jobs = None, (), []
         self._ask(runner)
 
@@ -254,9 +275,8 @@ class _Dispatch:
 
     def _wait_for_a_runner(self, waited: float) -> None:
         if all(r.is_gone for r in self._runners.values()) or waited > self._restart_timeout:
-            left = len(self._record.unfinished(self._record._left.values()))
             raise RuntimeError(
-                f"no evaluation runner is left, and none came back; {left} episodes were not "
-                "run. See the runners' errors above"
+                f"no evaluation runner is left, and none came back; {self._record.num_left} "
+                "episodes were not run. See the runners' errors above"
             )
         time.sleep(_PROBE_SECONDS)

@@ -18,7 +18,6 @@ from rllib_dt.runtime.evaluation import (
     EpisodeFailure,
     EpisodeResult,
     EvaluationJob,
-    JobsLost,
     RunnerEvent,
 )
 from rllib_dt.runtime.slots import SLOT_ENVS, SlotFailure
@@ -82,18 +81,18 @@ class DTEnvRunner(SingleAgentEnvRunner):
             running |= started
             if started or clock.has_ticked():
                 yield Alive(running=list(running.values()))
-            lost: dict[int, SlotFailure] = {}
             for slot, failure in self._start(started):
                 if failure is not None:
-                    lost[slot] = failure
-            for slot, end in self._step(sorted(running.keys() - lost.keys())):
+                    yield EpisodeFailure(job=running.pop(slot), error=failure.error)
+                if clock.has_ticked():
+                    yield Alive(running=list(running.values()))
+            for slot, end in self._step(sorted(running)):
                 if isinstance(end, SlotFailure):
-                    lost[slot] = end
+                    yield EpisodeFailure(job=running.pop(slot), error=end.error)
                 elif end:
                     yield self._finish(slot, running.pop(slot))
                 if clock.has_ticked():
                     yield Alive(running=list(running.values()))
-            yield from _losses({running.pop(slot): failure for slot, failure in lost.items()})
 
     def _start(self, jobs: dict[int, EvaluationJob]) -> Iterator[tuple[int, SlotFailure | None]]:
         """Begins the jobs' episodes in their slots."""
@@ -160,17 +159,6 @@ class DTEnvRunner(SingleAgentEnvRunner):
         return EpisodeResult(
             job=job, episode_return=float(episode.get_return()), length=len(episode)
         )
-
-
-def _losses(lost: dict[EvaluationJob, SlotFailure]) -> Iterator[RunnerEvent]:
-    doubtful = []
-    for job, failure in lost.items():
-        if failure.is_certain:
-            yield EpisodeFailure(job=job, error=failure.error)
-        else:
-            doubtful.append(job)
-    if doubtful:
-        yield JobsLost(jobs=doubtful, error=lost[doubtful[0]].error)
 
 
 class _Clock:

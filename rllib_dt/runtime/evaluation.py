@@ -58,14 +58,6 @@ class EpisodeFailure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobsLost:
-    """Episodes that were cut by a failure that may not be theirs: to be run once more, alone."""
-
-    jobs: Sequence[EvaluationJob]
-    error: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Alive:
     """A sign of life.
 
@@ -76,7 +68,7 @@ class Alive:
     running: Sequence[EvaluationJob]
 
 
-RunnerEvent = EpisodeResult | EpisodeFailure | JobsLost | Alive
+RunnerEvent = EpisodeResult | EpisodeFailure | Alive
 
 
 @dataclass(frozen=True, kw_only=True)

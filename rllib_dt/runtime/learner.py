@@ -71,6 +71,10 @@ class DTTorchLearner(TorchLearner):
 
     # --- data
 
+    def adopt_seed(self, seed: int) -> None:
+        """What batches and dropout follow from; saved from before the first update on."""
+        self._seed = seed
+
     @override(Learner)
     def _create_iterator_if_necessary(
         self, *, training_data: Any, num_iters: int, **kwargs: Any

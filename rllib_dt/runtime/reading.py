@@ -30,6 +30,7 @@ class EpisodeReader:
         actions_normalized: the recorded actions are in [-1, 1], not in the environment's units.
         max_ep_len: longer episodes are refused.
         minimal_return: episodes of a smaller return are left out.
+        share_of_ties: of those that reach it exactly, so many are kept, chosen by their names.
     """
 
     groups: Sequence[Sequence[str]]
@@ -41,11 +42,13 @@ class EpisodeReader:
     actions_normalized: bool
     max_ep_len: int
     minimal_return: float | None = None
+    share_of_ties: float = 1.0
 
     def episodes(
         self,
         *,
         order: Sequence[int] | None = None,
+        assembler: Assembler | None = None,
         max_open_steps: int | None = None,
         quiet: bool = False,
     ) -> Iterator[Episode]:
@@ -53,6 +56,7 @@ class EpisodeReader:
 
         Args:
             order: of the groups; as they stand by default.
+            assembler: to join with; it can be asked afterwards what it saw.
             max_open_steps: of episodes that may go on in a later file, so many may be held.
             quiet: no progress, and no word on what is left out.
 
@@ -60,7 +64,7 @@ class EpisodeReader:
             DataError: naming file, episode and remedy, on data that cannot be trained on.
         """
         groups = self.groups if order is None else [self.groups[i] for i in order]
-        assembler = Assembler(self.incomplete)
+        assembler = assembler or Assembler(self.incomplete)
         for fragment in read_fragments(groups, self.options, self.filesystem, quiet=quiet):
             for _, episode in assembler.add(fragment):
                 yield from self._checked(episode)
@@ -77,9 +81,9 @@ class EpisodeReader:
         for message in [] if quiet else assembler.dropped:
             logger.warning("left out: %s", message)
 
-    def best(self, minimal_return: float) -> "EpisodeReader":
-        """A reader of the episodes that reach this return."""
-        return replace(self, minimal_return=minimal_return)
+    def best(self, minimal_return: float, share_of_ties: float) -> "EpisodeReader":
+        """A reader of the episodes above this return, and of a share of those that reach it."""
+        return replace(self, minimal_return=minimal_return, share_of_ties=share_of_ties)
 
     def _checked(self, episode: Episode) -> Iterator[Episode]:
         episode = episode.conform(
@@ -90,8 +94,24 @@ class EpisodeReader:
                 f"it has {len(episode)} steps, max_ep_len is {self.max_ep_len}",
                 "raise model_config.max_ep_len or split the episode",
             )
-        if self.minimal_return is None or episode.undiscounted_return >= self.minimal_return:
+        if self._is_wanted(episode):
             yield episode
+
+    def _is_wanted(self, episode: Episode) -> bool:
+        if self.minimal_return is None or episode.undiscounted_return > self.minimal_return:
+            return True
+        is_tie = episode.undiscounted_return == self.minimal_return
+        return is_tie and draw_by_name(episode, "ties") < self.share_of_ties
+
+
+def draw_by_name(episode: Episode, seed: int | str) -> float:
+    """A number in [0, 1) that follows from the episode's name and the end of its file's path.
+
+    So it is the same in every pass and process, and stays when the data moves as a whole.
+    """
+    place = "/".join(episode.source.split("/")[-2:])
+    digest = hashlib.blake2b(f"{seed}/{place}/{episode.id}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big") / 2**56
 
 
 class Holdout:
@@ -150,7 +170,4 @@ class Holdout:
         return Holdout(self._threshold, self._seed)
 
     def _draw(self, episode: Episode) -> float:
-        # of the path, its end: the choice stays when the data moves as a whole
-        place = "/".join(episode.source.split("/")[-2:])
-        name = f"{self._seed}/{place}/{episode.id}".encode()
-        return int.from_bytes(hashlib.blake2b(name, digest_size=7).digest(), "big") / 2**56
+        return draw_by_name(episode, self._seed)

@@ -22,7 +22,7 @@ _FIRST_PAUSE_SECONDS = 0.5
 _NAMESPACE = b"rllib_dt"
 
 
-class RemoteReadError(RuntimeError):
+class RemoteReadError(Exception):
     """A remote file could not be read, however often it was tried. Not the data's fault."""
 
 
@@ -179,8 +179,13 @@ class Sealed:
 
 def check_no_credentials(path: str) -> None:
     """Raises a ValueError for a URI that holds a password: it would be logged and saved."""
-    if re.match(r"^\w+://[^/@]+:[^/@]*@", path):
-        scheme = path.split("://", 1)[0]
+    scheme, found, rest = path.partition("://")
+    if not found:
+        return
+    place, _, query = rest.partition("?")
+    names = [part.split("=", 1)[0].lower() for part in query.split("&")]
+    secret = any(re.search("secret|password|token|sas|access_?key|account_?key", n) for n in names)
+    if secret or re.search(r":.*@", place):
         raise ValueError(
             f"the {scheme}:// path holds credentials, which would be logged and saved; give them "
             "as offline_data(input_filesystem_kwargs=…) or in the environment"

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers.vector import DictInfoToList
 from ray.rllib.utils.annotations import override
 
@@ -53,82 +54,70 @@ class SlotFailure:
 
     Attributes:
         error: the environment's, with its traceback.
-        is_certain: it was this slot's environment, and not perhaps another's.
     """
 
     error: str
-    is_certain: bool
 
 
 class SlotEnvs(ABC):
     """A vector of environments without autoreset.
 
+    Args:
+        makers: one for each slot.
+        timeout: seconds that one `reset` or `step` may take. In this process it is held by a
+            signal: only in the main thread, and once Python code is reached.
+
     Attributes:
-        vector: the gymnasium vector, for its spaces and for users' callbacks.
+        vector: a gymnasium vector, for its spaces and for users' callbacks.
     """
 
     vector: VectorEnv
 
-    @abstractmethod
-    def reset(self, seeds: Mapping[int, int]) -> Iterator[tuple[int, ResetResult | SlotFailure]]:
-        """Resets the given slots with the given seeds, one after another."""
-
-    @abstractmethod
-    def step(self, actions: Mapping[int, Any]) -> Iterator[tuple[int, StepResult | SlotFailure]]:
-        """Steps the given slots, one after another."""
-
-
-class InProcessEnvs(SlotEnvs):
-    """Steps the environments one after another; slots without a job rest.
-
-    Args:
-        makers: one for each slot.
-        timeout: seconds that one `reset` or `step` may take. It is held by a signal, so only
-            in a process's main thread, and once Python code is reached.
-    """
-
     def __init__(self, makers: Makers, timeout: float | None = None):
-        self.vector = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
-        self._envs = list(self.vector.envs)
         self._makers = makers
         self._timeout = timeout
+        self._envs: list[Any] = [None] * len(makers)
 
-    @override(SlotEnvs)
     def reset(self, seeds: Mapping[int, int]) -> Iterator[tuple[int, ResetResult | SlotFailure]]:
+        """Resets the given slots with the given seeds, one after another."""
         for slot, seed in seeds.items():
-            yield slot, self._call(slot, "reset", _reset, seed)
+            yield slot, self._attempt(slot, "reset", self._reset, seed)
 
-    @override(SlotEnvs)
+    @abstractmethod
     def step(self, actions: Mapping[int, Any]) -> Iterator[tuple[int, StepResult | SlotFailure]]:
-        for slot, action in actions.items():
-            yield slot, self._call(slot, "step", _step, action)
+        """Steps the given slots."""
 
-    def _call(self, slot: int, name: str, function: Callable[..., Any], argument: Any) -> Any:
+    @abstractmethod
+    def _make(self, slot: int) -> Any:
+        """The slot's environment."""
+
+    @abstractmethod
+    def _reset(self, env: Any, seed: int) -> ResetResult:
+        """Resets it."""
+
+    @abstractmethod
+    def _close(self, env: Any) -> None:
+        """Ends it, whatever state it is in."""
+
+    def _attempt(
+        self, slot: int, name: str, function: Callable[[Any, Any], Any], argument: Any
+    ) -> Any:
         try:
             with _time_limit(self._timeout, name):
+                if self._envs[slot] is None:  # it failed before
+                    self._envs[slot] = self._make(slot)
                 return function(self._envs[slot], argument)
         except Exception:
-            failure = SlotFailure(traceback.format_exc(), is_certain=True)
-        with contextlib.suppress(Exception):
-            self._envs[slot].close()
-        # an environment that cannot even be made again is none that can be evaluated in
-        self._envs[slot] = self._makers[slot]()
-        self.vector.envs = tuple(self._envs)
+            failure = SlotFailure(traceback.format_exc())
+        env, self._envs[slot] = self._envs[slot], None
+        with contextlib.suppress(Exception), _time_limit(self._timeout, "close"):
+            self._close(env)
         return failure
-
-
-def _reset(env: gym.Env, seed: int) -> ResetResult:
-    return ResetResult(*env.reset(seed=seed))
-
-
-def _step(env: gym.Env, action: Any) -> StepResult:
-    observation, reward, terminated, truncated, info = env.step(action)
-    return StepResult(observation, float(reward), bool(terminated), bool(truncated), info)
 
 
 @contextlib.contextmanager
 def _time_limit(seconds: float | None, name: str) -> Iterator[None]:
-    """Raises an EnvironmentHangsError within, when the time is over."""
+    """Raises an EnvironmentHangsError within, when the time is over, and each second after."""
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -137,7 +126,7 @@ def _time_limit(seconds: float | None, name: str) -> Iterator[None]:
         raise EnvironmentHangsError(f"the environment's {name} took more than {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
     finally:
@@ -145,83 +134,117 @@ def _time_limit(seconds: float | None, name: str) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-class SubprocessEnvs(SlotEnvs):
-    """Steps the environments at the same time, each in its process.
-
-    The vector steps all of them or none: a slot without a job takes some legal action, and what
-    it gives is thrown away. Where one fails, all running episodes are lost, and all is made anew.
-
-    Args:
-        makers: one for each slot.
-        timeout: seconds that a `reset` or `step` of all of them may take.
-    """
+class InProcessEnvs(SlotEnvs):
+    """Steps the environments one after another; slots without a job rest."""
 
     def __init__(self, makers: Makers, timeout: float | None = None):
-        self._makers, self._timeout = makers, timeout
-        self._make()
-
-    def _make(self) -> None:
-        self.vector = AsyncVectorEnv(self._makers, autoreset_mode=AutoresetMode.DISABLED)
-        self._infos = DictInfoToList(self.vector)
-        self._to_reset = np.ones(len(self._makers), bool)
-
-    @override(SlotEnvs)
-    def reset(self, seeds: Mapping[int, int]) -> Iterator[tuple[int, ResetResult | SlotFailure]]:
-        self._to_reset[list(seeds)] = True
-        try:
-            observations, infos = self._reset(seeds)
-        except Exception:
-            yield from self._all_failed(seeds)
-            return
-        for slot in seeds:
-            yield slot, ResetResult(observations[slot], infos[slot] if infos else {})
-
-    def _reset(self, seeds: Mapping[int, int]) -> tuple[Any, Any]:
-        listed = [seeds.get(slot) for slot in range(self.vector.num_envs)]
-        mask, self._to_reset = self._to_reset, np.zeros(self.vector.num_envs, bool)
-        self.vector.reset_async(seed=listed, options={"reset_mask": mask})
-        observations, infos = self.vector.reset_wait(timeout=self._timeout)
-        return observations, self._infos._convert_info_to_list(infos) if infos else None
+        super().__init__(makers, timeout)
+        self.vector = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
+        self._envs = list(self.vector.envs)
 
     @override(SlotEnvs)
     def step(self, actions: Mapping[int, Any]) -> Iterator[tuple[int, StepResult | SlotFailure]]:
-        idle = self._some_action()
-        everyone = np.stack([actions.get(slot, idle) for slot in range(self.vector.num_envs)])
-        try:
-            if self._to_reset.any():  # slots without a job whose last episode has ended
-                self._reset({})
-            self.vector.step_async(everyone)
-            observations, rewards, terminateds, truncateds, infos = self.vector.step_wait(
-                timeout=self._timeout
-            )
-        except Exception:
-            yield from self._all_failed(actions)
-            return
-        listed = self._infos._convert_info_to_list(infos) if infos else None
-        self._to_reset = np.logical_or(terminateds, truncateds)
+        for slot, action in actions.items():
+            yield slot, self._attempt(slot, "step", self._step, action)
+
+    def _step(self, env: gym.Env, action: Any) -> StepResult:
+        observation, reward, terminated, truncated, info = env.step(action)
+        return StepResult(observation, float(reward), bool(terminated), bool(truncated), info)
+
+    @override(SlotEnvs)
+    def _make(self, slot: int) -> gym.Env:
+        env = self._makers[slot]()
+        envs = list(self.vector.envs)
+        envs[slot] = env
+        self.vector.envs = tuple(envs)
+        return env
+
+    @override(SlotEnvs)
+    def _reset(self, env: gym.Env, seed: int) -> ResetResult:
+        return ResetResult(*env.reset(seed=seed))
+
+    @override(SlotEnvs)
+    def _close(self, env: gym.Env) -> None:
+        env.close()
+
+
+class SubprocessEnvs(SlotEnvs):
+    """Steps the environments at the same time, each in a process of its own.
+
+    Each slot is an `AsyncVectorEnv` of one environment, since one of several steps all of them or
+    none, and fails as a whole.
+    """
+
+    def __init__(self, makers: Makers, timeout: float | None = None):
+        super().__init__(makers, timeout)
+        self._envs = [self._make(slot) for slot in range(len(makers))]
+        self.vector = _SlotsAsVector(self._envs)
+
+    @override(SlotEnvs)
+    def step(self, actions: Mapping[int, Any]) -> Iterator[tuple[int, StepResult | SlotFailure]]:
+        failures = {}
+        for slot, action in actions.items():
+            started = self._attempt(slot, "step", self._begin_step, action)
+            if isinstance(started, SlotFailure):
+                failures[slot] = started
         for slot in actions:
-            yield (
-                slot,
-                StepResult(
-                    observations[slot],
-                    float(rewards[slot]),
-                    bool(terminateds[slot]),
-                    bool(truncateds[slot]),
-                    listed[slot] if listed else {},
-                ),
-            )
+            if slot in failures:
+                yield slot, failures[slot]
+            else:
+                yield slot, self._attempt(slot, "step", self._end_step, None)
 
-    def _all_failed(self, slots: Mapping[int, Any]) -> Iterator[tuple[int, SlotFailure]]:
-        failure = SlotFailure(traceback.format_exc(), is_certain=len(slots) == 1)
-        with contextlib.suppress(Exception):
-            self.vector.close(terminate=True)
-        self._make()
-        for slot in slots:
-            yield slot, failure
+    def _begin_step(self, env: AsyncVectorEnv, action: Any) -> None:
+        env.step_async(np.asarray(action)[None])
 
-    def _some_action(self) -> Any:
-        space = self.vector.single_action_space
-        return space.start if isinstance(space, gym.spaces.Discrete) else space.low
+    def _end_step(self, env: AsyncVectorEnv, _: None) -> StepResult:
+        observations, rewards, terminateds, truncateds, infos = env.step_wait(self._timeout)
+        return StepResult(
+            observations[0],
+            float(rewards[0]),
+            bool(terminateds[0]),
+            bool(truncateds[0]),
+            _first_info(env, infos),
+        )
+
+    @override(SlotEnvs)
+    def _make(self, slot: int) -> AsyncVectorEnv:
+        return AsyncVectorEnv([self._makers[slot]], autoreset_mode=AutoresetMode.DISABLED)
+
+    @override(SlotEnvs)
+    def _reset(self, env: AsyncVectorEnv, seed: int) -> ResetResult:
+        env.reset_async(seed=[seed], options={"reset_mask": np.ones(1, bool)})
+        observations, infos = env.reset_wait(self._timeout)
+        return ResetResult(observations[0], _first_info(env, infos))
+
+    @override(SlotEnvs)
+    def _close(self, env: AsyncVectorEnv) -> None:
+        env.close(terminate=True)
+
+
+def _first_info(env: AsyncVectorEnv, infos: dict[str, Any]) -> dict[str, Any]:
+    if not infos:
+        return {}
+    info: dict[str, Any] = DictInfoToList(env)._convert_info_to_list(infos)[0]
+    return info
+
+
+class _SlotsAsVector(VectorEnv):
+    """Slots that are vectors of one, under one name: their spaces, and an end."""
+
+    def __init__(self, envs: list[Any]):
+        self._slots = envs
+        self.num_envs = len(envs)
+        self.single_observation_space = envs[0].single_observation_space
+        self.single_action_space = envs[0].single_action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.metadata = envs[0].metadata
+        self.spec = envs[0].spec
+
+    def close_extras(self, **kwargs: Any) -> None:
+        for env in self._slots:
+            if env is not None:
+                env.close(**kwargs)
 
 
 SLOT_ENVS: dict[str, type[InProcessEnvs] | type[SubprocessEnvs]] = {

@@ -1,6 +1,7 @@
 """What carries data to the learners: read and checked once, then held or streamed."""
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from rllib_dt.episodes.spaces import step_layout
 from rllib_dt.episodes.windows import WindowSampler
 from rllib_dt.runtime.ingest import group_files
 from rllib_dt.runtime.readers.files import ReadOptions, find_files
+from rllib_dt.runtime.readers.fragments import Assembler
 from rllib_dt.runtime.reading import EpisodeReader, Holdout
 from rllib_dt.runtime.remote_files import Sealed
 from rllib_dt.runtime.stream import ChunkRecipe, StreamSource, start_feeder
@@ -32,7 +34,7 @@ from rllib_dt.runtime.stream import ChunkRecipe, StreamSource, start_feeder
 logger = logging.getLogger(__name__)
 
 DEFAULT_SHARE_OF_OBJECT_STORE = 0.5
-"""The pool's capacity, of the smallest object store among the cluster's nodes."""
+"""The pool's capacity at most, of the smallest object store among the cluster's nodes."""
 
 MAX_VALIDATION_SHARE = 0.25
 """Of the capacity: what validation episodes may take."""
@@ -84,6 +86,7 @@ class DTOfflineData(OfflineData):
         validation: an `EpisodePool` of the episodes that were kept back, or None.
         capacity: of the pool, in steps.
         is_streamed: whether the data exceeds the capacity.
+        sampling_seed: what windows are drawn from.
     """
 
     def __init__(self, config: Any):
@@ -105,6 +108,7 @@ class DTOfflineData(OfflineData):
         self.returns = statistics.returns
         self.derived_targets = statistics.derived_targets()
         self.is_streamed = pool is None
+        self.sampling_seed = _seed(config.seed)
         self._source = self._resident(pool) if pool is not None else self._streamed()
         logger.info("data: %s", self.summary)
 
@@ -129,11 +133,14 @@ class DTOfflineData(OfflineData):
         most = int(self.capacity * MAX_VALIDATION_SHARE)
         self._reader = self._reader_of(config.input_)
         self._holdout: Holdout | None = None
-        episodes = self._reader.episodes()
+        assembler = Assembler(config.incomplete)
+        episodes = self._reader.episodes(assembler=assembler, max_open_steps=self.capacity)
         if config.validation_fraction is not None:
             self._holdout = Holdout(config.validation_fraction, config.seed or 0, most)
             episodes = self._holdout.train(episodes)
         pool, statistics = self._survey(episodes)
+        # episodes whose parts are told by their order alone are lost in any other order
+        self._may_shuffle = not assembler.joins_by_order
         if self._holdout is not None:
             self._keep(self._holdout.episodes, self._holdout.left_out)
         if config.validation_input is not None:
@@ -147,7 +154,9 @@ class DTOfflineData(OfflineData):
         if pool is not None:
             pool = pool.select(best)
             return pool, pool.statistics()
-        self._reader = self._reader.best(statistics.returns[best].min())
+        least = statistics.returns[best].min()
+        ties = statistics.returns == least
+        self._reader = self._reader.best(least, share_of_ties=float(best[ties].mean()))
         episodes = self._reader.episodes(quiet=True)
         return self._survey(self._holdout.skip(episodes) if self._holdout else episodes)
 
@@ -186,6 +195,12 @@ class DTOfflineData(OfflineData):
         return (EpisodePool.concatenate(kept) if kept is not None else None), statistics
 
     def _keep(self, episodes: list[Episode], left_out: int) -> None:
+        if not episodes:
+            raise DataError(
+                str(self.config.validation_input or self.config.input_),
+                f"no episode can be held for validation ({left_out} do not fit beside the pool)",
+                "give whole episodes, or raise offline_data(pool_capacity_steps=…)",
+            )
         self.validation = EpisodePool.from_episodes(episodes, self._options)
         logger.info(
             "validation: %d episodes, %d steps%s",
@@ -210,6 +225,9 @@ class DTOfflineData(OfflineData):
                 if node["Alive"]
             ]
             size = DEFAULT_SHARE_OF_OBJECT_STORE * min(store for store in stores if store)
+            # to a power of two: Ray sizes its store by the memory that happens to be free, and a
+            # resumed run wants the same capacity
+            size = 2.0 ** math.floor(math.log2(size))
         return max(1, int(size / bytes_per_step))
 
     # --- handing over
@@ -219,27 +237,28 @@ class DTOfflineData(OfflineData):
             pool=ray.put(pool),
             context_length=self.config.dt_model_config.context_length,
             batch_size=self.config.train_batch_size_per_learner,
-            seed=_seed(self.config.seed),
+            seed=self.sampling_seed,
             num_steps=len(pool),
         )
 
     def _streamed(self) -> StreamSource:
         config = self.config
-        recipe = ChunkRecipe(
+        self._recipe = ChunkRecipe(
             reader=self._reader,
             holdout=self._holdout.rule() if self._holdout is not None else None,
             options=self._options,
             capacity=self.capacity,
             seed=config.seed or 0,
+            shuffle=self._may_shuffle,
         )
-        self._feeder = start_feeder(recipe, max(1, config.num_learners))
+        self._feeder = start_feeder(self._recipe, max(1, config.num_learners))
         return StreamSource(
             feeder=self._feeder,
             capacity=self.capacity,
             reuse=config.pool_reuse,
             context_length=config.dt_model_config.context_length,
             batch_size=config.train_batch_size_per_learner,
-            seed=_seed(config.seed),
+            seed=self.sampling_seed,
             num_steps=self.summary.num_steps,
         )
 

@@ -24,6 +24,7 @@ class ChunkRecipe:
         options: how rewards become returns-to-go.
         capacity: of the pool, in steps.
         seed: of the order in which each pass goes through the files.
+        shuffle: whether each pass has an order of its own.
     """
 
     reader: EpisodeReader
@@ -31,6 +32,7 @@ class ChunkRecipe:
     options: PoolOptions
     capacity: int
     seed: int
+    shuffle: bool = True
 
     def chunks(self, first: Position) -> Iterator[tuple[Position, EpisodePool]]:
         """Chunks without end, pass after pass, from a position on."""
@@ -42,7 +44,9 @@ class ChunkRecipe:
             number, skip = number + 1, 0
 
     def _one_pass(self, number: int) -> Iterator[EpisodePool]:
-        order = np.random.default_rng((self.seed, number)).permutation(len(self.reader.groups))
+        order = np.arange(len(self.reader.groups))
+        if self.shuffle:
+            np.random.default_rng((self.seed, number)).shuffle(order)
         episodes = self.reader.episodes(
             order=order.tolist(), max_open_steps=self.capacity, quiet=True
         )
@@ -78,7 +82,12 @@ class ChunkFeeder:
             if self._chunks is None or self._last != position:
                 first = (0, 0) if position is None else (position[0], position[1] + 1)
                 self._chunks = self._recipe.chunks(first)
-            self._last, pool = next(self._chunks)
+                self._given.clear()  # of before a restart: whoever still needs one asks again
+            try:
+                self._last, pool = next(self._chunks)
+            except Exception:
+                self._chunks = None
+                raise
             self._given[position] = _Given(self._last, ray.put(pool), set())
         given = self._given[position]
         given.takers.add(stream)
@@ -89,7 +98,7 @@ class ChunkFeeder:
 
 def start_feeder(recipe: ChunkRecipe, num_streams: int) -> Any:
     """A `ChunkFeeder` as an actor, which needs no CPU of its own and comes back if it dies."""
-    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ChunkFeeder)
+    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=_ATTEMPTS)(ChunkFeeder)
     return remote.remote(recipe, num_streams)
 
 
@@ -104,10 +113,10 @@ class RemoteFeed:
     def next(self) -> tuple[Position, EpisodePool]:
         """See `ChunkFeed`."""
         for _ in range(_ATTEMPTS):
-            position, reference = ray.get(self._asked)
             try:
+                position, reference = ray.get(self._asked)
                 pool: EpisodePool = ray.get(reference)
-            except ray.exceptions.ObjectLostError:
+            except (ray.exceptions.ObjectLostError, ray.exceptions.RayActorError):
                 self._ask()  # the feeder died behind its answer: the next one reads it again
             else:
                 self._behind = position

@@ -231,11 +231,13 @@ class Assembler:
     Attributes:
         dropped: a message for each episode that was left out.
         open_steps: steps that are held, of episodes that may go on.
+        joins_by_order: an episode was joined from several files without timesteps to tell how.
     """
 
     def __init__(self, incomplete: IncompletePolicy = "error"):
         self.dropped: list[str] = []
         self.open_steps = 0
+        self.joins_by_order = False
         self._incomplete = incomplete
         self._open: dict[str, list[_Placed]] = defaultdict(list)
         self._added = 0
@@ -272,6 +274,8 @@ class Assembler:
     def _emit(self, placed: "list[_Placed]") -> Iterator[tuple[int, Episode]]:
         chain = [fragment for _, fragment in placed]
         first = chain[0]
+        several = len({fragment.source for fragment in chain}) > 1
+        self.joins_by_order |= several and any(fragment.start is None for fragment in chain)
         name = first.key
         if name is None:
             name = str(self._without_key[first.source])
