@@ -2,7 +2,6 @@
 
 import math
 
-import cloudpickle
 import numpy as np
 import pytest
 import ray
@@ -308,4 +307,5 @@ def test_the_learners_share_one_copy_of_the_data(algo):
     assert not pool.columns["obs"].flags.owndata
     assert not pool.columns["obs"].flags.writeable
     assert len(pool) == 71
-    assert len(cloudpickle.dumps(source)) < 2000  # it goes to each learner at each `train()`
+    # it goes to each learner at each `train()`, so it may hold nothing large
+    assert all(isinstance(value, int | ray.ObjectRef) for value in vars(source).values())

@@ -100,7 +100,14 @@ def check_whole(result):
 
 
 @pytest.mark.trap(2, 3, 11)
-@pytest.mark.parametrize(("runners", "moment"), [(1, "during"), (2, "before"), (2, "during")])
+@pytest.mark.parametrize(
+    ("runners", "moment"),
+    [
+        (1, "during"),
+        (2, "before"),
+        pytest.param(2, "during", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_runner_costs_no_episode_and_is_back_by_the_next(cluster, data, runners, moment):
     algo = config_of(data, runners=runners, pause=0.05).build_algo()
     want = algo.evaluate()["env_runners"]
@@ -136,9 +143,9 @@ def number_of_unlucky():
     [
         ("raise", "reset", 0, "sync"),
         ("hang", 5, 0, "sync"),
-        ("raise", 5, 2, "sync"),
+        pytest.param("raise", 5, 2, "sync", marks=pytest.mark.slow),
         ("hang", "reset", 2, "sync"),
-        ("raise", 5, 0, "async"),
+        pytest.param("raise", 5, 0, "async", marks=pytest.mark.slow),
         ("hang", "reset", 0, "async"),
     ],
 )
@@ -163,6 +170,7 @@ def test_an_environment_in_trouble_costs_its_own_episodes_only(
     algo.stop()
 
 
+@pytest.mark.slow
 def test_an_episode_that_kills_its_runner_twice_is_given_up(cluster, data):
     algo = config_of(data, runners=2, every=2, trouble="exit", where=5).build_algo()
     got = algo.train()["evaluation"]["env_runners"]
@@ -172,6 +180,7 @@ def test_an_episode_that_kills_its_runner_twice_is_given_up(cluster, data):
     algo.stop()
 
 
+@pytest.mark.slow
 def test_a_runner_that_gives_no_sign_of_life_is_killed(cluster, data, monkeypatch):
     """What no signal interrupts: the runner's process is stopped from outside."""
     monkeypatch.setattr(dispatch, "_GRACE_SECONDS", 0.0)

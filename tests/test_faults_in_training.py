@@ -78,6 +78,7 @@ print("not killed")
 """
 
 
+@pytest.mark.slow
 def test_a_tuner_restores_after_its_driver_was_killed(cluster, tiny_data, tmp_path):
     assert "not killed" not in run_script(DRIVER, tiny_data[0], tmp_path, check=False)
     assert (tmp_path / "killed").exists()
@@ -143,6 +144,7 @@ def test_a_removed_node_costs_the_updates_since_the_last_checkpoint(tiny_data, t
     assert int(out.split("since restore ")[1].split()[0]) < 40
 
 
+@pytest.mark.slow
 def test_population_based_training_changes_the_learning_rate(cluster, tiny_data, tmp_path):
     config = tiny_config(tiny_data[0]).training(lr=tune.grid_search([1e-3, 1e-12]))
     schedule = PopulationBasedTraining(
@@ -190,6 +192,7 @@ print("done", len(results))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.trap(4)
 @pytest.mark.parametrize(("cpus", "learners"), [(4, 1), (1, 0)])
 def test_trials_share_a_small_cluster_without_deadlock(tiny_data, tmp_path, cpus, learners):

@@ -19,9 +19,7 @@ def batch_of(learner):
     return learner._batches._next.result()[0]
 
 
-@pytest.mark.parametrize(
-    "lengths", [[30], [60, *[1] * 30]], ids=["fewer than learners", "one giant"]
-)
+@pytest.mark.parametrize("lengths", [[30], pytest.param([60, *[1] * 30], marks=pytest.mark.slow)])
 def test_weights_are_identical_after_fifty_updates_of_other_windows(cluster, tmp_path, lengths):
     spaces = Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,))
     write_episodes(make_episodes(lengths), tmp_path / "data", *spaces)

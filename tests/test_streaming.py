@@ -269,7 +269,7 @@ def test_data_beyond_the_capacity_is_streamed_with_the_statistics_of_all(cluster
         ray.get(feeder.after.remote(None, 0))
 
 
-@pytest.mark.parametrize("num_learners", [0, 2])
+@pytest.mark.parametrize("num_learners", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_streaming_goes_on_after_a_restore_with_the_same_losses(
     cluster, many_files, tmp_path, num_learners
 ):

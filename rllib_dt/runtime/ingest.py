@@ -90,8 +90,8 @@ def read_fragments(
             yield fragment
         if time.perf_counter() > next_report and not quiet:
             next_report = time.perf_counter() + _PROGRESS_SECONDS
-            group = table["group"][-1].as_py()
-            logger.info("read %d steps, at %d of %d groups of files", steps, group, len(groups))
+            seen = table["group"][-1].as_py() + 1
+            logger.info("read %d steps, from %d of %d groups of files", steps, seen, len(groups))
     if not quiet:
         files, seconds = sum(map(len, groups)), time.perf_counter() - started
         logger.info("read %d files, %d steps in %.1f s", files, steps, seconds)
@@ -158,7 +158,8 @@ def _to_row(fragment: Fragment) -> dict[str, Any]:
         if value is not None:
             array = np.asarray(value, order="C")
             header[name] = [array.dtype.str, array.shape]
-            row[name] = array.data.cast("B") if array.size else b""
+            # no memoryview: pyarrow 26 never gives back what it made a binary column of
+            row[name] = array.tobytes()
     return {**row, "error": None, "header": json.dumps(header)}
 
 
