@@ -12,7 +12,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gymnasium.spaces import Box, Discrete
+
+from rllib_dt import write_episodes
+from tests.conftest import make_episodes
 
 pytest.importorskip("ray.dashboard.modules.job.cli", reason='needs "ray[default]"')
 
@@ -90,7 +95,10 @@ def test_the_documented_command_runs_an_example_on_a_cluster(head, tmp_path):
     command = documented_command()
     command[0] = RAY
     command[command.index("http://HEAD:8265")] = address
-    command[command.index("s3://BUCKET/recordings")] = "data/cartpole-mixed"
+    recordings = tmp_path / "recordings"
+    episodes = make_episodes([30, 9, 21], (4,), Discrete(2))
+    write_episodes(episodes, recordings, Box(-np.inf, np.inf, (4,)), Discrete(2))
+    command[command.index("s3://BUCKET/recordings")] = str(recordings)
     command += ["--stop-iters=1", "--evaluation-duration=1"]
     run = dict(env=env, capture_output=True, text=True, cwd=ROOT, timeout=280, check=False)
     deadline = time.monotonic() + 60

@@ -204,6 +204,9 @@ class DTConfig(AlgorithmConfig):
             ("input_", kwargs.get("input_", NotProvided)),
             ("validation_input", validation_input),
         ):
+            if paths is NotProvided:
+                continue
+            self._paths_as_given.pop(name, None)
             given = [paths] if isinstance(paths, str | os.PathLike) else paths
             if isinstance(given, list | tuple):  # and no search space of Tune's
                 self._paths_as_given[name] = paths

@@ -47,7 +47,10 @@ def read_episodes(
         DataError: naming file, episode and remedy, on data that cannot be trained on.
     """
     groups = group_files(find_files(inputs, filesystem))
-    return assemble(read_fragments(groups, options, filesystem), incomplete)
+    assembly = assemble(read_fragments(groups, options, filesystem), incomplete)
+    for message in assembly.dropped:
+        logger.warning("left out: %s", message)
+    return assembly
 
 
 def read_fragments(
