@@ -44,7 +44,7 @@ def pretrained_settings(folder: str | Path) -> dict[str, Any]:
     theirs, ours = _read_config(folder), _read_sidecar(folder)
     settings = {name: theirs[name] for name in _SHARED_SETTINGS if name in theirs}
     settings["n_positions"] = theirs.get("n_positions", _THEIR_POSITIONS)
-    own = ("context_length", "action_tanh", "n_positions")
+    own = ("context_length", "attention", "segment_length", "action_tanh", "n_positions")
     return settings | {k: ours[k] for k in own if k in ours}
 
 
@@ -79,7 +79,8 @@ def load_pretrained(folder: str | Path, **overrides: Any) -> DecisionTransformer
 def save_pretrained(network: DecisionTransformer, folder: str | Path) -> None:
     """Writes a folder that `transformers` and `load_pretrained` both read.
 
-    A round trip, from either side, changes no bit of any weight. A Discrete space's actions
+    A round trip, from either side, changes no bit of any weight. A network with
+    `attention="window"` is to `transformers` one that looks at everything it is given. A Discrete space's actions
     are one-hot vectors to `transformers`, and its `action_preds` are logits.
     """
     folder = Path(folder)
@@ -101,6 +102,8 @@ def save_pretrained(network: DecisionTransformer, folder: str | Path) -> None:
     weights = _to_theirs({k: v for k, v in state.items() if k not in own}, config)
     sidecar = {
         "context_length": config.context_length,
+        "attention": config.attention,
+        "segment_length": config.segment_length,
         "n_positions": config.n_positions,
         "action_tanh": config.action_tanh,
         "observation_space": describe_space(network.observation_space),

@@ -7,9 +7,10 @@ from gymnasium import spaces
 from gymnasium.spaces import Box, Discrete
 
 from rllib_dt.episodes.spaces import UnsupportedSpaceError
+from rllib_dt.network.cache import GrowingCache
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.loss import action_loss
-from rllib_dt.network.network import CausalTransformer, DecisionTransformer
+from rllib_dt.network.network import CausalTransformer, DecisionTransformer, causal_mask
 from rllib_dt.network.spaces import action_codec
 
 B, K, S, A = 3, 7, 5, 2
@@ -262,16 +263,20 @@ def test_a_cache_is_exact_while_the_window_grows_and_wrong_once_it_slides():
     torch.manual_seed(0)
     backbone = CausalTransformer(CONFIG).eval()
     x = torch.randn(1, 9, CONFIG.hidden_size)
-    whole = backbone(x).last_hidden_state
-    cache, parts = None, []
-    for t in range(9):
-        out = backbone(x[:, t : t + 1], cache=cache, use_cache=True)
-        cache, parts = out.cache, [*parts, out.last_hidden_state]
+
+    def run(tokens, new, cache=None):
+        real = torch.ones(1, tokens, dtype=torch.bool)
+        return backbone(new, causal_mask(real, new.shape[1]), cache=cache).last_hidden_state
+
+    whole = run(9, x)
+    cache = GrowingCache()
+    parts = [run(t + 1, x[:, t : t + 1], cache) for t in range(9)]
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-6, rtol=1e-6)
-    slid = backbone(x[:, 3:]).last_hidden_state[:, -1]
-    evicted = [(k[:, :, 3:8], v[:, :, 3:8]) for k, v in cache]
-    cached = backbone(x[:, 8:], cache=evicted).last_hidden_state[:, -1]
-    assert (slid - cached).abs().max() > 1e-3
+    slid = run(6, x[:, 3:])[:, -1]
+    evicted = GrowingCache()
+    run(8, x[:, :8], evicted)
+    evicted._layers = {i: (k[:, :, 3:], v[:, :, 3:]) for i, (k, v) in evicted._layers.items()}
+    assert (slid - run(6, x[:, 8:], evicted)[:, -1]).abs().max() > 1e-3
 
 
 def test_settings_that_make_no_network_are_refused():

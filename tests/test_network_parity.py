@@ -5,8 +5,9 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from rllib_dt.huggingface import load_pretrained, save_pretrained
+from rllib_dt.network.cache import GrowingCache
 from rllib_dt.network.config import DTModelConfig
-from rllib_dt.network.network import CausalTransformer, DecisionTransformer
+from rllib_dt.network.network import CausalTransformer, DecisionTransformer, causal_mask
 
 transformers = pytest.importorskip("transformers", reason="the huggingface extra")
 
@@ -157,19 +158,21 @@ def test_backbone_equals_theirs_cached_and_uncached(case):
     x = torch.randn(B, 11, config.hidden_size)
     mask = torch.ones(B, 11, dtype=torch.long)
     mask[1, :3] = 0
+    positions = torch.arange(11)[None]
     want = theirs(inputs_embeds=x, attention_mask=mask).last_hidden_state
-    got = ours(x, mask).last_hidden_state
+    got = ours(x, causal_mask(mask.bool(), 11), positions).last_hidden_state
     torch.testing.assert_close(got[mask.bool()], want[mask.bool()], atol=1e-5, rtol=1e-5)
-    ours_cache = theirs_cache = None
+    ours_cache, theirs_cache = GrowingCache(), None
     for start, stop in ((0, 4), (4, 5), (5, 11)):
-        a = ours(x[:, start:stop], mask[:, :stop], cache=ours_cache, use_cache=True)
+        new = causal_mask(mask[:, :stop].bool(), stop - start)
+        a = ours(x[:, start:stop], new, positions[:, start:stop], ours_cache)
         b = theirs(
             inputs_embeds=x[:, start:stop],
             attention_mask=mask[:, :stop],
             past_key_values=theirs_cache,
             use_cache=True,
         )
-        ours_cache, theirs_cache = a.cache, b.past_key_values
+        theirs_cache = b.past_key_values
         part = mask[:, start:stop].bool()
         torch.testing.assert_close(
             a.last_hidden_state[part], b.last_hidden_state[part], atol=1e-5, rtol=1e-5

@@ -42,7 +42,7 @@ def sampler_of(pool, batch_size=64, context_length=K, seed=0, stream=0):
     return WindowSampler(
         columns=pool.columns,
         timesteps=pool.timesteps,
-        context_length=context_length,
+        window_length=context_length,
         batch_size=batch_size,
         seed=seed,
         stream=stream,

@@ -61,7 +61,7 @@ def rolling(episodes, capacity, *, first=(0, 0), batch_size=16, draws_per_step=1
         ListedChunks(episodes, chunk_steps(capacity), first),
         capacity=capacity,
         draws_per_step=draws_per_step,
-        context_length=K,
+        window_length=K,
         batch_size=batch_size,
         seed=3,
         **kwargs,

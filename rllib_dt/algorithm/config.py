@@ -46,7 +46,8 @@ def absolute(paths: Any) -> Any:
 class DTConfig(AlgorithmConfig):
     """Builds a `DT`, the Decision Transformer as an offline algorithm.
 
-    `train_batch_size_per_learner` counts windows of K steps, `dataset_num_iters_per_learner`
+    `train_batch_size_per_learner` counts windows of K steps (as many steps, in longer windows, with
+    `attention="window"`), `dataset_num_iters_per_learner`
     the updates of one `train()`, and `evaluation_duration` episodes for each target return.
 
     ```python
@@ -274,6 +275,17 @@ class DTConfig(AlgorithmConfig):
         """The network's settings, complete."""
         return DTModelConfig.from_dict(self.model_config)
 
+    @property
+    def windows_per_learner(self) -> int:
+        """Windows that each learner draws for an update.
+
+        `train_batch_size_per_learner`, or with `attention="window"` as many segments as have the
+        same number of steps.
+        """
+        model = self.dt_model_config
+        steps = self.train_batch_size_per_learner * model.context_length
+        return max(1, round(steps / model.window_length))
+
     @override(AlgorithmConfig)
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         return RLModuleSpec(module_class=DTTorchRLModule)
@@ -287,10 +299,13 @@ class DTConfig(AlgorithmConfig):
         self, env: Any = None, spaces: Any = None, device: Any = None
     ) -> ConnectorV2:
         pipeline = super().build_env_to_module_connector(env=env, spaces=spaces, device=device)
+        model = self.dt_model_config
         context = DecisionTransformerContext(
             pipeline.observation_space,
             pipeline.action_space,
-            context_length=self.dt_model_config.context_length,
+            # one more than matters: the step before the first
+            context_length=model.receptive_steps + int(model.attention == "window"),
+            incremental=model.attention == "window",
             default_target=self.target_returns[0] if self.target_returns else None,
             gamma=self.gamma,
             delayed=self.delayed_reward,

@@ -115,8 +115,8 @@ class DT(Algorithm):
             return None
         return Validation(
             pool,
-            context_length=self.config.dt_model_config.context_length,
-            batch_size=self.config.train_batch_size_per_learner,
+            window_length=self.config.dt_model_config.window_length,
+            batch_size=self.config.windows_per_learner,
             discrete=isinstance(self.config.action_space, Discrete),
         )
 

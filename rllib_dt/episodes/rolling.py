@@ -56,7 +56,7 @@ class RollingSampler:
         capacity: steps that may be held, the waiting chunk included; exceeded where one episode
             is longer than a chunk, and where one update draws more windows than it holds.
         draws_per_step: windows that end in each step, in expectation, while its chunk is in.
-        context_length, batch_size, seed, stream: see `WindowSampler`.
+        window_length, batch_size, seed, stream: see `WindowSampler`.
         num_streams: learners that draw from the same chunks.
         state: of an earlier sampler, to go on where it was.
     """
@@ -67,7 +67,7 @@ class RollingSampler:
         *,
         capacity: int,
         draws_per_step: float,
-        context_length: int,
+        window_length: int,
         batch_size: int,
         seed: int,
         stream: int = 0,
@@ -78,7 +78,7 @@ class RollingSampler:
         self._feed = feed
         self._target = chunk_steps(capacity) * CHUNKS_PER_POOL
         self._draws_per_step = draws_per_step
-        self._context_length = context_length
+        self._window_length = window_length
         self._seed, self._stream, self._num_streams = seed, stream, num_streams
         self._resident: deque[_Resident] = deque()
         if state is None:
@@ -128,7 +128,7 @@ class RollingSampler:
                 last = np.minimum((rows - start) / draw, len(chunk.pool) - 1).astype(np.int64)
                 timestep = chunk.pool.timesteps[last].astype(np.int64)
                 parts.append(
-                    gather_windows(chunk.pool.columns, last, timestep, self._context_length)
+                    gather_windows(chunk.pool.columns, last, timestep, self._window_length)
                 )
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

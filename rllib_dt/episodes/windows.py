@@ -19,10 +19,12 @@ Array = NDArray[Any]
 # columns of a window, beside the data's own; RLlib's names where it has them
 OBSERVATIONS, ACTIONS, RETURNS_TO_GO = "obs", "actions", "returns_to_go"
 TIMESTEPS, MASK = "t", "loss_mask"
+# columns beside a window that continues what a module holds of the episodes already
+SLOTS, NEW_STEPS = "slots", "new_steps"
 
 
 def gather_windows(
-    columns: Mapping[str, Array], last: Array, timestep: Array, context_length: int
+    columns: Mapping[str, Array], last: Array, timestep: Array, window_length: int
 ) -> dict[str, Array]:
     """B windows that end at given steps, left-padded.
 
@@ -31,13 +33,13 @@ def gather_windows(
         last: (B,) int, the flat index of each window's last step.
         timestep: (B,) int, the step's true timestep; its episode's steps 0 … timestep, or
             the last K of them, must stand before it in the columns.
-        context_length: K.
+        window_length: K.
 
     Returns:
         Each column as (B, K, …), zero where padded; `t` (B, K) int64, the true timesteps,
         0 where padded; `loss_mask` (B, K) bool, True where real.
     """
-    offsets = np.arange(1 - context_length, 1)
+    offsets = np.arange(1 - window_length, 1)
     timesteps = timestep[:, None] + offsets  # (B, K)
     mask = timesteps >= 0
     index = last[:, None] + np.where(mask, offsets, 0)
@@ -50,20 +52,20 @@ def gather_windows(
     return {**windows, TIMESTEPS: timesteps, MASK: mask}
 
 
-def covering_windows(lengths: Array, context_length: int) -> Array:
+def covering_windows(lengths: Array, window_length: int) -> Array:
     """Where windows end that together hold each step of each episode once.
 
     Args:
         lengths: (E,) the episodes' steps, which stand end to end.
-        context_length: K.
+        window_length: K.
 
     Returns:
         (W,) int64 flat indices: each episode's last step, and every K-th before it.
     """
-    windows = -(-lengths // context_length)
+    windows = -(-lengths // window_length)
     back = np.arange(windows.sum()) - np.repeat(np.cumsum(windows) - windows, windows)
     last = np.repeat(np.cumsum(lengths) - 1, windows)
-    result: Array = last - back * context_length
+    result: Array = last - back * window_length
     return result
 
 
@@ -77,7 +79,7 @@ class WindowSampler:
     Attributes:
         columns: flat arrays by name, (N, …) each.
         timesteps: (N,) int32, each step's timestep in its episode.
-        context_length: K, steps in a window.
+        window_length: K, steps in a window.
         batch_size: B, windows in a batch.
         seed: any non-negative integer.
         stream: tells learners apart that share a seed.
@@ -85,7 +87,7 @@ class WindowSampler:
 
     columns: Mapping[str, Array]
     timesteps: Array
-    context_length: int
+    window_length: int
     batch_size: int
     seed: int
     stream: int = 0
@@ -95,7 +97,7 @@ class WindowSampler:
         rng = np.random.default_rng((self.seed, self.stream, update))
         last = rng.integers(len(self.timesteps), size=self.batch_size)
         timestep = self.timesteps[last].astype(np.int64)
-        return gather_windows(self.columns, last, timestep, self.context_length)
+        return gather_windows(self.columns, last, timestep, self.window_length)
 
     def state(self) -> None:
         """Nothing: the update's number is enough."""
@@ -151,14 +153,18 @@ class ContextBuffer:
         self._advance(slot)
         self._put(slot, observation)
 
-    def windows(self, slots: Array) -> dict[str, Array]:
-        """(len(slots), K, …) windows that end at each slot's current step.
+    def windows(self, slots: Array, length: int | None = None) -> dict[str, Array]:
+        """(len(slots), K, …) windows that end at each slot's current step; K or `length` steps.
 
         The action of the current step, not taken yet, is zero.
         """
-        return gather_windows(
-            self._columns, self._row[slots], self._timestep[slots], self._context_length
-        )
+        length = self._context_length if length is None else length
+        assert length <= self._context_length
+        return gather_windows(self._columns, self._row[slots], self._timestep[slots], length)
+
+    def steps_held(self, slot: int) -> int:
+        """Steps of the slot's episode that a window can show, the current one included."""
+        return int(min(self._timestep[slot] + 1, self._context_length))
 
     def _advance(self, slot: int) -> None:
         self._timestep[slot] += 1

@@ -3,8 +3,9 @@
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+ATTENTIONS = ("context", "window")
 ACTIVATIONS = ("relu", "silu", "gelu", "tanh", "gelu_new")
 
 
@@ -17,7 +18,11 @@ class DTModelConfig:
     models have 1024 and use row 0 for every token, see `rllib_dt.huggingface`.
 
     Attributes:
-        context_length: K, the steps the policy looks back on; 3K tokens.
+        context_length: K, the steps that attention looks back on; 3K tokens.
+        attention: "context", the paper's: the policy sees a cut-out of K steps. "window": in
+            every layer a token sees the last 3K tokens, of a whole episode, so that evaluation
+            can keep keys and values (see `docs/attention.md`).
+        segment_length: steps of a training window with `attention="window"`; None means 3K.
         hidden_size: D, the tokens' width.
         n_layer: transformer blocks.
         n_head: attention heads; must divide `hidden_size`.
@@ -40,6 +45,8 @@ class DTModelConfig:
     """
 
     context_length: int = 20
+    attention: Literal["context", "window"] = "context"
+    segment_length: int | None = None
     hidden_size: int = 128
     n_layer: int = 3
     n_head: int = 1
@@ -72,9 +79,10 @@ class DTModelConfig:
         """Raises ValueError on values that no network can be built from."""
         for name in ("context_length", "hidden_size", "n_layer", "n_head", "max_ep_len"):
             self._check_size(name, getattr(self, name))
-        for name in ("n_inner", "n_positions"):
+        for name in ("n_inner", "n_positions", "segment_length"):
             if getattr(self, name) is not None:
                 self._check_size(name, getattr(self, name))
+        self._check_attention()
         if self.hidden_size % self.n_head:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not divisible by n_head={self.n_head}; "
@@ -87,6 +95,37 @@ class DTModelConfig:
             raise ValueError(
                 f"activation_function={self.activation_function!r} is not one of {ACTIVATIONS}"
             )
+
+    def _check_attention(self) -> None:
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention={self.attention!r} is not one of {ATTENTIONS}")
+        if self.segment_length is None:
+            return
+        if self.attention == "context":
+            raise ValueError(
+                f"segment_length={self.segment_length} belongs to attention='window'; with "
+                "'context' a window has context_length steps"
+            )
+        if self.segment_length < self.context_length:
+            raise ValueError(
+                f"segment_length={self.segment_length} is less than "
+                f"context_length={self.context_length}; no token would see its whole context"
+            )
+
+    @property
+    def window_length(self) -> int:
+        """Steps of a training window: K, or with `attention="window"` a segment's."""
+        if self.attention == "context":
+            return self.context_length
+        return self.segment_length or 3 * self.context_length
+
+    @property
+    def receptive_steps(self) -> int:
+        """An action depends on no more than so many steps, its own included."""
+        if self.attention == "context":
+            return self.context_length
+        # each layer looks 3K - 1 tokens back; the one more is for the action before the first
+        return self.n_layer * self.context_length + 1
 
     def overrides(self) -> dict[str, Any]:
         """The settings that differ from their defaults."""

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rllib_dt.network.cache import KeyValueCache, RollingCache
 from rllib_dt.network.config import DTModelConfig
+from rllib_dt.network.dropout import Dropout, dropout
 from rllib_dt.network.spaces import action_codec, has_tanh, observation_size
-
-KeyValueCache = list[tuple[Tensor, Tensor]]
-"""One (keys, values) pair a layer, (B, H, P, D/H) each."""
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -31,21 +30,25 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
 }
-# slices of the L tokens, by what they hold
+# slices of tokens, by what they hold
 STATE_TOKENS, ACTION_TOKENS = slice(1, None, 3), slice(2, None, 3)
-LAST_STATE_TOKEN = slice(-2, -1)
+LAST_TOKEN = slice(-1, None)
 
 
-def causal_mask(attention_mask: Tensor, num_queries: int) -> Tensor:
+def causal_mask(attention_mask: Tensor, num_queries: int, band: int | None = None) -> Tensor:
     """(B, L) bool, True where real, to (B, 1, Q, L): who may look at whom.
 
     The queries are the last Q of the L tokens. A token sees itself and the real tokens before
-    it; that it always sees itself keeps the softmax of an all-padded row finite.
+    it, of a band of `band` tokens only the last so many, itself included; that it always sees
+    itself keeps the softmax of an all-padded row finite.
     """
     L = attention_mask.shape[1]
     keys = torch.arange(L, device=attention_mask.device)
     queries = keys[L - num_queries :, None]  # (Q, 1)
-    allowed = (keys <= queries) & attention_mask[:, None, :]  # (B, Q, L)
+    seen = keys <= queries
+    if band is not None:
+        seen &= keys > queries - band
+    allowed = seen & attention_mask[:, None, :]  # (B, Q, L)
     return (allowed | (keys == queries)).unsqueeze(1)
 
 
@@ -54,11 +57,12 @@ class Attention(nn.Module):
 
     def __init__(self, config: DTModelConfig, layer_index: int):
         super().__init__()
+        self.layer_index = layer_index
         self.n_head = config.n_head
         self.dropout = config.attn_pdrop
         self.c_attn = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.c_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+        self.resid_dropout = Dropout(config.resid_pdrop)
         scale = (config.hidden_size // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
             scale /= layer_index + 1
@@ -69,24 +73,28 @@ class Attention(nn.Module):
         x: Tensor,
         mask: Tensor,
         queries: slice | None,
-        past: tuple[Tensor, Tensor] | None,
+        cache: KeyValueCache | None,
         need_weights: bool,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         q, k, v = (self._heads(part) for part in self._project(x, queries))
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        if cache is not None:
+            k, v = cache.extend(self.layer_index, k, v)
         weights = None
         p = self.dropout if self.training else 0.0
-        if need_weights:
-            scores = (q @ k.transpose(-1, -2) * self.scale).masked_fill(~mask, float("-inf"))
-            weights = F.dropout(scores.softmax(dim=-1), p)  # (B, H, Q, P+L)
+        if need_weights or (p and x.device.type == "cpu" and not torch.compiler.is_compiling()):
+            # torch has no fused kernel with dropout on the CPU; its plain one is slower than this
+            weights = dropout(self._weights(q, k, mask), p, self.training)
             y = weights @ v
         else:
             y = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, dropout_p=p, scale=self.scale
             )
         y = y.transpose(1, 2).flatten(2)  # (B, H, Q, D/H) -> (B, Q, D)
-        return self.resid_dropout(self.c_proj(y)), (k, v), weights
+        return self.resid_dropout(self.c_proj(y)), weights
+
+    def _weights(self, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+        scores = (q @ k.transpose(-1, -2)) * self.scale  # (B, H, Q, P+L)
+        return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
 
     def _project(self, x: Tensor, queries: slice | None) -> tuple[Tensor, ...]:
         if queries is None:
@@ -108,7 +116,7 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.hidden_size, inner)
         self.c_proj = nn.Linear(inner, config.hidden_size)
         self.activation = _ACTIVATIONS[config.activation_function]
-        self.dropout = nn.Dropout(config.resid_pdrop)
+        self.dropout = Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
@@ -129,12 +137,12 @@ class Block(nn.Module):
         x: Tensor,
         mask: Tensor,
         queries: slice | None = None,
-        past: tuple[Tensor, Tensor] | None = None,
+        cache: KeyValueCache | None = None,
         need_weights: bool = False,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
-        y, present, weights = self.attn(self.ln_1(x), mask, queries, past, need_weights)
+    ) -> tuple[Tensor, Tensor | None]:
+        y, weights = self.attn(self.ln_1(x), mask, queries, cache, need_weights)
         x = (x if queries is None else x[:, queries]) + y
-        return x + self.mlp(self.ln_2(x)), present, weights
+        return x + self.mlp(self.ln_2(x)), weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,14 +151,12 @@ class BackboneOutput:
 
     Attributes:
         last_hidden_state: (B, Q, D), behind the last layer norm; Q = L unless `queries`.
-        cache: keys and values of all tokens so far, where `use_cache`.
         hidden_states: n_layer + 1 tensors: the embeddings, each block's output, and in the
             place of the last block's that behind the last layer norm.
         attentions: n_layer tensors (B, H, L, P+L).
     """
 
     last_hidden_state: Tensor
-    cache: KeyValueCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -167,61 +173,49 @@ class CausalTransformer(nn.Module):
             self.wpe = nn.Embedding(config.n_positions, config.hidden_size)
             # never read: GPT-2's word embedding, kept for a bitwise export
             self.register_buffer("wte", torch.zeros(1, config.hidden_size))
-        self.drop = nn.Dropout(config.embd_pdrop)
+        self.drop = Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
 
     def forward(
         self,
         inputs_embeds: Tensor,
-        attention_mask: Tensor | None = None,
+        mask: Tensor,
         position_ids: Tensor | None = None,
         cache: KeyValueCache | None = None,
         *,
-        use_cache: bool = False,
         queries: slice | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> BackboneOutput:
-        """Runs L new tokens behind P cached ones.
+        """Runs L new tokens behind the P that a cache holds.
 
         Args:
             inputs_embeds: (B, L, D).
-            attention_mask: (B, P+L), nonzero where real; all real by default.
-            position_ids: (B, L) or (1, L) int, rows of the position embedding if there is
-                one; P … P+L-1 by default.
-            cache: what an earlier call returned.
-            use_cache: return the keys and values with those of these tokens.
+            mask: (B, 1, L, P+L), True where a token may look; see `causal_mask`.
+            position_ids: (B, L) or (1, L) int, rows of the position embedding if there is one.
+            cache: keys and values of earlier tokens; takes in those of these.
             queries: the tokens whose output is wanted; the last block computes no others.
         """
-        B, L, _ = inputs_embeds.shape
-        P = 0 if cache is None else cache[0][0].shape[2]
         x = inputs_embeds
         if self.wpe is not None:
-            if position_ids is None:
-                position_ids = torch.arange(P, P + L, device=x.device)[None]
             x = x + self.wpe(position_ids)
         x = self.drop(x)
-        if attention_mask is None:
-            attention_mask = torch.ones(B, P + L, dtype=torch.bool, device=x.device)
-        mask = causal_mask(attention_mask.bool(), L)
-        hidden, attentions, presents = [x], [], []
+        hidden, attentions = [x], []
         for i, block in enumerate(self.h):
             last = i == len(self.h) - 1 and queries is not None
-            x, present, weights = block(
+            x, weights = block(
                 x,
                 mask[:, :, queries] if last else mask,
                 queries if last else None,
-                None if cache is None else cache[i],
+                cache,
                 output_attentions,
             )
             hidden.append(x)
             attentions.append(weights)
-            presents.append(present)
         x = self.ln_f(x)
         return BackboneOutput(
             last_hidden_state=x,
-            cache=presents if use_cache else None,
             hidden_states=(*hidden[:-1], x) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
@@ -285,6 +279,8 @@ class DecisionTransformer(nn.Module):
         self.predict_action = nn.Linear(D, self.codec.size)
         self.predict_return = nn.Linear(D, 1)
         self.action_tanh = has_tanh(action_space, config.action_tanh)
+        # tokens that one may look at, itself included; None for all
+        self.band = 3 * config.context_length if config.attention == "window" else None
         self.register_buffer("observation_mean", torch.zeros(S))
         self.register_buffer("observation_std", torch.ones(S))
         self.register_buffer("return_scale", torch.ones(()))
@@ -349,14 +345,16 @@ class DecisionTransformer(nn.Module):
             last_only: compute the last step's action alone.
         """
         tokens = self.embed(observations, actions, returns_to_go, timesteps)
-        B, L, _ = tokens.shape
         if mask is None:
-            mask = torch.ones(B, L // 3, dtype=torch.bool, device=tokens.device)
-        queries = LAST_STATE_TOKEN if last_only else STATE_TOKENS if only_actions else None
+            mask = torch.ones(timesteps.shape, dtype=torch.bool, device=tokens.device)
+        real = mask.bool().repeat_interleave(3, dim=1)  # (B, K) -> (B, L)
+        queries = LAST_TOKEN if last_only else STATE_TOKENS if only_actions else None
+        if queries is not None:  # no state looks at the last step's action
+            tokens, real = tokens[:, :-1], real[:, :-1]
         out = self.backbone(
             tokens,
-            mask.bool().repeat_interleave(3, dim=1),  # (B, K) -> (B, L)
-            torch.zeros(1, L, dtype=torch.long, device=tokens.device),
+            causal_mask(real, tokens.shape[1], self.band),
+            self._position_ids(tokens),
             queries=queries,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
@@ -369,9 +367,8 @@ class DecisionTransformer(nn.Module):
             state_preds = self.predict_state(x[:, ACTION_TOKENS]).float()
             state_preds = state_preds * self.observation_std + self.observation_mean
             return_preds = self.predict_return(x[:, ACTION_TOKENS]).float() * self.return_scale
-        head = self.predict_action(action_tokens)
         return DTOutput(
-            action_preds=self.codec.decode(head.tanh() if self.action_tanh else head),
+            action_preds=self._action_preds(action_tokens),
             state_preds=state_preds,
             return_preds=return_preds,
             last_hidden_state=x,
@@ -396,3 +393,48 @@ class DecisionTransformer(nn.Module):
         """
         out = self(observations, actions, returns_to_go, timesteps, mask, last_only=True)
         return self.codec.act(out.action_preds[:, 0], sample=sample)
+
+    @torch.no_grad()
+    def step(
+        self,
+        cache: RollingCache,
+        slots: Tensor,
+        observations: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Tensor,
+        mask: Tensor,
+        *,
+        sample: bool = False,
+    ) -> Tensor:
+        """(B, A) or (B,) actions for one more step of B running episodes: 3 new tokens each.
+
+        With `attention="window"` they are those that `forward` gives with the whole episode.
+
+        Args:
+            cache: of this network; holds what the episodes' earlier steps left.
+            slots: (B,) int, where in the cache each episode lives.
+            observations, actions, returns_to_go, timesteps, mask: as `forward`'s, of the step
+                before and the present one, (B, 2, …). The step before is not real where an
+                episode begins; what its slot held is then forgotten. What stands in `actions`
+                for the present step is never read.
+        """
+        # R, s, a of both steps: a of the one before and R, s of the present are new
+        tokens = self.embed(observations, actions, returns_to_go, timesteps)[:, 2:5]
+        out = self.backbone(
+            tokens,
+            cache.begin_step(slots, timesteps[:, 1], begins=~mask[:, 0]),
+            self._position_ids(tokens),
+            cache,
+            queries=LAST_TOKEN,
+        )
+        preds = self._action_preds(out.last_hidden_state)
+        return self.codec.act(preds[:, 0], sample=sample)
+
+    def _action_preds(self, hidden: Tensor) -> Tensor:
+        head = self.predict_action(hidden)
+        return self.codec.decode(head.tanh() if self.action_tanh else head)
+
+    def _position_ids(self, tokens: Tensor) -> Tensor:
+        # Hugging Face's: row 0 for every token
+        return torch.zeros(1, tokens.shape[1], dtype=torch.long, device=tokens.device)

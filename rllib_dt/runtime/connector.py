@@ -22,6 +22,10 @@ class DecisionTransformerContext(ConnectorV2):
     Reads: `obs` in the batch (B, …), as the pieces before it left them; each episode's newest
     action and reward; `custom_data["target_return"]`, or else the first configured target.
     Writes: the columns of `rllib_dt.episodes.windows`, (B, K, …) each, in the episodes' order.
+    Where the module keeps what it computed (`incremental`) the windows hold the step before and
+    the present one only, and two more columns tell where they belong: `slots` (B,), and
+    `new_steps` (B,), how many of the window's last steps the module does not know yet. Those are
+    more than one where it has to begin anew; the window is then longer.
     Usable in env-to-module pipelines of single-agent environments, behind `BatchIndividualItems`
     and before `NumpyToTensor`.
 
@@ -35,6 +39,7 @@ class DecisionTransformerContext(ConnectorV2):
         input_action_space: gym.Space | None = None,
         *,
         context_length: int,
+        incremental: bool = False,
         default_target: float | None = None,
         gamma: float = 1.0,
         delayed: bool = False,
@@ -43,6 +48,8 @@ class DecisionTransformerContext(ConnectorV2):
     ):
         super().__init__(input_observation_space, input_action_space, **kwargs)
         self._context_length = context_length
+        self._incremental = incremental
+        self._cache_version: int | None = None
         self._default_target = default_target
         self._rewards: dict[str, Any] = {
             "gamma": gamma,
@@ -53,6 +60,8 @@ class DecisionTransformerContext(ConnectorV2):
         self._num_slots = 0
         # episode id -> (slot, timestep of the newest step that the buffer holds)
         self._followed: dict[str, tuple[int, int]] = {}
+        # slots of which the module knows the steps up to the newest but one
+        self._known: set[int] = set()
 
     @override(ConnectorV2)
     def __call__(
@@ -69,7 +78,23 @@ class DecisionTransformerContext(ConnectorV2):
         self._forget_all_but(episodes)
         slots = [self._follow(e, o) for e, o in zip(episodes, observations, strict=True)]
         assert self._buffer is not None
+        if self._incremental:
+            return self._new_steps(slots, getattr(rl_module, "cache_version", None))
         return dict(self._buffer.windows(np.asarray(slots)))
+
+    def _new_steps(self, slots: list[int], cache_version: int | None) -> dict[str, Any]:
+        """Windows of what the module has not seen; of all that matters where it begins anew."""
+        assert self._buffer is not None
+        if cache_version != self._cache_version:  # other weights: what it holds is of no use
+            self._known, self._cache_version = set(), cache_version
+        is_known = np.array([slot in self._known for slot in slots])
+        held = np.array([self._buffer.steps_held(slot) for slot in slots])
+        counts = np.where(is_known, 1, np.minimum(held, self._context_length - 1))
+        self._known.update(slots)
+        batch = self._buffer.windows(np.asarray(slots), int(counts.max()) + 1)
+        for row in np.flatnonzero(~is_known):  # no step before the first new one
+            batch[windows.MASK][row, : -counts[row]] = False
+        return {**batch, windows.SLOTS: np.asarray(slots), windows.NEW_STEPS: counts}
 
     def _forget_all_but(self, episodes: list[SingleAgentEpisode]) -> None:
         running = {episode.id_ for episode in episodes}
@@ -83,7 +108,7 @@ class DecisionTransformerContext(ConnectorV2):
                 step_layout(self.input_action_space),
                 **self._rewards,
             )
-            self._followed = {}
+            self._followed, self._known = {}, set()
 
     def _follow(self, episode: SingleAgentEpisode, observation: np.ndarray) -> int:
         slot, seen = self._followed.get(episode.id_, (None, -1))
@@ -104,6 +129,7 @@ class DecisionTransformerContext(ConnectorV2):
             )
         taken = {slot for slot, _ in self._followed.values()}
         slot = next(slot for slot in range(self._num_slots) if slot not in taken)
+        self._known.discard(slot)
         assert self._buffer is not None
         first = observation if steps == 0 else episode.get_observations(0)
         self._buffer.begin(slot, first, self._target(episode))

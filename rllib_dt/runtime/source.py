@@ -48,12 +48,12 @@ class ResidentSource:
 
     Attributes:
         pool: the `EpisodePool` in the object store; numpy reads it there, uncopied.
-        context_length, batch_size, seed: see `WindowSampler`.
+        window_length, batch_size, seed: see `WindowSampler`.
         num_steps: steps in the pool.
     """
 
     pool: ray.ObjectRef
-    context_length: int
+    window_length: int
     batch_size: int
     seed: int
     num_steps: int
@@ -66,7 +66,7 @@ class ResidentSource:
         return WindowSampler(
             columns=pool.columns,
             timesteps=pool.timesteps,
-            context_length=self.context_length,
+            window_length=self.window_length,
             batch_size=self.batch_size,
             seed=self.seed,
             stream=stream,
@@ -235,8 +235,8 @@ class DTOfflineData(OfflineData):
     def _resident(self, pool: EpisodePool) -> ResidentSource:
         return ResidentSource(
             pool=ray.put(pool),
-            context_length=self.config.dt_model_config.context_length,
-            batch_size=self.config.train_batch_size_per_learner,
+            window_length=self.config.dt_model_config.window_length,
+            batch_size=self.config.windows_per_learner,
             seed=self.sampling_seed,
             num_steps=len(pool),
         )
@@ -256,8 +256,8 @@ class DTOfflineData(OfflineData):
             feeder=self._feeder,
             capacity=self.capacity,
             reuse=config.pool_reuse,
-            context_length=config.dt_model_config.context_length,
-            batch_size=config.train_batch_size_per_learner,
+            window_length=config.dt_model_config.window_length,
+            batch_size=config.windows_per_learner,
             seed=self.sampling_seed,
             num_steps=self.summary.num_steps,
         )

@@ -145,14 +145,14 @@ class StreamSource:
         feeder: the `ChunkFeeder`.
         capacity: of the pool, in steps.
         reuse: how often each step is trained, on average, while it is in the pool.
-        context_length, batch_size, seed: see `WindowSampler`.
+        window_length, batch_size, seed: see `WindowSampler`.
         num_steps: steps in the data.
     """
 
     feeder: Any
     capacity: int
     reuse: float
-    context_length: int
+    window_length: int
     batch_size: int
     seed: int
     num_steps: int
@@ -164,8 +164,8 @@ class StreamSource:
         return RollingSampler(
             RemoteFeed(self.feeder, stream, state["first"] if state else None),
             capacity=self.capacity,
-            draws_per_step=self.reuse / self.context_length,
-            context_length=self.context_length,
+            draws_per_step=self.reuse / self.window_length,
+            window_length=self.window_length,
             batch_size=self.batch_size,
             seed=self.seed,
             stream=stream,

@@ -30,15 +30,15 @@ class Validation:
 
     Args:
         pool: the episodes.
-        context_length: K.
+        window_length: K, steps of a window.
         batch_size: windows at a time.
         discrete: whether actions are Discrete.
     """
 
-    def __init__(self, pool: EpisodePool, *, context_length: int, batch_size: int, discrete: bool):
+    def __init__(self, pool: EpisodePool, *, window_length: int, batch_size: int, discrete: bool):
         self.num_episodes, self.num_steps = len(pool.lengths), len(pool)
         self._share = _Share(
-            pool=ray.put(pool), context_length=context_length, batch_size=batch_size
+            pool=ray.put(pool), window_length=window_length, batch_size=batch_size
         )
         self._discrete = discrete
 
@@ -68,7 +68,7 @@ class _Share:
     """What one learner computes, as a call on it."""
 
     pool: ray.ObjectRef
-    context_length: int
+    window_length: int
     batch_size: int
 
     def __call__(self, learner: DTTorchLearner) -> _Sums:
@@ -85,7 +85,7 @@ class _Share:
         self, network: DecisionTransformer, pool: EpisodePool, rank: int, world_size: int
     ) -> _Sums:
         device = next(network.parameters()).device
-        ends = covering_windows(pool.lengths, self.context_length)[rank::world_size]
+        ends = covering_windows(pool.lengths, self.window_length)[rank::world_size]
         loss, correct, steps = 0.0, 0.0, 0
         for start in range(0, len(ends), self.batch_size):
             last = ends[start : start + self.batch_size]
@@ -93,7 +93,7 @@ class _Share:
             batch = {
                 name: torch.from_numpy(column).to(device)
                 for name, column in gather_windows(
-                    pool.columns, last, timestep, self.context_length
+                    pool.columns, last, timestep, self.window_length
                 ).items()
             }
             mask, actions = batch[windows.MASK], batch[windows.ACTIONS]

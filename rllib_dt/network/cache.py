@@ -1,0 +1,119 @@
+"""Keys and values of tokens that were computed before, so that only new ones need to be.
+
+Letters: B batch, H heads, P cached tokens, L new tokens, d = D/H, N slots, K context steps, and
+G = K + 1 groups of three tokens.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rllib_dt.network.config import DTModelConfig
+
+
+class KeyValueCache(Protocol):
+    """Where a layer's attention finds the tokens before its new ones."""
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes in a layer's new keys and values, (B, H, L, d); gives all of its, (B, H, P+L, d)."""
+
+
+class GrowingCache:
+    """Keeps every token. Exact as long as no token is to be forgotten."""
+
+    def __init__(self) -> None:
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """See `KeyValueCache`."""
+        if layer in self._layers:
+            past_keys, past_values = self._layers[layer]
+            keys = torch.cat([past_keys, keys], dim=2)
+            values = torch.cat([past_values, values], dim=2)
+        self._layers[layer] = keys, values
+        return keys, values
+
+
+class RollingCache:
+    """Keeps the last 3K tokens of each layer, for N running episodes.
+
+    With attention to the last 3K tokens (`DTModelConfig.attention`) that is exact for ever: a
+    layer's keys and values belong to their tokens, whatever has been forgotten since.
+
+    The three tokens that step t adds, a_{t-1}, R_t and s_t, stand in group t mod G. Which of a
+    slot's tokens may be looked at follows from t and from the first step that it holds.
+
+    Args:
+        config: of the network.
+        num_slots: N.
+        device: where the network computes.
+
+    Raises:
+        ValueError: attention is not "window", so that a cache would not be exact.
+    """
+
+    def __init__(
+        self, config: DTModelConfig, num_slots: int, device: torch.device | str | None = None
+    ):
+        if config.attention != "window":
+            raise ValueError(
+                f"attention={config.attention!r} recomputes its whole context at every step; a "
+                "rolling cache needs attention='window'"
+            )
+        self.num_slots = num_slots
+        self._groups = config.context_length + 1
+        head = config.hidden_size // config.n_head
+        shape = (num_slots, 3 * self._groups, 2, config.n_head, head)
+        self._layers = [torch.zeros(shape, device=device) for _ in range(config.n_layer)]
+        self._first = torch.zeros(num_slots, dtype=torch.long, device=device)
+        self._every_slot = torch.arange(num_slots, device=device)
+        self._within = torch.arange(3, device=device)
+        self._in_band = self._band(config.context_length, device)
+
+    def begin_step(self, slots: Tensor, timesteps: Tensor, begins: Tensor) -> Tensor:
+        """Makes room for a step's three tokens.
+
+        Args:
+            slots: (B,) int, different ones.
+            timesteps: (B,) int, of the step; one more than the slot's last, unless it begins.
+            begins: (B,) bool, True where what the slot held is to be forgotten.
+
+        Returns:
+            (B, 1, 3, 3G) bool, which of the slot's tokens each of the three may look at.
+        """
+        self._slots = None if torch.equal(slots, self._every_slot) else slots
+        self._first[slots] = torch.where(begins, timesteps, self._first[slots])
+        G, t = self._groups, timesteps[:, None]
+        self._places = (t % G) * 3 + self._within  # (B, 3)
+        self._rows = slots[:, None]
+        age = (t - torch.arange(G, device=t.device)) % G  # (B, G), in steps
+        since = t - age - self._first[slots][:, None]  # steps of the group behind the first
+        # the first step's a_{t-1} was not recorded, and groups before it hold another episode
+        real = since[..., None] >= torch.where(self._within == 0, 1, 0)  # (B, G, 3)
+        mask = self._in_band[age] & real[:, :, None, :]  # (B, G, 3 queries, 3 keys)
+        mask = mask.transpose(1, 2).flatten(2)  # (B, 3, 3G)
+        own = self._places[:, :, None] == torch.arange(3 * G, device=t.device)
+        return (mask | own).unsqueeze(1)
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """See `KeyValueCache`; P+L is 3G, in the order of the groups."""
+        stored = self._layers[layer]
+        stored[self._rows, self._places] = torch.stack([keys, values], dim=1).permute(0, 3, 1, 2, 4)
+        held = stored if self._slots is None else stored[self._slots]
+        all_keys, all_values = held.permute(2, 0, 3, 1, 4)  # (B, 3G, 2, H, d) -> 2 × (B, H, 3G, d)
+        return all_keys, all_values
+
+    def grown(self, config: DTModelConfig, num_slots: int) -> "RollingCache":
+        """A cache of more slots that holds what this one does."""
+        larger = RollingCache(config, num_slots, self._first.device)
+        larger._first[: self.num_slots] = self._first
+        for mine, theirs in zip(self._layers, larger._layers, strict=True):
+            theirs[: self.num_slots] = mine
+        return larger
+
+    def _band(self, context_length: int, device: torch.device | str | None) -> Tensor:
+        """(G, 3, 3) bool: whether query i may look at token j of a group so many steps older."""
+        age = torch.arange(self._groups, device=device)[:, None, None]
+        back = 3 * age + self._within[:, None] - self._within  # in tokens
+        return (back >= 0) & (back < 3 * context_length)
