@@ -40,6 +40,11 @@ def job(name: str, data: list[str]) -> Job:
         return Job(config=config, updates=2000, episodes=20)
     if name == "hopper":
         return Job(config=hopper_dt.make_config(data), updates=5000, episodes=10)
+    if name == "hopper-window":
+        config = hopper_dt.make_config(data)
+        config.rl_module(model_config={**config.model_config, "attention": "window"})
+        config.training(precision="bf16")
+        return Job(config=config, updates=5000, episodes=10)
     if name == "halfcheetah":
         return Job(config=halfcheetah_dt.make_config(data), updates=5000, episodes=10)
     raise SystemExit(f"no job {name!r}")
