@@ -68,6 +68,13 @@ def check_training(config: Any) -> None:
         config._value_error("give either validation_fraction or validation_input, not both")
     for name in ("dataset_num_iters_per_learner", "validation_interval"):
         _check_number(config, name, lambda v: v >= 1 and v == int(v), "a whole number, at least 1")
+    if config.torch_compile_learner and (
+        config.torch_compile_learner_what_to_compile == "complete_update"
+    ):
+        config._value_error(
+            "torch_compile_learner_what_to_compile='complete_update' would compile RLlib's loop "
+            "as well; leave it at 'forward_train'"
+        )
     Scheduler.validate(
         fixed_value_or_schedule=config.lr, setting_name="lr", description="learning rate"
     )

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rllib_dt.episodes.frames import FrameStacks
 from rllib_dt.episodes.record import Episode
 from rllib_dt.episodes.returns import process_rewards, returns_to_go
-from rllib_dt.episodes.windows import ACTIONS, OBSERVATIONS, RETURNS_TO_GO
+from rllib_dt.episodes.windows import ACTIONS, OBSERVATIONS, RETURNS_TO_GO, Column
 
 Array = NDArray[Any]
 
@@ -61,11 +62,19 @@ class Normalization:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolOptions:
-    """How rewards become returns-to-go; see `rllib_dt.episodes.returns`."""
+    """How episodes are laid down.
+
+    Attributes:
+        gamma, delayed, clip_rewards: how rewards become returns-to-go; see
+            `rllib_dt.episodes.returns`.
+        frame_stack: observations are stacks of frames, (F, …), of which each is the one before
+            moved by one frame: they are kept once; see `FrameStacks`.
+    """
 
     gamma: float = 1.0
     delayed: bool = False
     clip_rewards: bool | float | None = None
+    frame_stack: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +88,7 @@ class EpisodePool:
         lengths: (E,) int64.
     """
 
-    columns: Mapping[str, Array]
+    columns: Mapping[str, Column]
     timesteps: Array
     returns: NDArray[np.float64]
     lengths: NDArray[np.int64]
@@ -98,9 +107,14 @@ class EpisodePool:
             )
             for e in episodes
         ]
+        observations = [e.observations[: len(e)] for e in episodes]
         return cls(
             columns={
-                OBSERVATIONS: np.concatenate([e.observations[: len(e)] for e in episodes]),
+                OBSERVATIONS: (
+                    FrameStacks.from_episodes(observations)
+                    if options.frame_stack
+                    else np.concatenate(observations)
+                ),
                 ACTIONS: np.concatenate([e.actions for e in episodes]),
                 RETURNS_TO_GO: np.concatenate(to_go).astype(np.float32)[:, None],
             },
@@ -116,7 +130,7 @@ class EpisodePool:
             return pools[0]
         return cls(
             columns={
-                name: np.concatenate([p.columns[name] for p in pools]) for name in pools[0].columns
+                name: _concatenate([p.columns[name] for p in pools]) for name in pools[0].columns
             },
             timesteps=np.concatenate([p.timesteps for p in pools]),
             returns=np.concatenate([p.returns for p in pools]),
@@ -147,6 +161,13 @@ class EpisodePool:
         return statistics
 
 
+def _concatenate(columns: Sequence[Any]) -> Column:
+    if isinstance(columns[0], FrameStacks):
+        return FrameStacks.concatenate(columns)
+    joined: Array = np.concatenate(columns)
+    return joined
+
+
 class Statistics:
     """What is to be known about episodes, taken in pool after pool, so that none need stay.
 
@@ -163,7 +184,7 @@ class Statistics:
 
     def add(self, pool: EpisodePool) -> None:
         """Takes a pool's episodes in."""
-        observations = pool.columns[OBSERVATIONS]
+        observations: Any = pool.columns[OBSERVATIONS]
         steps, total = len(pool), self.num_steps + len(pool)
         mean = observations.mean(axis=0, dtype=np.float64)
         squares = observations.var(axis=0, dtype=np.float64) * steps

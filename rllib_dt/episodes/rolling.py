@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rllib_dt.episodes.buffers import Buffers
 from rllib_dt.episodes.pool import EpisodePool
-from rllib_dt.episodes.windows import gather_windows
+from rllib_dt.episodes.windows import MASK, TIMESTEPS, empty_windows, gather_windows
 
 Array = NDArray[Any]
 Position = tuple[int, int]
@@ -81,6 +82,7 @@ class RollingSampler:
         self._window_length = window_length
         self._seed, self._stream, self._num_streams = seed, stream, num_streams
         self._resident: deque[_Resident] = deque()
+        self._buffers = Buffers()
         if state is None:
             self._fill()
             # as if they had come in one after another: they leave one after another
@@ -115,7 +117,10 @@ class RollingSampler:
         stops = np.cumsum(draws * sizes)
         rng = np.random.default_rng((self._seed, self._stream, update))
         drawn = np.sort(rng.random(self.batch_size)) * stops[-1]
+        columns = self._resident[0].pool.columns
+        out = empty_windows(columns, self.batch_size, self._window_length, self._buffers)
         parts = []
+        filled = 0
         for chunk, draw, start, rows in zip(
             self._resident,
             draws,
@@ -127,10 +132,13 @@ class RollingSampler:
             if len(rows):
                 last = np.minimum((rows - start) / draw, len(chunk.pool) - 1).astype(np.int64)
                 timestep = chunk.pool.timesteps[last].astype(np.int64)
+                place = {k: v[filled : filled + len(rows)] for k, v in out.items()}
+                filled += len(rows)
                 parts.append(
-                    gather_windows(chunk.pool.columns, last, timestep, self._window_length)
+                    gather_windows(chunk.pool.columns, last, timestep, self._window_length, place)
                 )
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        told = {name: np.concatenate([part[name] for part in parts]) for name in (TIMESTEPS, MASK)}
+        return {**out, **told}
 
     def _draws(self, sizes: Array) -> Array:
         """Windows that one update shall end in each step of each chunk, in expectation.

@@ -6,15 +6,19 @@ through the code call `gather_windows`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rllib_dt.episodes.buffers import Buffers
+from rllib_dt.episodes.frames import FrameStacks
 from rllib_dt.episodes.returns import next_return_to_go, process_rewards
 
 Array = NDArray[Any]
+Column = Array | FrameStacks
+"""(N, …), or what stands for such an array."""
 
 # columns of a window, beside the data's own; RLlib's names where it has them
 OBSERVATIONS, ACTIONS, RETURNS_TO_GO = "obs", "actions", "returns_to_go"
@@ -24,7 +28,11 @@ SLOTS, NEW_STEPS = "slots", "new_steps"
 
 
 def gather_windows(
-    columns: Mapping[str, Array], last: Array, timestep: Array, window_length: int
+    columns: Mapping[str, Column],
+    last: Array,
+    timestep: Array,
+    window_length: int,
+    out: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
     """B windows that end at given steps, left-padded.
 
@@ -34,22 +42,40 @@ def gather_windows(
         timestep: (B,) int, the step's true timestep; its episode's steps 0 … timestep, or
             the last K of them, must stand before it in the columns.
         window_length: K.
+        out: where to write each column's windows, (B, K, …).
 
     Returns:
         Each column as (B, K, …), zero where padded; `t` (B, K) int64, the true timesteps,
         0 where padded; `loss_mask` (B, K) bool, True where real.
     """
+    windows = dict(out or empty_windows(columns, len(last), window_length))
     offsets = np.arange(1 - window_length, 1)
     timesteps = timestep[:, None] + offsets  # (B, K)
     mask = timesteps >= 0
     index = last[:, None] + np.where(mask, offsets, 0)
-    windows: dict[str, Array] = {name: column[index] for name, column in columns.items()}
+    for name, column in columns.items():
+        if isinstance(column, FrameStacks):
+            column.gather(last, mask.sum(axis=1), windows[name])
+        else:
+            # with "clip" numpy writes to `out` directly; the indices are all within
+            np.take(column, index, axis=0, out=windows[name], mode="clip")
     if not mask.all():
         padded = ~mask
         timesteps[padded] = 0
         for window in windows.values():
             window[padded] = 0
     return {**windows, TIMESTEPS: timesteps, MASK: mask}
+
+
+def empty_windows(
+    columns: Mapping[str, Column], batch_size: int, window_length: int, buffers: Buffers | None = None
+) -> dict[str, Array]:
+    """(B, K, …) arrays for `gather_windows` to write each column's windows to."""
+    empty = buffers.empty if buffers is not None else np.empty
+    return {
+        name: empty((batch_size, window_length, *column.shape[1:]), column.dtype)
+        for name, column in columns.items()
+    }
 
 
 def covering_windows(lengths: Array, window_length: int) -> Array:
@@ -85,19 +111,21 @@ class WindowSampler:
         stream: tells learners apart that share a seed.
     """
 
-    columns: Mapping[str, Array]
+    columns: Mapping[str, Column]
     timesteps: Array
     window_length: int
     batch_size: int
     seed: int
     stream: int = 0
+    _buffers: Buffers = field(default_factory=Buffers, compare=False, repr=False)
 
     def sample(self, update: int) -> dict[str, Array]:
         """The batch of one update, as `gather_windows` returns it."""
         rng = np.random.default_rng((self.seed, self.stream, update))
         last = rng.integers(len(self.timesteps), size=self.batch_size)
         timestep = self.timesteps[last].astype(np.int64)
-        return gather_windows(self.columns, last, timestep, self.window_length)
+        out = empty_windows(self.columns, self.batch_size, self.window_length, self._buffers)
+        return gather_windows(self.columns, last, timestep, self.window_length, out)
 
     def state(self) -> None:
         """Nothing: the update's number is enough."""

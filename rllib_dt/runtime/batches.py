@@ -11,15 +11,25 @@ import torch
 from rllib_dt.episodes.rolling import RollingSampler
 from rllib_dt.episodes.windows import WindowSampler
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, torch.Tensor]
 
 
 class PrefetchedBatches:
-    """Draws the next update's batch in a thread while the present one is trained on."""
+    """Draws the next update's batch in a thread while the present one is trained on.
 
-    def __init__(self, sampler: WindowSampler | RollingSampler, update: int):
+    Args:
+        sampler: draws it.
+        update: the number of the first one.
+        device: where it will be wanted; for a GPU it is laid into pinned memory, from which it
+            is copied while the device works.
+    """
+
+    def __init__(
+        self, sampler: WindowSampler | RollingSampler, update: int, device: torch.device
+    ):
         self._sampler = sampler
         self._update = update
+        self._pinned = device.type == "cuda"
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dt-batches")
         self._next = self._draw_next()
 
@@ -31,12 +41,17 @@ class PrefetchedBatches:
         return drawn
 
     def _draw_next(self) -> "Future[tuple[Batch, Any]]":
-        return self._thread.submit(_draw, self._sampler, self._update)
+        return self._thread.submit(_draw, self._sampler, self._update, self._pinned)
 
 
-def _draw(sampler: WindowSampler | RollingSampler, update: int) -> tuple[Batch, Any]:
+def _draw(
+    sampler: WindowSampler | RollingSampler, update: int, pinned: bool
+) -> tuple[Batch, Any]:
     # a function, so that the thread's queue does not keep the owner alive
-    return sampler.sample(update), sampler.state()
+    batch = {name: torch.from_numpy(column) for name, column in sampler.sample(update).items()}
+    if pinned:
+        batch = {name: column.pin_memory() for name, column in batch.items()}
+    return batch, sampler.state()
 
 
 @contextmanager

@@ -55,6 +55,12 @@ class DTTorchLearner(TorchLearner):
         self._lr_schedule = Scheduler(self.config.lr, framework=self.framework)
         module = self.module[DEFAULT_MODULE_ID].unwrapped()
         module.autocast_dtype = _AUTOCAST_DTYPES[self.config.precision]
+        if self.config.torch_compile_learner:
+            # RLlib's own attempt at this reaches no module (`torch_learner.py` :502)
+            module.compile_training(
+                backend=self.config.torch_compile_learner_dynamo_backend,
+                mode=self.config.torch_compile_learner_dynamo_mode,
+            )
 
     @override(TorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
@@ -86,7 +92,7 @@ class DTTorchLearner(TorchLearner):
                 source = replace(source, seed=self._seed)
             self._source, self._seed = source, source.seed
             sampler = source.sampler(self.rank, self.world_size, self._sampler_state)
-            self._batches = PrefetchedBatches(sampler, self._num_updates)
+            self._batches = PrefetchedBatches(sampler, self._num_updates, self._device)
         return self._next_batches(num_iters)
 
     def _next_batches(self, num_iters: int) -> Iterator[MultiAgentBatch]:
@@ -95,7 +101,7 @@ class DTTorchLearner(TorchLearner):
         for _ in range(num_iters):
             started = time.perf_counter()
             windows, self._sampler_state = self._batches.next()
-            batch = {n: torch.from_numpy(column).to(self._device) for n, column in windows.items()}
+            batch = {n: c.to(self._device, non_blocking=True) for n, c in windows.items()}
             self._waited += time.perf_counter() - started
             # dropout follows from the seed and the update as well: nothing of it must be saved
             with seeded_torch((self._source.seed, self.rank, self._num_updates), self._device):

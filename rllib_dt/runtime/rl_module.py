@@ -1,5 +1,6 @@
 """The network as an RLModule."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.utils.annotations import override
-from torch import Tensor
+from torch import Tensor, nn
 
 from rllib_dt.episodes import windows
 from rllib_dt.network.cache import RollingCache
@@ -45,15 +46,34 @@ class DTTorchRLModule(TorchRLModule):
         # not part of the loss; DDP would wait for their gradients
         self.network.predict_state.requires_grad_(False)
         self.network.predict_return.requires_grad_(False)
+        self._train_predictions: Callable[..., Tensor] = self._action_preds
+
+    @override(nn.Module)
+    def train(self, mode: bool = True) -> "DTTorchRLModule":
+        # RLlib sets the mode at every call, and torch then walks through every part
+        if self.training is mode and self.network.training is mode:
+            return self
+        return super().train(mode)
+
+    def compile_training(self, **settings: Any) -> None:
+        """Compiles what `forward_train` computes: one graph, for the batch's shape as it comes.
+
+        Args:
+            settings: `torch.compile`'s `backend`, `mode`, …
+        """
+        self._train_predictions = torch.compile(
+            self._action_preds, fullgraph=True, dynamic=False, **settings
+        )
 
     @override(TorchRLModule)
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        device_type = next(self.parameters()).device.type
-        with torch.autocast(
-            device_type, self.autocast_dtype, enabled=self.autocast_dtype is not None
-        ):
-            out = self.network(*_inputs(batch), only_actions=True)
-        return {ACTION_PREDS: out.action_preds}
+        return {ACTION_PREDS: self._train_predictions(*_inputs(batch))}
+
+    def _action_preds(self, *inputs: Tensor) -> Tensor:
+        if self.autocast_dtype is None:
+            return self.network(*inputs, only_actions=True).action_preds
+        with torch.autocast(inputs[0].device.type, self.autocast_dtype):
+            return self.network(*inputs, only_actions=True).action_preds
 
     @override(TorchRLModule)
     def _forward_inference(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:

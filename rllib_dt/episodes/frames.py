@@ -1,0 +1,100 @@
+"""Stacked frames, each kept once: a stack is a view of frames that stand in a row.
+
+Letters: F frames in a stack, T steps of an episode, N steps in all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class FrameStacks:
+    """A column of N stacks, (F, …) each, over N + (F - 1) · E frames of E episodes.
+
+    It is to a pool what an array of shape (N, F, …) would be, at 1/F of the memory: an episode's
+    first stack is kept whole, of each later one the newest frame.
+
+    Attributes:
+        frames: (N + (F - 1) · E, …).
+        first: (N,) int64, where the stack of each step begins.
+        size: F.
+    """
+
+    frames: Array
+    first: NDArray[np.int64]
+    size: int
+
+    @classmethod
+    def from_episodes(cls, episodes: Sequence[Array]) -> "FrameStacks":
+        """From (T, F, …) stacks of each episode, of which each is the one before, moved by a frame.
+
+        Raises:
+            ValueError: naming the episode's number and step, where that is not so.
+        """
+        size = episodes[0].shape[1]
+        for number, stacks in enumerate(episodes):
+            same = stacks[1:, :-1] == stacks[:-1, 1:]
+            moved = same.all(axis=tuple(range(1, same.ndim)))
+            if not moved.all():
+                step = int(np.argmin(moved)) + 1
+                raise ValueError(
+                    f"episode {number}: the stack at step {step} is not the one before it moved "
+                    "by one frame; record such observations without frame_stack"
+                )
+        frames = [part for stacks in episodes for part in (stacks[0, :-1], stacks[:, -1])]
+        lengths = np.array([len(stacks) for stacks in episodes])
+        offsets = np.repeat(np.arange(len(lengths)) * (size - 1), lengths)
+        return cls(np.concatenate(frames), np.arange(lengths.sum()) + offsets, size)
+
+    @classmethod
+    def concatenate(cls, columns: Sequence["FrameStacks"]) -> "FrameStacks":
+        """All the columns' steps in one."""
+        starts = np.cumsum([0, *(len(c.frames) for c in columns[:-1])])
+        first = [column.first + start for column, start in zip(columns, starts, strict=True)]
+        frames = np.concatenate([column.frames for column in columns])
+        return cls(frames, np.concatenate(first), columns[0].size)
+
+    def __getitem__(self, rows: Array) -> "FrameStacks":
+        """The steps that an (N,) mask chooses."""
+        first = self.first[rows]
+        used = np.zeros(len(self.frames), bool)
+        for offset in range(self.size):
+            used[first + offset] = True
+        moved_to = np.cumsum(used) - 1
+        return FrameStacks(self.frames[used], moved_to[first], self.size)
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, F, …), as of the array that this stands for."""
+        return (len(self.first), self.size, *self.frames.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.frames.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.frames.nbytes + self.first.nbytes)
+
+    def gather(self, last: Array, steps: Array, out: Array) -> None:
+        """Writes windows: into the end of out[b] the stacks of `steps[b]` steps up to `last[b]`.
+
+        Args:
+            last, steps: (B,) int.
+            out: (B, K, F, …); what stands before those steps is left as it is.
+        """
+        # (M, F, …) without a copy; the frames of a window are read once and then from the cache
+        stacks = np.moveaxis(sliding_window_view(self.frames, self.size, axis=0), -1, 1)
+        starts = self.first[last] - (steps - 1)
+        for window, start, count in zip(out, starts.tolist(), steps.tolist(), strict=True):
+            window[len(window) - count :] = stacks[start : start + count]

@@ -1,0 +1,120 @@
+"""What a GPU would run, without one: compiled graphs, and what waits for the device."""
+
+import importlib
+
+import pytest
+import torch
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.conftest import tiny_config
+from tests.training import NO_DROPOUT, learner_results
+
+ATTENTIONS = ["context", "window"]
+
+
+def losses(config, backend=None):
+    if backend is not None:
+        config.framework(
+            torch_compile_learner=True, torch_compile_learner_dynamo_backend=backend
+        )
+    algo = config.build_algo()
+    found = [float(learner_results(algo)["action_loss"]) for _ in range(2)]
+    algo.stop()
+    return found
+
+
+@pytest.mark.trap(15)
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize(
+    "backend",
+    ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
+)
+def test_a_compiled_step_is_one_graph_and_trains_the_same(cluster, tiny_data, attention, backend):
+    data, _ = tiny_data
+    want = losses(tiny_config(data, attention=attention, **NO_DROPOUT))
+    torch._dynamo.reset()
+    counters.clear()
+    got = losses(tiny_config(data, attention=attention, **NO_DROPOUT), backend)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    assert got == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.trap(15)
+def test_compiled_dropout_follows_from_the_seed(cluster, tiny_data):
+    torch._dynamo.reset()
+    first = losses(tiny_config(tiny_data[0]), "aot_eager")
+    assert losses(tiny_config(tiny_data[0]), "aot_eager") == first
+    assert losses(tiny_config(tiny_data[0]).debugging(seed=1), "aot_eager") != first
+
+
+@pytest.mark.trap(15)
+def test_two_learners_compile(cluster, tiny_data):
+    torch._dynamo.reset()
+    want = losses(tiny_config(tiny_data[0], **NO_DROPOUT).learners(num_learners=2))
+    config = tiny_config(tiny_data[0], **NO_DROPOUT).learners(num_learners=2)
+    assert losses(config, "aot_eager") == pytest.approx(want, rel=1e-5)
+
+
+def test_compiling_rllibs_whole_update_is_refused():
+    config = tiny_config("nowhere").framework(
+        torch_compile_learner=True, torch_compile_learner_what_to_compile="complete_update"
+    )
+    with pytest.raises(ValueError, match="leave it at 'forward_train'"):
+        config.validate()
+
+
+class CountSynchronisations(TorchDispatchMode):
+    """Answers whoever asks a tensor for its value, which on a GPU waits for all work before."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten.nonzero.default, "waits for the device"
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.count += 1
+            return {torch.bool: False, torch.int64: 1}.get(args[0].dtype, 1.0)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def learner_without_values(cluster, tiny_data, monkeypatch):
+    """A learner on torch's "meta" device, whose tensors hold nothing, as if it were a GPU."""
+    algo = tiny_config(tiny_data[0]).build_algo()
+    algo.train()
+    learner = algo.learner_group._learner
+    batch = {name: column.to("meta") for name, column in learner._batches.next()[0].items()}
+    learner.module["default_policy"].to("meta")
+    learner._device = torch.device("meta")
+    for kept in ("_named_optimizers", "_optimizer_parameters", "_params", "_module_optimizers"):
+        getattr(learner, kept).clear()
+    learner.configure_optimizers_for_module("default_policy", learner.config)
+    # that it takes fused kernels' devices only is right, but nothing is to be computed here
+    adam = importlib.import_module("torch.optim.adam")
+    monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda p: None)
+
+    def batches(*args, **kwargs):
+        for _ in range(5):
+            yield MultiAgentBatch({"default_policy": SampleBatch(batch)}, env_steps=8)
+
+    monkeypatch.setattr(learner, "_create_iterator_if_necessary", batches)
+    yield learner
+    algo.stop()
+
+
+@pytest.mark.trap(13)
+def test_an_update_waits_for_the_device_for_its_metrics_only(learner_without_values):
+    learner = learner_without_values
+    learner.before_gradient_based_update(timesteps={})
+    with CountSynchronisations() as asked:
+        for batch in learner._create_iterator_if_necessary():
+            learner._update(batch.policy_batches)
+        assert asked.count == 0
+        learner.after_gradient_based_update(timesteps={})
+    # whether a loss was bad, the steps, the loss, the gradient's norm: once for all five
+    assert asked.count == 4
+    assert learner._num_updates == 3 + 5

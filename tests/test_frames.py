@@ -1,0 +1,154 @@
+"""Frames kept once, and memory for batches that serves again."""
+
+import numpy as np
+import pytest
+import torch
+
+from rllib_dt.episodes.buffers import Buffers
+from rllib_dt.episodes.frames import FrameStacks
+from rllib_dt.episodes.pool import EpisodePool, PoolOptions
+from rllib_dt.episodes.record import Episode
+from rllib_dt.episodes.rolling import RollingSampler, chunk_steps
+from rllib_dt.episodes.windows import WindowSampler, gather_windows
+from tests.test_streaming import ListedChunks
+
+F, H, W, K = 3, 5, 7, 4
+STACKED = PoolOptions(frame_stack=True)
+
+
+def stacked_episode(number, length):
+    """Stacks as gymnasium's FrameStackObservation gives them: the reset's frame, repeated."""
+    rng = np.random.default_rng(number)
+    frames = rng.integers(0, 255, (length, H, W), dtype=np.uint8)
+    padded = np.concatenate([frames[:1]] * (F - 1) + [frames])
+    return Episode(
+        id=str(number),
+        source="here",
+        observations=np.stack([padded[t : t + F] for t in range(length)]),
+        actions=np.arange(length),
+        rewards=np.ones(length),
+        terminated=True,
+        truncated=False,
+    )
+
+
+EPISODES = [stacked_episode(i, n) for i, n in enumerate([5, 1, 11, 2, 8])]
+
+
+def test_windows_of_stacks_are_those_of_the_whole_array():
+    once = EpisodePool.from_episodes(EPISODES, STACKED)
+    whole = EpisodePool.from_episodes(EPISODES)
+    last = np.arange(len(whole))
+    timestep = whole.timesteps.astype(np.int64)
+    got = gather_windows(once.columns, last, timestep, K)
+    want = gather_windows(whole.columns, last, timestep, K)
+    for name in want:
+        np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+    assert got["obs"].shape == (27, K, F, H, W)
+
+
+def test_each_frame_is_kept_once():
+    column = EpisodePool.from_episodes(EPISODES, STACKED).columns["obs"]
+    assert len(column.frames) == 27 + (F - 1) * 5
+    assert column.shape == (27, F, H, W)
+    assert column.nbytes == column.frames.nbytes + 27 * 8
+
+
+def test_pools_of_stacks_are_joined_and_selected_from():
+    parts = [EpisodePool.from_episodes(EPISODES[a:b], STACKED) for a, b in ((0, 2), (2, 3), (3, 5))]
+    chosen = np.array([True, False, True, False, True])
+    got = EpisodePool.concatenate(parts).select(chosen)
+    want = EpisodePool.from_episodes([EPISODES[i] for i in np.flatnonzero(chosen)], STACKED)
+    np.testing.assert_array_equal(got.columns["obs"].frames, want.columns["obs"].frames)
+    np.testing.assert_array_equal(got.columns["obs"].first, want.columns["obs"].first)
+
+
+def test_stacks_that_do_not_follow_each_other_are_refused():
+    broken = stacked_episode(0, 6)
+    broken.observations[4] = 0
+    with pytest.raises(ValueError, match="episode 1: the stack at step 4 is not the one before"):
+        FrameStacks.from_episodes([EPISODES[0].observations, broken.observations])
+
+
+def sampler(pool, **kwargs):
+    return WindowSampler(
+        columns=pool.columns, timesteps=pool.timesteps, window_length=K, batch_size=9, seed=1
+    )
+
+
+def test_samplers_draw_the_same_whichever_way_frames_are_kept():
+    whole = sampler(EpisodePool.from_episodes(EPISODES))
+    once = sampler(EpisodePool.from_episodes(EPISODES, STACKED))
+    for update in range(5):
+        a, b = whole.sample(update), once.sample(update)
+        np.testing.assert_array_equal(a["obs"], b["obs"])
+    feeds = []
+    for options in (PoolOptions(), STACKED):
+        feed = ListedChunks(EPISODES * 4, chunk_steps(50))
+        feed.pools = [EpisodePool.from_episodes([e], options) for e in EPISODES * 4]
+        feeds.append(
+            RollingSampler(
+                feed, capacity=50, draws_per_step=0.5, window_length=K, batch_size=9, seed=1
+            )
+        )
+    for update in range(20):
+        a, b = (feed.sample(update) for feed in feeds)
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+# ---- memory that serves again
+
+SHAPE = (300, 1000)  # 1.2 MB of float32
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+@pytest.mark.parametrize("hold", ["array", "slice", "reshaped", "tensor", "tensor's slice"])
+def test_memory_serves_again_only_once_nobody_holds_any_part_of_it(hold):
+    buffers = Buffers()
+    first = buffers.empty(SHAPE, np.float32)
+    first[:] = 7
+    where = address(first)
+    held = {
+        "array": lambda a: a,
+        "slice": lambda a: a[3:5, ::2],
+        "reshaped": lambda a: a.reshape(-1)[10:],
+        "tensor": torch.from_numpy,
+        "tensor's slice": lambda a: torch.from_numpy(a)[5:, 1],
+    }[hold](first)
+    del first
+    second = buffers.empty(SHAPE, np.float32)
+    second[:] = 8
+    assert address(second) != where
+    assert (np.asarray(held) == 7).all()
+    del held
+    assert address(buffers.empty(SHAPE, np.float32)) == where
+
+
+def test_small_arrays_and_other_sizes_keep_nothing():
+    buffers = Buffers()
+    buffers.empty((10, 10), np.float32)
+    assert buffers._kept == []
+    for rows in (300, 400, 500):
+        buffers.empty((rows, 1000), np.float32)
+    assert len(buffers._kept) == 1
+
+
+def test_large_batches_of_a_sampler_take_turns():
+    rows = np.arange(40_000, dtype=np.float32).reshape(-1, 1).repeat(50, 1)
+    drawn = WindowSampler(
+        columns={"obs": rows},
+        timesteps=np.arange(40_000, dtype=np.int32),
+        window_length=20,
+        batch_size=512,
+        seed=0,
+    )
+    kept = drawn.sample(0)["obs"]
+    copy = kept.copy()
+    addresses = {address(drawn.sample(update)["obs"]) for update in range(1, 6)}
+    assert len(addresses) <= 2
+    assert address(kept) not in addresses
+    np.testing.assert_array_equal(kept, copy)
