@@ -13,6 +13,7 @@ import pytest
 from gymnasium.spaces import Box
 
 from rllib_dt import DT, write_episodes
+from rllib_dt.runtime import checkpoints
 from rllib_dt.runtime.checkpoints import MANIFEST, STATES, CheckpointError, verify, writing
 from tests.conftest import make_episodes, tiny_config
 from tests.training import same, weights
@@ -90,6 +91,28 @@ def test_saving_over_a_checkpoint_replaces_it(saved, tmp_path):
     assert os.listdir(tmp_path) == ["ck"]
 
 
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_a_folder_takes_the_name_of_another_in_one_step_where_there_is_one(
+    tmp_path, monkeypatch, in_one_step
+):
+    names = {}
+    for name in ("draft", "final"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    if in_one_step:
+        assert checkpoints._exchange(tmp_path / "draft", tmp_path / "final")
+        names = {p.name: [q.name for q in p.iterdir()] for p in tmp_path.iterdir()}
+        assert names == {"draft": ["final"], "final": ["draft"]}
+        assert not checkpoints._exchange(tmp_path / "nowhere", tmp_path / "final")
+        checkpoints._exchange(tmp_path / "draft", tmp_path / "final")
+        monkeypatch.setattr("pathlib.Path.rename", None)  # not two steps
+    else:
+        monkeypatch.setattr(checkpoints, "_exchange", lambda one, other: False)
+    checkpoints._move(tmp_path / "draft", tmp_path / "final")
+    assert [p.name for p in tmp_path.iterdir()] == ["final"]
+    assert [p.name for p in (tmp_path / "final").iterdir()] == ["draft"]
+
+
 def test_other_things_in_the_folder_are_not_replaced(saved, tmp_path, monkeypatch):
     algo = DT.from_checkpoint(saved[0])
     (tmp_path / "results").mkdir()
@@ -157,7 +180,8 @@ def test_a_full_disk_is_told_and_the_earlier_checkpoint_is_intact(
         with pytest.raises(CheckpointError, match="earlier checkpoints are unharmed"):
             algo.save_to_path(disk / "second")
         assert sorted(os.listdir(disk)) == ["ballast", "first"]
-        algo.train()  # goes on
+        learner = algo.train()["learners"]["default_policy"]  # goes on
+        assert learner["num_updates_lifetime"] == 3 * 3
         algo.stop()
         again = DT.from_checkpoint(first)
         assert same(weights(again), kept)

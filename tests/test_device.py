@@ -16,9 +16,7 @@ ATTENTIONS = ["context", "window"]
 
 def losses(config, backend=None):
     if backend is not None:
-        config.framework(
-            torch_compile_learner=True, torch_compile_learner_dynamo_backend=backend
-        )
+        config.framework(torch_compile_learner=True, torch_compile_learner_dynamo_backend=backend)
     algo = config.build_algo()
     found = [float(learner_results(algo)["action_loss"]) for _ in range(2)]
     algo.stop()

@@ -211,3 +211,77 @@ def test_a_users_error_in_a_callback_is_raised(cluster, data):
     with pytest.raises(ZeroDivisionError, match="my callback"):
         algo.evaluate()
     algo.stop()
+
+
+class Awkward(Troubled):
+    """Goes wrong in ways that are no exception of its own; `trouble` says how."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        gone = config.get("gone")
+        if gone and os.path.exists(gone):
+            raise RuntimeError("no licence is left")
+
+    def perhaps(self, where):
+        if not self.unlucky or where != self.config["where"]:
+            return
+        if self.config["trouble"] == "quit":
+            raise SystemExit(3)
+        if self.config["trouble"] == "unmade" and not os.path.exists(self.config["gone"]):
+            open(self.config["gone"], "w").close()
+            raise RuntimeError("the robot fell over, and takes its licence along")
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        if self.unlucky and self.t == self.config["where"]:
+            if self.config["trouble"] == "shape":
+                observation = np.zeros(4, np.float32)
+            if self.config["trouble"] == "nothing":
+                observation = None
+            if self.config["trouble"] == "nan":
+                reward = float("nan")
+        return observation, reward, *rest
+
+
+def evaluate(config):
+    algo = config.environment(Awkward).build_algo()
+    try:
+        return algo.evaluate()["env_runners"]
+    finally:
+        algo.stop()
+
+
+@pytest.mark.parametrize("trouble", ["shape", "nothing", "nan", "quit"])
+def test_what_an_environment_gives_wrongly_costs_its_own_episodes_only(cluster, data, trouble):
+    result = evaluate(config_of(data, runners=0, envs=3, trouble=trouble, where=5, every=3))
+    seeds = [job.seed for job in make_jobs([12.0, 5.0], EPISODES, 3)]
+    unlucky = sum(seed % 8 < 3 for seed in seeds)
+    assert 0 < unlucky < len(seeds)
+    assert result["num_episodes_failed"] == unlucky
+    assert result["num_episodes"] == len(seeds) - unlucky
+    assert result["episode_return_mean"] == 12
+
+
+def test_a_slot_whose_environment_cannot_be_made_again_takes_no_further_jobs(
+    cluster, data, tmp_path
+):
+    gone = str(tmp_path / "gone")
+    result = evaluate(
+        config_of(data, runners=0, envs=2, trouble="unmade", where=5, every=3, gone=gone)
+    )
+    # the episode in which it happened; the other slot runs all the rest
+    assert result["num_episodes_failed"] == 1
+    assert result["num_episodes"] == 2 * EPISODES - 1
+
+
+@pytest.mark.slow
+def test_a_restarted_runner_waits_for_its_environment_to_be_makable(cluster, data, tmp_path):
+    gone = tmp_path / "gone"
+    config = config_of(data, runners=1, gone=str(gone)).environment(Awkward)
+    algo = config.build_algo()
+    algo.evaluate()
+    gone.touch()
+    os.kill(pids(algo)[0], signal.SIGKILL)
+    threading.Timer(8.0, gone.unlink).start()
+    check_whole(algo.evaluate()["env_runners"])
+    algo.stop()

@@ -1,5 +1,6 @@
 """Data larger than the pool: chunks that come and go, and what is drawn from them."""
 
+import contextlib
 import itertools
 import math
 from dataclasses import replace
@@ -17,6 +18,7 @@ from rllib_dt.episodes.record import DataError, Episode
 from rllib_dt.episodes.rolling import CHUNKS_PER_POOL, RollingSampler, chunk_steps
 from rllib_dt.episodes.windows import gather_windows
 from rllib_dt.runtime.reading import Holdout
+from rllib_dt.runtime.stream import ChunkFeeder
 
 from .conftest import make_episodes, tiny_config
 from .training import learner_results, same, weights
@@ -266,7 +268,7 @@ def test_data_beyond_the_capacity_is_streamed_with_the_statistics_of_all(cluster
     algo.stop()
     resident.stop()
     with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(feeder.after.remote(None, 0))
+        ray.get(feeder.after.remote(None, 0, 500))
 
 
 @pytest.mark.parametrize("num_learners", [0, pytest.param(2, marks=pytest.mark.slow)])
@@ -327,7 +329,7 @@ def test_streaming_leaves_out_what_is_kept_back_or_not_among_the_best(cluster, m
     assert data.summary.return_min > np.median(returns) - 1
     assert data.is_streamed
     recipe = data._source.feeder
-    position, reference = ray.get(recipe.after.remote(None, 0))
+    position, reference = ray.get(recipe.after.remote(None, 0, 500))
     assert position == (0, 0)
     assert ray.get(reference).returns.min() >= data.summary.return_min
     algo.stop()
@@ -397,7 +399,9 @@ def test_an_order_that_tells_episodes_apart_is_kept(cluster, tmp_path):
         algo.offline_data._recipe, reader=replace(algo.offline_data._reader, groups=one_each)
     )
     assert not recipe.shuffle
-    lengths = [n for _, pool in itertools.islice(recipe.chunks((1, 0)), 36) for n in pool.lengths]
+    lengths = [
+        n for _, pool in itertools.islice(recipe.chunks((1, 0), 300), 36) for n in pool.lengths
+    ]
     assert set(lengths) == {25, 50}
     assert math.isfinite(learner_results(algo)["action_loss"])
     algo.stop()
@@ -406,3 +410,90 @@ def test_an_order_that_tells_episodes_apart_is_kept(cluster, tmp_path):
 def test_chunks_and_capacity():
     assert chunk_steps(900) * (CHUNKS_PER_POOL + 1) == 900
     assert chunk_steps(1) == 1
+
+
+# ---- what goes wrong while streaming
+
+
+class Stumbling:
+    """A recipe that fails once, at its third chunk."""
+
+    def __init__(self):
+        self.failed = False
+
+    def chunks(self, first, capacity):
+        for index in range(first[1], 10):
+            if index == 2 and not self.failed:
+                self.failed = True
+                raise OSError("the storage is away")
+            yield (0, index), EpisodePool.from_episodes(numbered([capacity + index]))
+
+
+def test_every_learner_is_told_of_a_read_that_failed_and_then_it_is_tried_again(cluster):
+    feeder = ChunkFeeder(Stumbling(), num_streams=2)
+    at = {0: None, 1: None}
+    for index in range(2):
+        for stream in at:
+            at[stream], _ = feeder.after(at[stream], stream, 5)
+            assert at[stream] == (0, index)
+    for stream in at:
+        with pytest.raises(OSError, match="the storage is away"):
+            feeder.after(at[stream], stream, 5)
+    for stream in at:
+        position, reference = feeder.after(at[stream], stream, 5)
+        assert position == (0, 2)
+        assert len(ray.get(reference)) == 7
+
+
+def test_files_that_vanish_are_named_and_once_back_the_run_goes_on(cluster, tmp_path):
+    spaces = Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,))
+    for part in range(4):
+        write_episodes(make_episodes([30] * 5), tmp_path / f"d/{part}", *spaces)
+    config = tiny_config(str(tmp_path / "d")).offline_data(pool_capacity_steps=150, pool_reuse=0.2)
+    algo = config.build_algo()
+    assert algo.offline_data.is_streamed
+    algo.train()
+    (tmp_path / "d").rename(tmp_path / "away")
+    with pytest.raises(DataError, match="it was there when the run began"):
+        for _ in range(100):
+            algo.train()
+    (tmp_path / "away").rename(tmp_path / "d")
+    before = algo.iteration
+    with contextlib.suppress(DataError):  # what was asked for in the meantime
+        algo.train()
+    assert all(np.isfinite(learner_results(algo)["action_loss"]) for _ in range(10))
+    assert algo.iteration > before
+    algo.stop()
+
+
+def test_a_run_resumed_with_another_default_capacity_draws_the_same(cluster, tmp_path):
+    spaces = Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,))
+    write_episodes(make_episodes([10] * 60), tmp_path / "d", *spaces)
+
+    def build(capacity):
+        config = tiny_config(str(tmp_path / "d")).offline_data(pool_capacity_steps=capacity)
+        return config.build_algo()
+
+    algo = build(300)
+    learner_results(algo, 6)
+    path = algo.save_to_path(tmp_path / "c")
+    want = [learner_results(algo)["action_loss"] for _ in range(6)]
+    algo.stop()
+    again = build(130)
+    again.restore_from_path(path)
+    assert [learner_results(again)["action_loss"] for _ in range(6)] == want
+    again.stop()
+
+
+def test_a_resumed_run_that_would_hold_what_was_streamed_says_so(cluster, tiny_data, caplog):
+    algo = tiny_config(tiny_data[0]).offline_data(pool_capacity_steps=30).build_algo()
+    assert algo.offline_data.is_streamed
+    algo.train()
+    state = algo.get_state()
+    algo.stop()
+    again = tiny_config(tiny_data[0]).build_algo()
+    again.set_state(state)
+    with caplog.at_level("WARNING", logger="rllib_dt"):
+        again.train()
+    again.stop()
+    assert "had its data streamed, now it is held as a whole" in caplog.text

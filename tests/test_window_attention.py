@@ -147,9 +147,7 @@ def started(space, seed):
 
 
 def ask(pipeline, module, episodes):
-    batch = pipeline(
-        rl_module=module, episodes=episodes, batch={}, explore=False, shared_data={}
-    )
+    batch = pipeline(rl_module=module, episodes=episodes, batch={}, explore=False, shared_data={})
     return module.forward_inference(batch)["actions"], batch
 
 

@@ -32,6 +32,7 @@ from ray.tune import PlacementGroupFactory
 from rllib_dt.algorithm.config import DTConfig
 from rllib_dt.algorithm.resources import check_resources
 from rllib_dt.runtime import checkpoints
+from rllib_dt.runtime.compat import check_learners, on_every_learner, recall_learners
 from rllib_dt.runtime.dispatch import run_jobs
 from rllib_dt.runtime.evaluation import NOTHING, make_jobs, report_failures, summarize
 from rllib_dt.runtime.initial_weights import Normalize, TakeOver, change_networks
@@ -94,8 +95,7 @@ class DT(Algorithm):
         self.target_returns = [float(t) for t in self.config.target_returns or data.derived_targets]
         logger.info("target returns: %s", self.target_returns)
         seed = data.sampling_seed
-        for result in self.learner_group.foreach_learner(lambda learner: learner.adopt_seed(seed)):
-            result.get()
+        on_every_learner(self.learner_group, lambda learner: learner.adopt_seed(seed))
         self.validation = self._validation()
         self._awaits_restore = False
         pretrained = self.config.dt_model_config.pretrained
@@ -130,6 +130,7 @@ class DT(Algorithm):
     def training_step(self) -> None:
         config = self.config
         self._check_weights()
+        check_learners(self.learner_group)
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             results = self.learner_group.update(
                 training_data=TrainingData(
@@ -295,6 +296,7 @@ class DT(Algorithm):
         self._awaits_restore = False
         if "learner_group" in state:
             self.learner_group.set_state(state["learner_group"])
+            self._check_restored()
         if "metrics_logger" in state:
             self.metrics.set_state(state["metrics_logger"])
         if "training_iteration" in state:
@@ -317,8 +319,13 @@ class DT(Algorithm):
         if path is None:
             path = Path(tempfile.mkdtemp(prefix="dt-")) / "checkpoint"
         path = str(path) if filesystem is not None else checkpoints.absolute(path)
-        with checkpoints.writing(path, filesystem) as draft:
-            super().save_to_path(draft, state=state, use_msgpack=use_msgpack)
+        try:
+            with checkpoints.writing(path, filesystem) as draft:
+                super().save_to_path(draft, state=state, use_msgpack=use_msgpack)
+        except checkpoints.CheckpointError:
+            # RLlib leaves a learner that could not write out of every later call
+            recall_learners(self.learner_group)
+            raise
         return path
 
     @override(Algorithm)
@@ -337,7 +344,12 @@ class DT(Algorithm):
         Checkpointable.restore_from_path(
             self, path, component=component, filesystem=filesystem, **kwargs
         )
+        self._check_restored()
         self._awaits_restore = False
+
+    def _check_restored(self) -> None:
+        # RLlib says nothing of a learner that could not take its state on; it leaves it out
+        on_every_learner(self.learner_group, lambda learner: None)
 
     @classmethod
     @override(Algorithm)

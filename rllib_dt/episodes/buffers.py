@@ -27,7 +27,7 @@ class Buffers:
         memory = self._free(size)
         # numpy makes every view of an array, and torch its tensor, hold the outermost array that
         # stands on something else than an array: here `root`
-        root = np.frombuffer(memoryview(memory), dtype)
+        root = np.frombuffer(memory.data, dtype)
         self._kept.append((memory, weakref.ref(root)))
         return root.reshape(shape)
 

@@ -77,6 +77,7 @@ class RollingSampler:
     ):
         self.batch_size = batch_size
         self._feed = feed
+        self._capacity = capacity
         self._target = chunk_steps(capacity) * CHUNKS_PER_POOL
         self._draws_per_step = draws_per_step
         self._window_length = window_length
@@ -105,6 +106,7 @@ class RollingSampler:
     def state(self) -> dict[str, Any]:
         """All that another sampler needs to go on with the same windows."""
         return {
+            "capacity": self._capacity,
             "first": self._resident[0].position,
             "drawn": [chunk.drawn for chunk in self._resident],
         }

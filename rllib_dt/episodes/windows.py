@@ -68,7 +68,10 @@ def gather_windows(
 
 
 def empty_windows(
-    columns: Mapping[str, Column], batch_size: int, window_length: int, buffers: Buffers | None = None
+    columns: Mapping[str, Column],
+    batch_size: int,
+    window_length: int,
+    buffers: Buffers | None = None,
 ) -> dict[str, Array]:
     """(B, K, …) arrays for `gather_windows` to write each column's windows to."""
     empty = buffers.empty if buffers is not None else np.empty

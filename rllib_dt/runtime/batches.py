@@ -24,9 +24,7 @@ class PrefetchedBatches:
             is copied while the device works.
     """
 
-    def __init__(
-        self, sampler: WindowSampler | RollingSampler, update: int, device: torch.device
-    ):
+    def __init__(self, sampler: WindowSampler | RollingSampler, update: int, device: torch.device):
         self._sampler = sampler
         self._update = update
         self._pinned = device.type == "cuda"
@@ -35,7 +33,11 @@ class PrefetchedBatches:
 
     def next(self) -> tuple[Batch, Any]:
         """The next update's batch, and the sampler's state for the one behind it."""
-        drawn = self._next.result()
+        try:
+            drawn = self._next.result()
+        except Exception:
+            self._next = self._draw_next()  # who comes again may find that it can be read
+            raise
         self._update += 1
         self._next = self._draw_next()
         return drawn
@@ -44,9 +46,7 @@ class PrefetchedBatches:
         return self._thread.submit(_draw, self._sampler, self._update, self._pinned)
 
 
-def _draw(
-    sampler: WindowSampler | RollingSampler, update: int, pinned: bool
-) -> tuple[Batch, Any]:
+def _draw(sampler: WindowSampler | RollingSampler, update: int, pinned: bool) -> tuple[Batch, Any]:
     # a function, so that the thread's queue does not keep the owner alive
     batch = {name: torch.from_numpy(column) for name, column in sampler.sample(update).items()}
     if pinned:

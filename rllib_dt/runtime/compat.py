@@ -22,6 +22,53 @@ def env_creator(config: AlgorithmConfig) -> Callable[[Any], gym.Env]:
     return creator
 
 
+class LearnerLostError(RuntimeError):
+    """A learner died, or failed before; what is left of them trains nothing, or not everything."""
+
+
+def on_every_learner(group: Any, function: Callable[[Any], Any]) -> list[Any]:
+    """What `function` gives for each learner, in their order.
+
+    RLlib hands errors out as results, and leaves a learner that had one out of later calls.
+
+    Raises:
+        LearnerLostError: a learner is dead, or was left out.
+        Exception: what `function` raised on a learner.
+    """
+    results = list(group.foreach_learner(function))
+    for result in results:
+        if not result.ok:
+            error = result.get()
+            if isinstance(error, ray.exceptions.RayActorError):
+                raise LearnerLostError(_LOST) from error
+            raise (
+                error.as_instanceof_cause()
+                if isinstance(error, ray.exceptions.RayTaskError)
+                else error
+            )
+    if len(results) != max(1, len(group)):
+        raise LearnerLostError(_LOST)
+    return [result.get() for result in results]
+
+
+def recall_learners(group: Any) -> None:
+    """Lets learners take part again that live, after a call that failed and changed nothing."""
+    if group.is_remote:
+        group.foreach_learner(lambda learner: None, healthy_only=False, mark_healthy=True)
+
+
+def check_learners(group: Any) -> None:
+    """Raises a LearnerLostError if a learner is known to be lost; asks nobody."""
+    if group.is_remote and group._worker_manager.num_healthy_actors() != len(group):
+        raise LearnerLostError(_LOST)
+
+
+_LOST = (
+    "a learner has died or failed; learners do not come back: build the algorithm anew from its "
+    "last checkpoint (DT.from_checkpoint; under Tune, FailureConfig(max_failures=…) does that)"
+)
+
+
 def runner_actors(group: Any) -> dict[int, Any]:
     """The remote runners of an `EnvRunnerGroup` by their index, those thought dead included."""
     actors: dict[int, Any] = group._worker_manager.actors()

@@ -1,10 +1,12 @@
 """The evaluation's env runner: runs (target, seed) jobs, each to its end."""
 
+import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import ray
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
@@ -20,7 +22,12 @@ from rllib_dt.runtime.evaluation import (
     EvaluationJob,
     RunnerEvent,
 )
-from rllib_dt.runtime.slots import SLOT_ENVS, SlotFailure
+from rllib_dt.runtime.slots import SLOT_ENVS, SlotEnvs, SlotFailure
+
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE_SECONDS, _PAUSE_SECONDS = 120.0, 2.0
 
 
 class DTEnvRunner(SingleAgentEnvRunner):
@@ -45,9 +52,8 @@ class DTEnvRunner(SingleAgentEnvRunner):
         create = env_creator(self.config)
         self.num_envs = self.config.num_envs_per_env_runner
         kind = SLOT_ENVS[str(self.config.gym_env_vectorize_mode).lower()]
-        self._slots = kind(
-            [lambda: create(context)] * self.num_envs, self.config.evaluation_sample_timeout_s
-        )
+        makers = [lambda: create(context)] * self.num_envs
+        self._slots = _patiently(lambda: kind(makers, self.config.evaluation_sample_timeout_s))
         self.env = self._slots.vector
         notify_environment_created(self, context)
 
@@ -72,17 +78,22 @@ class DTEnvRunner(SingleAgentEnvRunner):
             self.module.set_state(weights)
         pending = deque(jobs)
         running: dict[int, EvaluationJob] = {}
+        usable = list(range(self.num_envs))
         self._ongoing_episodes = [None] * self.num_envs
         clock = _Clock()
         while pending or running:
-            free = [slot for slot in range(self.num_envs) if slot not in running]
+            free = [slot for slot in usable if slot not in running]
             room = (at_once or self.num_envs) - len(running)
             started = {slot: pending.popleft() for slot in free[: min(room, len(pending))]}
             running |= started
             if started or clock.has_ticked():
                 yield Alive(running=list(running.values()))
             for slot, failure in self._start(started):
-                if failure is not None:
+                if failure is not None and failure.unmade and len(usable) > 1:
+                    # it would fail job after job, faster than the others finish theirs
+                    usable.remove(slot)
+                    pending.appendleft(running.pop(slot))
+                elif failure is not None:
                     yield EpisodeFailure(job=running.pop(slot), error=failure.error)
                 if clock.has_ticked():
                     yield Alive(running=list(running.values()))
@@ -159,6 +170,25 @@ class DTEnvRunner(SingleAgentEnvRunner):
         return EpisodeResult(
             job=job, episode_return=float(episode.get_return()), length=len(episode)
         )
+
+
+def _patiently(make: Callable[[], SlotEnvs]) -> SlotEnvs:
+    """The environments; in a runner that Ray has restarted, tried again for a while.
+
+    Ray starts a process whose constructor raises no second time, and what an environment lacks
+    (a licence, a port, memory) may come back.
+    """
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return make()
+        except Exception:
+            context = ray.get_runtime_context()
+            restarted = context.get_actor_id() and context.was_current_actor_reconstructed
+            if not restarted or time.monotonic() > until:  # at set-up it is told at once
+                raise
+            logger.exception("the environment could not be made; trying again")
+            time.sleep(_PAUSE_SECONDS)
 
 
 class _Clock:

@@ -8,13 +8,12 @@ import torch
 from rllib_dt.episodes.pool import Normalization
 from rllib_dt.huggingface import load_pretrained
 from rllib_dt.network.network import DecisionTransformer
+from rllib_dt.runtime.compat import on_every_learner
 
 
 def change_networks(learner_group: Any, change: Callable[[DecisionTransformer], None]) -> None:
-    """Applies `change` to every learner's network."""
-    results = learner_group.foreach_learner(lambda learner: change(learner.network))
-    for result in results:
-        result.get()  # raises what a learner raised
+    """Applies `change` to every learner's network; raises what it raises there."""
+    on_every_learner(learner_group, lambda learner: change(learner.network))
 
 
 class Normalize:

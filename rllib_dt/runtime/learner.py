@@ -1,7 +1,10 @@
 """The learner: masked loss, AdamW with warm-up, and what it reports."""
 
+import logging
+import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +25,11 @@ from rllib_dt.runtime.rl_module import ACTION_PREDS
 from rllib_dt.runtime.source import ResidentSource
 from rllib_dt.runtime.stream import StreamSource
 
+logger = logging.getLogger(__name__)
+
 COUNTERS = "dt_counters"
 """The component of a learner's state that counts updates."""
+_SECONDS_TO_ANSWER = 2.0
 _AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 
 
@@ -90,10 +96,22 @@ class DTTorchLearner(TorchLearner):
             if self._seed is not None:
                 # of the run that is resumed, which may have been drawn for want of a given one
                 source = replace(source, seed=self._seed)
+            self._warn_of_other_windows(isinstance(source, StreamSource))
             self._source, self._seed = source, source.seed
             sampler = source.sampler(self.rank, self.world_size, self._sampler_state)
             self._batches = PrefetchedBatches(sampler, self._num_updates, self._device)
         return self._next_batches(num_iters)
+
+    def _warn_of_other_windows(self, is_streamed: bool) -> None:
+        was_streamed = self._sampler_state is not None
+        if self._num_updates and was_streamed is not is_streamed:
+            ways = {True: "streamed", False: "held as a whole"}
+            logger.warning(
+                "the run that is resumed had its data %s, now it is %s: other windows will be drawn "
+                "than without the stop; set offline_data(pool_capacity_steps=…) to fix the way",
+                ways[was_streamed],
+                ways[is_streamed],
+            )
 
     def _next_batches(self, num_iters: int) -> Iterator[MultiAgentBatch]:
         assert self._batches is not None
@@ -112,6 +130,20 @@ class DTTorchLearner(TorchLearner):
     # --- one update
 
     @override(Learner)
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """See `Learner.update`. Where it fails on one of several learners it fails on all."""
+        try:
+            return super().update(*args, **kwargs)
+        except NonFiniteLossError:
+            raise  # on all of them
+        except Exception:
+            if self.world_size > 1:
+                logger.exception("learner %d failed, and the others with it", self.rank)
+                # they wait in a collective, for half an hour, until this process has ended
+                threading.Timer(_SECONDS_TO_ANSWER, os._exit, args=[1]).start()
+            raise
+
+    @override(Learner)
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> Tensor:
@@ -119,19 +151,23 @@ class DTTorchLearner(TorchLearner):
         mask = batch[windows.MASK]
         loss_sum = action_loss_sum(codec, fwd_out[ACTION_PREDS], batch[windows.ACTIONS], mask)
         valid = mask.sum()
-        total = valid
-        if self.world_size > 1:
-            total = valid.clone()
-            torch.distributed.all_reduce(total)
+        # on all learners together, or else those with a finite loss would wait for the others
+        total, bad = self._over_learners(valid, ~loss_sum.detach().isfinite())
         self._loss_sum += loss_sum.detach()
         self._valid_steps += valid
         self._batch_steps = total
-        loss = loss_sum * self.world_size / total.clamp(min=1)
-        self._check_finite(loss)
-        return loss
+        self._note_bad_loss(bad > 0)
+        return loss_sum * self.world_size / total.clamp(min=1)
 
-    def _check_finite(self, loss: Tensor) -> None:
-        self._bad_loss |= ~loss.detach().isfinite()
+    def _over_learners(self, *counts: Tensor) -> Sequence[Tensor]:
+        """Each count, () int or bool, added up over all learners."""
+        sums = torch.stack([count.long() for count in counts])
+        if self.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        return sums.unbind()
+
+    def _note_bad_loss(self, bad: Tensor) -> None:
+        self._bad_loss |= bad
         # on an accelerator the flag is read once each `update`, not to wait for the device
         if self._device.type == "cpu":
             self._raise_if_bad()

@@ -5,6 +5,7 @@ the environment is made anew, and the others go on.
 """
 
 import contextlib
+import math
 import signal
 import threading
 import traceback
@@ -54,9 +55,11 @@ class SlotFailure:
 
     Attributes:
         error: the environment's, with its traceback.
+        unmade: the slot has no environment, and could not be given one.
     """
 
     error: str
+    unmade: bool = False
 
 
 class SlotEnvs(ABC):
@@ -106,13 +109,23 @@ class SlotEnvs(ABC):
             with _time_limit(self._timeout, name):
                 if self._envs[slot] is None:  # it failed before
                     self._envs[slot] = self._make(slot)
-                return function(self._envs[slot], argument)
-        except Exception:
-            failure = SlotFailure(traceback.format_exc())
+                return self._checked(function(self._envs[slot], argument))
+        except (Exception, SystemExit):  # neither is to end this process
+            failure = SlotFailure(traceback.format_exc(), unmade=self._envs[slot] is None)
         env, self._envs[slot] = self._envs[slot], None
         with contextlib.suppress(Exception), _time_limit(self._timeout, "close"):
             self._close(env)
         return failure
+
+    def _checked(self, result: Any) -> Any:
+        """What an environment gave, unless it would spoil the results of the others."""
+        if isinstance(result, ResetResult | StepResult):
+            wanted, got = self.vector.single_observation_space.shape, np.shape(result.observation)
+            if wanted != got:
+                raise ValueError(f"the observation has shape {got}, the space says {wanted}")
+        if isinstance(result, StepResult) and not math.isfinite(result.reward):
+            raise ValueError(f"the reward is {result.reward}")
+        return result
 
 
 @contextlib.contextmanager

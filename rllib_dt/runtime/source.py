@@ -247,7 +247,6 @@ class DTOfflineData(OfflineData):
             reader=self._reader,
             holdout=self._holdout.rule() if self._holdout is not None else None,
             options=self._options,
-            capacity=self.capacity,
             seed=config.seed or 0,
             shuffle=self._may_shuffle,
         )

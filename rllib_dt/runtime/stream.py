@@ -22,7 +22,6 @@ class ChunkRecipe:
         reader: gives the episodes.
         holdout: leaves out those kept for validation, or None.
         options: how rewards become returns-to-go.
-        capacity: of the pool, in steps.
         seed: of the order in which each pass goes through the files.
         shuffle: whether each pass has an order of its own.
     """
@@ -30,35 +29,31 @@ class ChunkRecipe:
     reader: EpisodeReader
     holdout: Holdout | None
     options: PoolOptions
-    capacity: int
     seed: int
     shuffle: bool = True
 
-    def chunks(self, first: Position) -> Iterator[tuple[Position, EpisodePool]]:
-        """Chunks without end, pass after pass, from a position on."""
+    def chunks(self, first: Position, capacity: int) -> Iterator[tuple[Position, EpisodePool]]:
+        """Chunks for a pool of so many steps, without end, pass after pass, from a position on."""
         number, skip = first
         while True:
-            for index, pool in enumerate(self._one_pass(number)):
+            for index, pool in enumerate(self._one_pass(number, capacity)):
                 if index >= skip:
                     yield (number, index), pool
             number, skip = number + 1, 0
 
-    def _one_pass(self, number: int) -> Iterator[EpisodePool]:
+    def _one_pass(self, number: int, capacity: int) -> Iterator[EpisodePool]:
         order = np.arange(len(self.reader.groups))
         if self.shuffle:
             np.random.default_rng((self.seed, number)).shuffle(order)
-        episodes = self.reader.episodes(
-            order=order.tolist(), max_open_steps=self.capacity, quiet=True
-        )
+        episodes = self.reader.episodes(order=order.tolist(), max_open_steps=capacity, quiet=True)
         if self.holdout is not None:
             episodes = self.holdout.skip(episodes)
-        return pack(episodes, chunk_steps(self.capacity), self.options)
+        return pack(episodes, chunk_steps(capacity), self.options)
 
 
 @dataclass
 class _Given:
-    position: Position
-    reference: ray.ObjectRef
+    answer: "tuple[Position, ray.ObjectRef] | Exception"
     takers: set[int]
 
 
@@ -76,24 +71,41 @@ class ChunkFeeder:
         # by the position before; each is kept until every learner has taken it
         self._given: dict[Position | None, _Given] = {}
 
-    def after(self, position: Position | None, stream: int) -> tuple[Position, ray.ObjectRef]:
-        """The chunk behind a position (None: the first of all), as a reference."""
+    def after(
+        self, position: Position | None, stream: int, capacity: int
+    ) -> tuple[Position, ray.ObjectRef]:
+        """The chunk behind a position (None: the first of all), as a reference.
+
+        Where it cannot be read every learner is told the same, and the next time it is tried again.
+
+        Args:
+            position: of the chunk before.
+            stream: the learner that asks.
+            capacity: of the learners' pools, in steps; what chunks are cut for.
+        """
         if position not in self._given:
-            if self._chunks is None or self._last != position:
-                first = (0, 0) if position is None else (position[0], position[1] + 1)
-                self._chunks = self._recipe.chunks(first)
-                self._given.clear()  # of before a restart: whoever still needs one asks again
-            try:
-                self._last, pool = next(self._chunks)
-            except Exception:
-                self._chunks = None
-                raise
-            self._given[position] = _Given(self._last, ray.put(pool), set())
+            self._given[position] = _Given(self._read_after(position, capacity), set())
         given = self._given[position]
         given.takers.add(stream)
         if len(given.takers) == self._num_streams:
             del self._given[position]
-        return given.position, given.reference
+        if isinstance(given.answer, Exception):
+            raise given.answer
+        return given.answer
+
+    def _read_after(
+        self, position: Position | None, capacity: int
+    ) -> tuple[Position, ray.ObjectRef] | Exception:
+        if self._chunks is None or self._last != position:
+            first = (0, 0) if position is None else (position[0], position[1] + 1)
+            self._chunks = self._recipe.chunks(first, capacity)
+            self._given.clear()  # of before a restart: whoever still needs one asks again
+        try:
+            self._last, pool = next(self._chunks)
+        except Exception as error:
+            self._chunks = None
+            return error
+        return self._last, ray.put(pool)
 
 
 def start_feeder(recipe: ChunkRecipe, num_streams: int) -> Any:
@@ -105,8 +117,8 @@ def start_feeder(recipe: ChunkRecipe, num_streams: int) -> Any:
 class RemoteFeed:
     """A learner's side of a `ChunkFeeder`: asks for one chunk in advance."""
 
-    def __init__(self, feeder: Any, stream: int, first: Position | None = None):
-        self._feeder, self._stream = feeder, stream
+    def __init__(self, feeder: Any, stream: int, capacity: int, first: Position | None = None):
+        self._feeder, self._stream, self._capacity = feeder, stream, capacity
         self._behind = before(first) if first is not None else None
         self._ask()
 
@@ -118,6 +130,9 @@ class RemoteFeed:
                 pool: EpisodePool = ray.get(reference)
             except (ray.exceptions.ObjectLostError, ray.exceptions.RayActorError):
                 self._ask()  # the feeder died behind its answer: the next one reads it again
+            except Exception:
+                self._ask()  # who comes again may find that it can be read
+                raise
             else:
                 self._behind = position
                 self._ask()
@@ -128,7 +143,7 @@ class RemoteFeed:
         )
 
     def _ask(self) -> None:
-        self._asked = self._feeder.after.remote(self._behind, self._stream)
+        self._asked = self._feeder.after.remote(self._behind, self._stream, self._capacity)
 
 
 def before(position: Position) -> Position | None:
@@ -160,10 +175,14 @@ class StreamSource:
     def sampler(
         self, stream: int, num_streams: int, state: dict[str, Any] | None = None
     ) -> RollingSampler:
-        """The sampler of learner number `stream`, going on from a sampler's state."""
+        """The sampler of learner number `stream`, going on from a sampler's state.
+
+        With the capacity that it had: by default it follows from the cluster's nodes.
+        """
+        capacity = state.get("capacity", self.capacity) if state else self.capacity
         return RollingSampler(
-            RemoteFeed(self.feeder, stream, state["first"] if state else None),
-            capacity=self.capacity,
+            RemoteFeed(self.feeder, stream, capacity, state["first"] if state else None),
+            capacity=capacity,
             draws_per_step=self.reuse / self.window_length,
             window_length=self.window_length,
             batch_size=self.batch_size,

@@ -14,6 +14,7 @@ from rllib_dt.episodes.windows import covering_windows, gather_windows
 from rllib_dt.network.loss import action_loss_sum
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.network.spaces import DiscreteActions
+from rllib_dt.runtime.compat import on_every_learner
 from rllib_dt.runtime.learner import DTTorchLearner
 
 
@@ -37,14 +38,12 @@ class Validation:
 
     def __init__(self, pool: EpisodePool, *, window_length: int, batch_size: int, discrete: bool):
         self.num_episodes, self.num_steps = len(pool.lengths), len(pool)
-        self._share = _Share(
-            pool=ray.put(pool), window_length=window_length, batch_size=batch_size
-        )
+        self._share = _Share(pool=ray.put(pool), window_length=window_length, batch_size=batch_size)
         self._discrete = discrete
 
     def run(self, learner_group: Any) -> dict[str, float]:
         """Each learner computes its share; see `DT.validate` for what comes out."""
-        shares = [result.get() for result in learner_group.foreach_learner(self._share)]
+        shares = on_every_learner(learner_group, self._share)
         loss, correct, steps = (sum(column) for column in zip(*shares, strict=True))
         return self._results(loss / steps, correct / steps, self.num_episodes, int(steps))
 

@@ -103,7 +103,13 @@ def read_file(
     """The fragments of one file; DataError where it cannot be read."""
     system, inner = _locate(path, filesystem)
     is_local = isinstance(system, pafs.LocalFileSystem)
-    with system.open_input_file(inner) if is_local else PersistentFile(system, inner, path) as file:
+    try:
+        opened = system.open_input_file(inner) if is_local else PersistentFile(system, inner, path)
+    except FileNotFoundError as error:
+        raise DataError(
+            path, "it was there when the run began, and is no more", "put it back; then go on"
+        ) from error
+    with opened as file:
         if file.size() == 0:
             raise DataError(path, "it is empty", "remove it from the input")
         if inner.endswith(_PARQUET):
