@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo test lint test-fast test-slow format clean
+.PHONY: setup demo test lint test-fast test-slow bench format clean
 
 setup: $(VENV)/.ready
 
@@ -34,9 +34,14 @@ test-fast: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
+# beside transformers and d3rlpy, which gets an environment of its own
+bench: setup
+	$(BIN)/python -m benchmarks.speed.run
+	$(BIN)/python -m benchmarks.speed.table results/bench.json --into docs/performance.md
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache results
+	rm -rf $(VENV) .venv-d3rlpy build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache results

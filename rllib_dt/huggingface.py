@@ -79,9 +79,9 @@ def load_pretrained(folder: str | Path, **overrides: Any) -> DecisionTransformer
 def save_pretrained(network: DecisionTransformer, folder: str | Path) -> None:
     """Writes a folder that `transformers` and `load_pretrained` both read.
 
-    A round trip, from either side, changes no bit of any weight. A network with
-    `attention="window"` is to `transformers` one that looks at everything it is given. A Discrete space's actions
-    are one-hot vectors to `transformers`, and its `action_preds` are logits.
+    A round trip, from either side, changes no bit of any weight. A Discrete space's actions
+    are one-hot vectors to `transformers`, and its `action_preds` are logits. A network with
+    `attention="window"` is to it one that looks at everything it is given.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -143,7 +143,7 @@ with writing(sys.argv[1]) as draft:
 
 
 @pytest.mark.parametrize("moment", range(len(STATES)))
-@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize("exists", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_kill_in_mid_write_leaves_nothing_that_looks_whole(tmp_path, moment, exists):
     path = tmp_path / "ck"
     command = [sys.executable, "-c", textwrap.dedent(WRITER), str(path)]

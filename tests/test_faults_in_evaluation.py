@@ -103,7 +103,7 @@ def check_whole(result):
 @pytest.mark.parametrize(
     ("runners", "moment"),
     [
-        (1, "during"),
+        pytest.param(1, "during", marks=pytest.mark.slow),
         (2, "before"),
         pytest.param(2, "during", marks=pytest.mark.slow),
     ],
@@ -144,7 +144,7 @@ def number_of_unlucky():
         ("raise", "reset", 0, "sync"),
         ("hang", 5, 0, "sync"),
         pytest.param("raise", 5, 2, "sync", marks=pytest.mark.slow),
-        ("hang", "reset", 2, "sync"),
+        pytest.param("hang", "reset", 2, "sync", marks=pytest.mark.slow),
         pytest.param("raise", 5, 0, "async", marks=pytest.mark.slow),
         ("hang", "reset", 0, "async"),
     ],

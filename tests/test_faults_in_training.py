@@ -37,6 +37,7 @@ def run_config(folder, iterations=4, **kwargs):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_learner_costs_the_updates_since_the_last_checkpoint(cluster, tiny_data, tmp_path):
     config = tiny_config(tiny_data[0]).learners(num_learners=2)
     config.training(learner_class=DyingLearner)

@@ -43,7 +43,7 @@ def test_a_learner_that_dies_between_two_iterations_ends_the_run(cluster, tiny_d
     algo.train()
     kill(algo, rank=0)
     for _ in range(2):
-        with pytest.raises(Exception, match="died|dead"):
+        with pytest.raises(Exception, match=r"died|dead"):
             algo.train()
     algo.stop()
 

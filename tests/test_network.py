@@ -1,5 +1,7 @@
 """Layer 2: what the network may see, what it predicts, what it is charged for."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -185,6 +187,17 @@ def test_box_bounds_are_mapped_to_the_heads_range_and_back():
     # an error of half a range costs the same in every component
     costs = [codec.losses(codec.decode(e), codec.decode(torch.zeros(2))) for e in torch.eye(2)]
     torch.testing.assert_close(costs[0], costs[1])
+
+
+@pytest.mark.semantics(14)
+def test_actions_are_within_the_bounds_also_without_a_tanh():
+    space = Box(np.float32([-0.1, 0.3]), np.float32([0.2, 0.7]))
+    config = dataclasses.replace(CONFIG, action_tanh=False)
+    net = network(space, config)
+    actions = net.act(**batch())
+    assert (net(**batch()).action_preds[:, -1] != actions).any()
+    assert all(space.contains(action) for action in actions.numpy())
+    assert not [name for name in net.state_dict() if name.endswith(("low", "high"))]
 
 
 @pytest.mark.semantics(14)

@@ -134,6 +134,7 @@ def test_a_uri_is_read_with_its_options(server, recorded, monkeypatch):
     assert sum(map(len, fragments)) == recorded
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_in_mid_read_is_tried_again(server, recorded):
     proxy = Proxy(server[0], cuts=3, after=8192)
     system = filesystem(proxy.port)

@@ -17,7 +17,7 @@ from tests.training import NO_DROPOUT, learner_results, same, weights
 
 @pytest.mark.trap(1)
 @pytest.mark.semantics(27, 28)
-@pytest.mark.parametrize("runners", [0, 1])
+@pytest.mark.parametrize("runners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_evaluation_after_restoring_equals_the_one_before_saving(cluster, tmp_path, runners):
     config = cartpole_config().evaluation(evaluation_num_env_runners=runners)
     algo = config.training(return_scale=77.0).build_algo()

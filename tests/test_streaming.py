@@ -455,8 +455,7 @@ def test_files_that_vanish_are_named_and_once_back_the_run_goes_on(cluster, tmp_
     algo.train()
     (tmp_path / "d").rename(tmp_path / "away")
     with pytest.raises(DataError, match="it was there when the run began"):
-        for _ in range(100):
-            algo.train()
+        learner_results(algo, times=100)
     (tmp_path / "away").rename(tmp_path / "d")
     before = algo.iteration
     with contextlib.suppress(DataError):  # what was asked for in the meantime

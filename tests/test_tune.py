@@ -114,6 +114,7 @@ def failing_config(data, tmp_path):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.trap(1)
 def test_a_trial_resumes_from_its_checkpoint_within_a_run(cluster, tiny_data, tmp_path):
     results = tune.Tuner(
@@ -131,6 +132,7 @@ def test_a_trial_resumes_from_its_checkpoint_within_a_run(cluster, tiny_data, tm
     assert results[0].metrics["learners"]["default_policy"]["num_updates_lifetime"] == 12
 
 
+@pytest.mark.slow
 @pytest.mark.trap(1)
 def test_a_tuner_restores_an_experiment(cluster, tiny_data, tmp_path):
     first = tune.Tuner(
@@ -151,6 +153,7 @@ def test_a_tuner_restores_an_experiment(cluster, tiny_data, tmp_path):
     from_checkpoint.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.trap(4, 12)
 def test_by_name_on_one_cpu_after_a_new_init_and_without_pillow(tiny_data, tmp_path):
     """In a process of its own, since it ends and starts clusters."""

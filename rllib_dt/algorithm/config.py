@@ -77,9 +77,9 @@ class DTConfig(AlgorithmConfig):
         self.offline_data_class = DTOfflineData
         self.env_runner_cls = DTEnvRunner
         self.dataset_num_iters_per_learner = 100
-        # what leaves the module is in the environment's units already
+        # what leaves the module is in the environment's units and bounds already
         self.normalize_actions = False
-        self.clip_actions = True
+        self.clip_actions = False
         self.explore = False
         self.gamma = 1.0
         self.lr: float | list = 1e-4

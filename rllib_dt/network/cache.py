@@ -16,7 +16,7 @@ class KeyValueCache(Protocol):
     """Where a layer's attention finds the tokens before its new ones."""
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes in a layer's new keys and values, (B, H, L, d); gives all of its, (B, H, P+L, d)."""
+        """Takes in a layer's new keys and values, (B, H, L, d); gives all, (B, H, P+L, d)."""
 
 
 class GrowingCache:

@@ -24,7 +24,8 @@ from rllib_dt.network.dropout import Dropout, dropout
 from rllib_dt.network.spaces import action_codec, has_tanh, observation_size
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
+    # in place: what it is given, the output of a Linear, is needed nowhere else
+    "relu": torch.relu_,
     "silu": F.silu,
     "gelu": F.gelu,
     "tanh": torch.tanh,

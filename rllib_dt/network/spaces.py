@@ -38,10 +38,16 @@ class BoxActions(nn.Module):
     middle: Tensor
     half_range: Tensor
     spread: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(self, space: gym.spaces.Box):
         super().__init__()
         self.size = int(np.prod(space.shape))
+        # of the space, not of a checkpoint: `middle` and `spread` miss them by a rounding
+        for name in ("low", "high"):
+            bound = torch.tensor(getattr(space, name), dtype=torch.float32)
+            self.register_buffer(name, bound, persistent=False)
         low, high = (torch.as_tensor(b, dtype=torch.float64) for b in (space.low, space.high))
         half = (high - low) / 2
         self.register_buffer("middle", ((high + low) / 2).float())
@@ -63,8 +69,8 @@ class BoxActions(nn.Module):
         return error.square().mean(dim=-1)
 
     def act(self, predictions: Tensor, *, sample: bool) -> Tensor:
-        """(…, A) predictions are the actions: this policy is deterministic."""
-        return predictions
+        """(…, A) predictions are the actions, within the bounds: this policy is deterministic."""
+        return predictions.clamp(self.low, self.high)
 
 
 class DiscreteActions(nn.Module):

@@ -24,7 +24,6 @@ from rllib_dt.runtime.evaluation import (
 )
 from rllib_dt.runtime.slots import SLOT_ENVS, SlotEnvs, SlotFailure
 
-
 logger = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS, _PAUSE_SECONDS = 120.0, 2.0
@@ -76,6 +75,8 @@ class DTEnvRunner(SingleAgentEnvRunner):
         """
         if weights is not None:
             self.module.set_state(weights)
+        # or else RLlib sets the mode and sets it back at every step
+        self.module.eval()
         pending = deque(jobs)
         running: dict[int, EvaluationJob] = {}
         usable = list(range(self.num_envs))

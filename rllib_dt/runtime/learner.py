@@ -107,8 +107,8 @@ class DTTorchLearner(TorchLearner):
         if self._num_updates and was_streamed is not is_streamed:
             ways = {True: "streamed", False: "held as a whole"}
             logger.warning(
-                "the run that is resumed had its data %s, now it is %s: other windows will be drawn "
-                "than without the stop; set offline_data(pool_capacity_steps=…) to fix the way",
+                "the run that is resumed had its data %s, now it is %s: other windows will be "
+                "drawn than without the stop; offline_data(pool_capacity_steps=…) fixes the way",
                 ways[was_streamed],
                 ways[is_streamed],
             )

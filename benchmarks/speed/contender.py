@@ -1,0 +1,54 @@
+"""What all contenders share: the setting, and how they take orders.
+
+A contender is a process of its own, since not all can live in one environment. It reads lines of
+JSON, `{"task": name, "n": count}`, does that many, and answers `{"seconds": …}`. So the one that
+asks can let them work in turns. No import from `rllib_dt` here, nor from Ray.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+# the paper's setting for gym (kzl/decision-transformer @ e2d82e6)
+OBSERVATIONS, ACTIONS = 11, 3
+CONTEXT, WINDOWS, WIDTH, LAYERS, HEADS, DROPOUT = 20, 64, 128, 3, 1, 0.1
+LEARNING_RATE, WEIGHT_DECAY, CLIP, RETURN_SCALE = 1e-4, 1e-4, 0.25, 1000.0
+MAX_STEPS = 1000
+TARGET = 3000.0
+
+EPISODE_STEPS = 200
+"""Of an evaluation episode: nine in ten steps are taken with a full context."""
+
+Task = Callable[[int], object]
+
+# from here on: what libraries print goes to standard error
+_answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+
+
+def make_hopper():
+    """Hopper-v5 that goes on when it has fallen: an untrained policy's episodes are as long."""
+    import gymnasium as gym
+
+    return gym.make("Hopper-v5", terminate_when_unhealthy=False, max_episode_steps=EPISODE_STEPS)
+
+
+def timed(task: Task, n: int) -> float:
+    """Seconds that the task takes."""
+    started = time.perf_counter()
+    task(n)
+    return time.perf_counter() - started
+
+
+def serve(tasks: Mapping[str, Task], versions: Mapping[str, str]) -> None:
+    """Takes orders until there are no more."""
+
+    def answer(**values: object) -> None:
+        print(json.dumps(values), file=_answers, flush=True)
+
+    answer(tasks=list(tasks), versions=dict(versions))
+    for line in sys.stdin:
+        order = json.loads(line)
+        answer(seconds=timed(tasks[order["task"]], order["n"]))

@@ -1,0 +1,130 @@
+"""Contender: `transformers`' DecisionTransformerModel, with the collator of its public tutorial.
+
+The collator and the loop are written anew after "Train your first Decision Transformer"
+(https://huggingface.co/blog/train-decision-transformers), which takes both from kzl's gym code.
+"""
+
+from benchmarks.speed import contender as c  # isort: skip  takes standard output over
+
+import os
+import random
+
+import numpy as np
+import torch
+import transformers
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+torch.manual_seed(0)
+
+config = transformers.DecisionTransformerConfig(
+    state_dim=c.OBSERVATIONS, act_dim=c.ACTIONS, max_ep_len=c.MAX_STEPS, hidden_size=c.WIDTH,
+    n_layer=c.LAYERS, n_head=c.HEADS, resid_pdrop=c.DROPOUT, embd_pdrop=c.DROPOUT,
+    attn_pdrop=c.DROPOUT,
+)  # fmt: skip
+model = transformers.DecisionTransformerModel(config)
+optimizer = torch.optim.AdamW(model.parameters(), lr=c.LEARNING_RATE, weight_decay=c.WEIGHT_DECAY)
+
+
+class Collator:
+    """Draws episodes in proportion to their lengths, and pieces of them one after another."""
+
+    def __init__(self, episodes: int = 200, length: int = 1000):
+        rng = np.random.default_rng(0)
+        self.episodes = [
+            dict(
+                obs=rng.standard_normal((length, c.OBSERVATIONS)).astype(np.float32),
+                actions=rng.uniform(-1, 1, (length, c.ACTIONS)).astype(np.float32),
+                rewards=rng.uniform(0, 1, length).astype(np.float32),
+            )
+            for _ in range(episodes)
+        ]
+        every = np.concatenate([e["obs"] for e in self.episodes])
+        self.mean, self.std = every.mean(axis=0), every.std(axis=0) + 1e-6
+        lengths = np.array([len(e["rewards"]) for e in self.episodes])
+        self.share = lengths / lengths.sum()
+        self.rng = rng
+
+    def __call__(self) -> dict[str, torch.Tensor]:
+        K = c.CONTEXT
+        states, actions, returns, timesteps, masks = [], [], [], [], []
+        drawn = self.rng.choice(len(self.episodes), size=c.WINDOWS, replace=True, p=self.share)
+        for index in drawn:
+            episode = self.episodes[int(index)]
+            start = random.randint(0, len(episode["rewards"]) - 1)
+            obs = episode["obs"][start : start + K]
+            n, pad = len(obs), K - len(obs)
+            rewards = episode["rewards"][start:]
+            to_go = np.array([rewards[i:].sum() for i in range(n)])  # discounted by 1, as there
+            obs = (np.concatenate([np.zeros((pad, c.OBSERVATIONS)), obs]) - self.mean) / self.std
+            states.append(obs)
+            taken = episode["actions"][start : start + K]
+            actions.append(np.concatenate([np.full((pad, c.ACTIONS), -10.0), taken]))
+            returns.append(np.concatenate([np.zeros(pad), to_go])[:, None] / c.RETURN_SCALE)
+            timesteps.append(np.concatenate([np.zeros(pad), np.arange(start, start + n)]))
+            masks.append(np.concatenate([np.zeros(pad), np.ones(n)]))
+        batch = dict(states=states, actions=actions, returns_to_go=returns)
+        tensors = {k: torch.from_numpy(np.stack(v)).float() for k, v in batch.items()}
+        tensors["timesteps"] = torch.from_numpy(np.stack(timesteps)).long()
+        tensors["attention_mask"] = torch.from_numpy(np.stack(masks)).float()
+        return tensors
+
+
+collate = Collator()
+fixed = collate()
+
+
+def train(n: int) -> None:
+    model.train()
+    for _ in range(n):
+        preds = model(**fixed, rewards=None, return_dict=False)[1]
+        real = fixed["attention_mask"].reshape(-1) > 0
+        preds = preds.reshape(-1, c.ACTIONS)[real]
+        loss = torch.mean((preds - fixed["actions"].reshape(-1, c.ACTIONS)[real]) ** 2)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), c.CLIP)
+        optimizer.step()
+
+
+def batch(n: int) -> None:
+    for _ in range(n):
+        collate()
+
+
+env = c.make_hopper()
+
+
+@torch.no_grad()
+def evaluate(n: int) -> None:
+    """n environment steps, one environment, the last K steps as the model sees them."""
+    model.eval()
+    K, done = c.CONTEXT, True
+    for _ in range(n):
+        if done:
+            obs = torch.from_numpy(env.reset()[0]).float()[None]
+            actions, t = torch.zeros(0, c.ACTIONS), 0
+            to_go = torch.tensor([[c.TARGET / c.RETURN_SCALE]])
+        actions = torch.cat([actions, torch.zeros(1, c.ACTIONS)])
+        normal = (obs - torch.from_numpy(collate.mean)) / torch.from_numpy(collate.std)
+        window = [normal[-K:], actions[-K:], to_go[-K:]]
+        real = len(window[0])
+        padded = [torch.cat([torch.zeros(K - real, v.shape[1]), v.float()])[None] for v in window]
+        times = torch.cat([torch.zeros(K - real).long(), torch.arange(t + 1)[-K:]])[None]
+        mask = torch.cat([torch.zeros(K - real), torch.ones(real)])[None].long()
+        states, past, returns = padded
+        preds = model(
+            states=states, actions=past, rewards=None, returns_to_go=returns, timesteps=times,
+            attention_mask=mask, return_dict=False,
+        )[1]  # fmt: skip
+        actions[-1] = preds[0, -1]
+        state, reward, terminated, truncated, _ = env.step(actions[-1].numpy())
+        obs = torch.cat([obs, torch.from_numpy(state).float()[None]])
+        to_go = torch.cat([to_go, to_go[-1:] - float(reward) / c.RETURN_SCALE])
+        t, done = t + 1, terminated or truncated
+
+
+if __name__ == "__main__":
+    c.serve(
+        dict(train=train, batch=batch, evaluate=evaluate),
+        dict(transformers=transformers.__version__, torch=torch.__version__),
+    )

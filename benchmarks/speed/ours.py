@@ -1,0 +1,265 @@
+"""Contender: this package, bare and through RLlib."""
+
+from benchmarks.speed import contender as c  # isort: skip  takes standard output over
+
+import functools
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import ray
+import torch
+from gymnasium.spaces import Box
+
+from rllib_dt import DecisionTransformer, DTConfig, DTModelConfig, __version__, write_episodes
+from rllib_dt.episodes.frames import FrameStacks
+from rllib_dt.episodes.windows import WindowSampler
+from rllib_dt.network.loss import action_loss
+from rllib_dt.runtime.batches import PrefetchedBatches
+from tuned_examples import cartpole_dt, demo
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+rng = np.random.default_rng(0)
+SPACES = Box(-np.inf, np.inf, (c.OBSERVATIONS,)), Box(-1.0, 1.0, (c.ACTIONS,))
+UPDATES_A_CALL, ENVS = 10, 16
+MODEL: dict[str, Any] = dict(
+    context_length=c.CONTEXT, hidden_size=c.WIDTH, n_layer=c.LAYERS, n_head=c.HEADS,
+    max_ep_len=c.MAX_STEPS, resid_pdrop=c.DROPOUT, embd_pdrop=c.DROPOUT, attn_pdrop=c.DROPOUT,
+)  # fmt: skip
+
+
+def steps(n: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Columns of n steps in episodes of 1,000, and their timesteps."""
+    columns = {
+        "obs": rng.standard_normal((n, c.OBSERVATIONS), np.float32),
+        "actions": rng.uniform(-1, 1, (n, c.ACTIONS)).astype(np.float32),
+        "returns_to_go": rng.uniform(0, 3000, (n, 1)).astype(np.float32),
+    }
+    return columns, (np.arange(n) % 1000).astype(np.int32)
+
+
+def sampler(n: int, window: int = c.CONTEXT, windows: int = c.WINDOWS) -> WindowSampler:
+    columns, timesteps = steps(n)
+    return WindowSampler(
+        columns=columns, timesteps=timesteps, window_length=window, batch_size=windows, seed=0
+    )
+
+
+# --- the bare step
+
+
+def bare(precision: str, **model: Any) -> c.Task:
+    config = DTModelConfig(**(MODEL | model))
+    network = DecisionTransformer(config, *SPACES).train()
+    network.set_normalization(torch.zeros(c.OBSERVATIONS), torch.ones(c.OBSERVATIONS), 1000.0)
+    network.predict_state.requires_grad_(False)
+    network.predict_return.requires_grad_(False)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=c.LEARNING_RATE, weight_decay=c.WEIGHT_DECAY, fused=True
+    )
+    windows = c.WINDOWS * c.CONTEXT // config.window_length
+    drawn = sampler(100_000, config.window_length, windows).sample(0)
+    # full windows, as the peers' batch
+    rows = drawn["t"][:, -1] >= config.window_length - 1
+    batch = [torch.from_numpy(drawn[k][rows].repeat(2, 0)[:windows]) for k in _INPUTS]
+
+    def train(n: int) -> None:
+        for _ in range(n):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                out = network(*batch, only_actions=True)
+            loss = action_loss(network.codec, out.action_preds, batch[1], batch[4])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, c.CLIP)
+            optimizer.step()
+
+    return train
+
+
+_INPUTS = ("obs", "actions", "returns_to_go", "t", "loss_mask")
+
+# --- through RLlib
+
+
+def write_data() -> str:
+    folder = tempfile.mkdtemp(prefix="bench-")
+    columns, _ = steps(20_000)
+    episodes = (
+        dict(
+            obs=columns["obs"][i : i + 1000],
+            actions=columns["actions"][i : i + 1000],
+            rewards=np.ones(1000),
+            terminated=True,
+            truncated=False,
+        )
+        for i in range(0, 20_000, 1000)
+    )
+    write_episodes(episodes, Path(folder) / "data", *SPACES)
+    return str(Path(folder) / "data")
+
+
+@functools.cache
+def data() -> str:
+    return write_data()
+
+
+def config(**model: Any) -> DTConfig:
+    return (
+        DTConfig()
+        .environment(observation_space=SPACES[0], action_space=SPACES[1])
+        .offline_data(input_=data(), dataset_num_iters_per_learner=UPDATES_A_CALL)
+        .rl_module(model_config=DTModelConfig(**(MODEL | model)))
+        .training(
+            lr=c.LEARNING_RATE,
+            train_batch_size_per_learner=c.WINDOWS,
+            weight_decay=c.WEIGHT_DECAY,
+            grad_clip=c.CLIP,
+            return_scale=c.RETURN_SCALE,
+        )
+        .debugging(seed=0, log_level="ERROR")
+    )
+
+
+@functools.cache
+def algorithm() -> Any:
+    return config().build_algo()
+
+
+def through_rllib(n: int) -> None:
+    assert n % UPDATES_A_CALL == 0
+    for _ in range(n // UPDATES_A_CALL):
+        algorithm().train()
+
+
+def growth(size: int) -> c.Task:
+    """The learner's updates on a pool of so many steps."""
+    source = sampler(size)
+
+    def train(n: int) -> None:
+        learner = algorithm().learner_group._learner
+        if getattr(learner._batches, "_sampler", None) is not source:
+            algorithm().train()  # so that there is a learner's iterator to replace
+            learner._batches = PrefetchedBatches(source, learner._num_updates, learner._device)
+        through_rllib(n)
+
+    return train
+
+
+@functools.cache
+def evaluator(**model: Any) -> Any:
+    from rllib_dt.algorithm.dt import DT
+
+    env = dict(terminate_when_unhealthy=False, max_episode_steps=c.EPISODE_STEPS)
+    settings = config(**model).environment(
+        "Hopper-v5", env_config=env, observation_space=None, action_space=None
+    )
+    settings.observation_space = settings.action_space = None
+    settings.env_runners(num_envs_per_env_runner=ENVS)
+    algo: DT = settings.evaluation(target_returns=[c.TARGET], evaluation_duration=ENVS).build_algo()
+    return algo
+
+
+def evaluation(**model: Any) -> c.Task:
+    def evaluate(n: int) -> None:
+        assert n % (ENVS * c.EPISODE_STEPS) == 0
+        for _ in range(n // (ENVS * c.EPISODE_STEPS)):
+            evaluator(**model).evaluate()
+
+    return evaluate
+
+
+def set_up(n: int) -> None:
+    """Ray is up; from nothing to the first update of the CartPole example."""
+    for _ in range(n):
+        settings = cartpole_dt.make_config([str(demo.DATA)])
+        # its recording is not shipped: the demo's data, with the demo's episodes' lengths
+        settings.environment("CartPole-v1", env_config={})
+        model = {**settings.model_config, "max_ep_len": 500}
+        settings.rl_module(model_config=model).offline_data(dataset_num_iters_per_learner=1)
+        algo = settings.debugging(log_level="ERROR").build_algo()
+        algo.train()
+        algo.stop()
+
+
+# --- batches
+
+
+def batches(n: int, source: WindowSampler) -> None:
+    for update in range(n):
+        source.sample(update)
+
+
+def frame_sampler() -> WindowSampler:
+    """84 × 84 frames in stacks of 4, K 30, 128 windows; episodes of 500 steps."""
+    episodes, length, size = 30, 500, 4
+    frames = rng.integers(0, 255, (episodes * (length + size - 1), 84, 84), dtype=np.uint8)
+    first = np.concatenate([e * (length + size - 1) + np.arange(length) for e in range(episodes)])
+    return WindowSampler(
+        columns={
+            "obs": FrameStacks(frames, first, size),
+            "actions": np.zeros(len(first), np.int64),
+            "returns_to_go": np.zeros((len(first), 1), np.float32),
+        },
+        timesteps=np.tile(np.arange(length, dtype=np.int32), episodes),
+        window_length=30,
+        batch_size=128,
+        seed=0,
+    )
+
+
+class Copy:
+    """A plain copy of as many bytes as such a batch has, to memory that is there already."""
+
+    def __init__(self) -> None:
+        self.source = rng.integers(0, 255, (128, 30, 4, 84, 84), dtype=np.uint8)
+        self.target = np.zeros_like(self.source)
+
+    def __call__(self, n: int) -> None:
+        for _ in range(n):
+            np.copyto(self.target, self.source)
+
+
+def lazily(make: Callable[[], c.Task]) -> c.Task:
+    """Made when it is asked for: memory and Ray for what is measured only."""
+    made = functools.cache(make)
+    return lambda n: made()(n)
+
+
+TASKS: dict[str, c.Task] = {
+    "train_fp32": lazily(lambda: bare("fp32")),
+    "train_bf16": lazily(lambda: bare("bf16")),
+    "train_window_fp32": lazily(lambda: bare("fp32", attention="window")),
+    "train_window_bf16": lazily(lambda: bare("bf16", attention="window")),
+    "train_rllib": through_rllib,
+    "growth_10k": lazily(lambda: growth(10_000)),
+    "growth_1m": lazily(lambda: growth(1_000_000)),
+    "growth_10m": lazily(lambda: growth(10_000_000)),
+    "batch": lazily(lambda: functools.partial(batches, source=sampler(1_000_000))),
+    "frames": lazily(lambda: functools.partial(batches, source=frame_sampler())),
+    "copy": lazily(Copy),
+    "evaluate": evaluation(),
+    "evaluate_window": evaluation(attention="window"),
+    "evaluate_window_100": evaluation(attention="window", context_length=100),
+    "set_up": set_up,
+}
+
+if __name__ == "__main__":
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    for name in ("rllib_dt", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    c.serve(
+        TASKS,
+        dict(
+            rllib_dt=__version__,
+            ray=ray.__version__,
+            torch=torch.__version__,
+            gymnasium=gym.__version__,
+            numpy=np.__version__,
+        ),
+    )

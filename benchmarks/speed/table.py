@@ -1,0 +1,134 @@
+"""A run's rates as the table of docs/performance.md.
+
+`python -m benchmarks.speed.table results/bench.json --into docs/performance.md` puts it between the
+two marks there.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+PEERS = ("huggingface train", "d3rlpy train")
+PEER_LOOPS = ("huggingface evaluate", "d3rlpy evaluate")
+READ_STEPS = 1_000_000
+
+
+def ratio(mine: Sequence[float], others: Sequence[Sequence[float]]) -> str:
+    """Median and quartiles of the rounds' ratios to the better of the others.
+
+    The better one is the same in all rounds: that of the higher median.
+    """
+    best = max(others, key=np.median)
+    low, middle, high = np.quantile(np.array(mine) / np.array(best), [0.25, 0.5, 0.75])
+    return f"{middle:.2f} ({low:.2f} … {high:.2f})"
+
+
+def quartiles(values: Sequence[float], unit: str, scale: float = 1.0, digits: int = 1) -> str:
+    low, middle, high = np.quantile(np.array(values) * scale, [0.25, 0.5, 0.75])
+    return f"{middle:.{digits}f} ({low:.{digits}f} … {high:.{digits}f}) {unit}"
+
+
+def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, must and aim, measured)."""
+    rates = found["rates"]
+    table: list[tuple[str, str, str]] = []
+
+    def against_peers(part: str, task: str, peers: Sequence[str], what: str, goal: str) -> None:
+        there = [rates[part][peer] for peer in peers if peer in rates[part]]
+        table.append((what, goal, ratio(rates[part][task], there)))
+
+    if "training" in rates:
+        for task, what, goal in (
+            ("train_fp32", "bare step, fp32, to the better peer", "1.4, aim 2"),
+            ("train_bf16", "bare step, bf16, to the better peer (fp32)", "2.2, aim 3"),
+            ("train_window_fp32", 'the same with `attention="window"`, fp32', "-"),
+            ("train_window_bf16", 'the same with `attention="window"`, bf16', "-"),
+        ):
+            against_peers("training", f"ours {task}", PEERS, what, goal)
+        for name, values in rates["training"].items():
+            table.append((f"{name}, updates/s", "-", quartiles(values, "/s", digits=2)))
+    if "rllib" in rates:
+        part = rates["rllib"]
+        value = ratio(part["ours train_rllib"], [part["ours train_fp32"]])
+        table.append(("`algo.train()` to the bare step in a loop", "0.93, aim 0.98", value))
+    if "growth" in rates:
+        part = rates["growth"]
+        for size, name in (("1m", "1 million"), ("10m", "10 million")):
+            value = ratio(part[f"ours growth_{size}"], [part["ours growth_10k"]])
+            table.append((f"updates/s with {name} steps to 10 thousand", "within 5 %", value))
+    if "batches" in rates:
+        part = rates["batches"]
+        for name, values in part.items():
+            if name.endswith("batch"):
+                goal = "0.5 ms, aim 0.2" if name.startswith("ours") else "-"
+                milliseconds = 1000 / np.array(values)
+                table.append((f"a batch of 64 × 20: {name.split()[0]}", goal,
+                              quartiles(list(milliseconds), "ms", digits=2)))  # fmt: skip
+        value = ratio(part["ours frames"], [part["ours copy"]])
+        table.append(("128 × 30 stacks of 4 frames, to a plain copy", "0.5, aim 0.8", value))
+    if "evaluation" in rates:
+        part = rates["evaluation"]
+        for task, what, goal in (
+            ("evaluate", "evaluation, 16 environments, to the better peer's loop", "2.5, aim 5"),
+            ("evaluate_window", 'the same with `attention="window"`', "5, aim 8"),
+        ):
+            against_peers("evaluation", f"ours {task}", PEER_LOOPS, what, goal)
+        value = ratio(part["ours evaluate_window_100"], [part["ours evaluate_window"]])
+        table.append(("window: K 100 to K 20", "0.8", value))
+        for name, values in part.items():
+            table.append((f"{name}, steps/s", "-", quartiles(values, "/s", digits=0)))
+    if "set_up" in rates:
+        seconds = list(1 / np.array(rates["set_up"]["ours set_up"]))
+        table.append(("set-up to first update, CartPole example", "5 s, aim 2",
+                      quartiles(seconds, "s", digits=2)))  # fmt: skip
+    if "reading" in rates:
+        for name, values in rates["reading"].items():
+            thousands = quartiles(values, "k steps/s", READ_STEPS / 1000, digits=0)
+            table.append((f"{name.split()[1]}, one core", "300k, aim 1M", thousands))
+    if "memory" in found:
+        beyond, data = found["memory"]["beyond"], found["memory"]["data"]
+        text = f"{beyond['own']} MB own, {beyond['shared']} MB shared, of {data} MB of data"
+        table.append(("a learner beyond torch and RLlib", "data + 200 MB, aim + 100", text))
+    return table
+
+
+def to_markdown(found: dict[str, Any]) -> str:
+    """The table, and under it what it was measured with."""
+    lines = ["| what | must | measured |", "|---|---|---|"]
+    lines += [f"| {what} | {goal} | {value} |" for what, goal, value in rows(found)]
+    versions = ", ".join(f"{k} {v}" for k, v in sorted(found.get("versions", {}).items()))
+    roof = ", ".join(f"{v:.0f} ({k})" for k, v in found["matrix_gflops"].items())
+    lines += [
+        "",
+        f"Python {found['python']}, {found['threads']} threads, {found['machine']}; {versions}. "
+        f"Matrix products at these widths: {roof} GFLOP/s. Values are medians with quartiles.",
+    ]
+    return "\n".join(lines)
+
+
+def insert(document: Path, text: str) -> None:
+    """Puts the text between the marks of a document."""
+    before, _, rest = document.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("found", type=Path)
+    parser.add_argument("--into", type=Path)
+    args = parser.parse_args()
+    text = to_markdown(json.loads(args.found.read_text()))
+    if args.into:
+        insert(args.into, text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
