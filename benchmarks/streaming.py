@@ -102,7 +102,7 @@ def stream_passes(
         results = algo.train()["learners"]["default_policy"]
         passes = results["num_passes_over_data"] / reuse
         waits.append(results["data_wait_share"])
-        if passes * 4 >= len(seen) + 1:
+        if passes * 4 >= len(seen) + 1 or passes >= wanted:
             seen.append({"passes": round(passes, 2), **memory()})
             print(json.dumps(seen[-1]), file=sys.stderr, flush=True)
         if passes >= wanted:

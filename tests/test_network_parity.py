@@ -7,6 +7,7 @@ from gymnasium.spaces import Box, Discrete
 from rllib_dt.huggingface import load_pretrained, save_pretrained
 from rllib_dt.network.cache import GrowingCache
 from rllib_dt.network.config import DTModelConfig
+from rllib_dt.network.loss import action_loss
 from rllib_dt.network.network import CausalTransformer, DecisionTransformer, causal_mask
 
 transformers = pytest.importorskip("transformers", reason="the huggingface extra")
@@ -141,6 +142,21 @@ def test_the_saved_half_of_the_last_block_changes_nothing(pair):
     last = ours(**data, last_only=True).action_preds
     torch.testing.assert_close(part[data["mask"]], full[data["mask"]], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(last, full[:, -1:], atol=1e-6, rtol=1e-6)
+
+
+def test_what_is_left_out_has_no_part_in_the_gradient(pair):
+    """Of the actions' loss: all tokens, against state tokens alone in the last block."""
+    ours, _ = pair
+    data = batch()
+    gradients = []
+    for only_actions in (False, True):
+        ours.zero_grad()
+        preds = ours(**data, only_actions=only_actions).action_preds
+        action_loss(ours.codec, preds, data["actions"], data["mask"]).backward()
+        gradients.append({n: p.grad for n, p in ours.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, want in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], want, atol=1e-5, rtol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("case", range(len(CASES)))

@@ -10,7 +10,7 @@ from rllib_dt import DT, DTModelConfig
 from rllib_dt.episodes.spaces import step_layout
 from rllib_dt.huggingface import load_pretrained, save_pretrained
 from rllib_dt.network.cache import RollingCache
-from rllib_dt.network.network import DecisionTransformer
+from rllib_dt.network.network import DecisionTransformer, causal_mask
 from rllib_dt.runtime.connector import TARGET_RETURN
 from rllib_dt.runtime.rl_module import DTTorchRLModule
 from tests.conftest import SHIPPED, cartpole_config, make_episodes, tiny_config
@@ -89,6 +89,18 @@ def test_the_cache_is_exact_over_a_thousand_steps_with_resets_in_some_slots(spac
             times[slot] = 0 if t + 1 == lengths[slot] and slot != 2 else t + 1
             compared += 1
     assert compared > 2000
+
+
+def test_the_band_is_the_last_tokens_and_the_padding_is_no_part_of_it():
+    real = torch.tensor([[False, True, True, True, True]])
+    got = causal_mask(real, 5, band=3)[0, 0].int().tolist()
+    assert got == [
+        [1, 0, 0, 0, 0],  # itself, so that its softmax is finite
+        [0, 1, 0, 0, 0],
+        [0, 1, 1, 0, 0],
+        [0, 1, 1, 1, 0],
+        [0, 0, 1, 1, 1],
+    ]
 
 
 def test_a_token_looks_no_further_back_than_the_layers_reach():

@@ -23,7 +23,8 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 def _factors(shape: torch.Size, p: float) -> Tensor:
     """What to multiply with, float32: four 16-bit numbers from each 64-bit word of torch's.
 
-    `F.dropout` draws 53 bits an element: 3.0 ms for 64 × 60 × 128 on one core, this takes 0.5.
+    `F.dropout` draws 53 bits an element: 3.0 ms for 64 × 60 × 128 on one core; this takes 0.5
+    (docs/performance.md).
     """
     words = torch.empty(-(-shape.numel() // _LANES_PER_WORD), dtype=torch.int64)
     lanes = words.random_(-(2**63), None).view(torch.int16)[: shape.numel()].view(shape)
