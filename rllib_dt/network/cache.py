@@ -93,8 +93,9 @@ class RollingCache:
         real = since[..., None] >= torch.where(self._within == 0, 1, 0)  # (B, G, 3)
         mask = self._in_band[age] & real[:, :, None, :]  # (B, G, 3 queries, 3 keys)
         mask = mask.transpose(1, 2).flatten(2)  # (B, 3, 3G)
-        own = self._places[:, :, None] == torch.arange(3 * G, device=t.device)
-        return (mask | own).unsqueeze(1)
+        # even where it was not recorded, that action looks at itself: a softmax of nothing is NaN
+        mask[self._every_slot[: len(slots)], 0, self._places[:, 0]] = True
+        return mask.unsqueeze(1)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `KeyValueCache`; P+L is 3G, in the order of the groups."""
