@@ -23,6 +23,8 @@ def losses(config, backend=None):
     return found
 
 
+# torch 2.13 (2026-11): its compiler uses `torch.jit.script_method`, which torch deprecates
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.trap(15)
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize(
