@@ -177,7 +177,8 @@ def _move(draft: Path, final: Path) -> None:
         draft.rename(final)  # takes the place of an empty folder in one step
         return
     if _exchange(draft, final):
-        shutil.rmtree(draft)
+        # the new one stands: that the old one resists is no failure
+        shutil.rmtree(draft, ignore_errors=True)
         return
     replaced = draft.with_name(f"{draft.name}.replaced")
     final.rename(replaced)
