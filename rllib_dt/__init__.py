@@ -1,20 +1,33 @@
 """rllib_dt: the Decision Transformer for Ray RLlib's new API stack.
 
-Layers, each importing from those above it only: `episodes` (numpy), `network` and `huggingface`
-(torch), `runtime` (Ray), `algorithm`, and the edges `writer`, `plots` and `examples`.
+The rooms, each importing only from itself and from those before it:
+
+    spaces      questions asked of a gymnasium space: checks and layout; encoders and action heads
+    episodes    checked episodes, returns-to-go, pools, windows and samplers (numpy)
+    network     the Decision Transformer (torch)
+    policy      acting without Ray: contexts, caches, actors, Hugging Face folders
+    formats     recorded formats, one module each (no Ray, no torch)
+    compat      private parts of Ray and gymnasium, all in one place
+    reading     Ray Data: passes over the input, hold-out, streaming, `OfflineData`
+    rollout     evaluation: jobs, dispatch, env runner, connector, results
+    learning    the learner, the RLModule, batches, validation
+    algorithm   DT, DTConfig, checks, checkpoints, registration
+
+and at the edge `huggingface`, `plots` and `examples`.
 """
 
 import importlib
 import importlib.util
 import logging
-import sys
 from typing import TYPE_CHECKING, Any
+
+from rllib_dt import compat
 
 if TYPE_CHECKING:
     from rllib_dt.algorithm import DT, DTConfig, register
+    from rllib_dt.formats.canonical import write_episodes
     from rllib_dt.network.config import DTModelConfig
     from rllib_dt.network.network import DecisionTransformer
-    from rllib_dt.writer import write_episodes
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,7 +45,7 @@ _HOMES = {
     "DTModelConfig": "rllib_dt.network.config",
     "DecisionTransformer": "rllib_dt.network.network",
     "register": "rllib_dt.algorithm",
-    "write_episodes": "rllib_dt.writer",
+    "write_episodes": "rllib_dt.formats.canonical",
 }
 
 
@@ -43,7 +56,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _show_progress() -> None:
-    # as RLlib does for its own logger: what was read and derived is to be seen at the start
+    # as RLlib does for its own logger, so that a run shows what it read and derived
     logger = logging.getLogger("rllib_dt")
     if not logger.handlers and logger.level == logging.NOTSET:
         handler = logging.StreamHandler()
@@ -52,13 +65,8 @@ def _show_progress() -> None:
         logger.setLevel(logging.INFO)
 
 
-def _in_ray_task() -> bool:
-    worker = sys.modules.get("ray._private.worker")
-    return worker is not None and worker.global_worker.mode == worker.WORKER_MODE
-
-
 _show_progress()
-# registers "DT". Not where Ray runs our functions: a reader needs neither torch nor RLlib;
-# there the algorithm is imported, and registered, at first use
-if importlib.util.find_spec("ray") is not None and not _in_ray_task():
+# Registers "DT", except in Ray's workers: a reader needs neither torch nor RLlib, and there the
+# algorithm is imported, and registered, at first use.
+if importlib.util.find_spec("ray") is not None and not compat.in_ray_task():
     importlib.import_module("rllib_dt.algorithm")

@@ -1,4 +1,4 @@
-"""The command line that `tuned_examples` share: RLlib's flags, and where the data is."""
+"""The command line that `tuned_examples` share: RLlib's flags, and the data's path."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""Achieved against asked: the picture that says whether a policy does what its target asks."""
+"""Achieved against target return, as a table and as a plot."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def target_table(by_target: Mapping[str, Mapping[str, Any]]) -> str:
-    """Target, achieved mean ± standard deviation and episodes, as aligned text."""
+    """Formats target, achieved mean ± standard deviation and episodes as aligned text."""
     rows = [("target", "achieved", "episodes")]
     for target, result in by_target.items():
         mean, std = result["episode_return_mean"], result["episode_return_std"]
@@ -20,14 +20,14 @@ def target_table(by_target: Mapping[str, Mapping[str, Any]]) -> str:
 def plot_targets(
     by_target: Mapping[str, Mapping[str, Any]], data_returns: Sequence[float], path: str | Path
 ) -> None:
-    """Draws achieved against target return, the data's returns behind it, and saves it.
+    """Saves a plot of achieved against target return, with the data's returns in the background.
 
     Needs matplotlib (the `plots` extra).
 
     Args:
-        by_target: of an evaluation's result.
+        by_target: from an evaluation's result.
         data_returns: the return of each recorded episode.
-        path: where to; the ending says the format.
+        path: where to save it; the suffix decides the format.
     """
     from matplotlib.figure import Figure
 

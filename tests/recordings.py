@@ -5,6 +5,7 @@ import gzip
 import json
 import pickle
 import zipfile
+from dataclasses import dataclass
 
 import h5py
 import lz4.frame
@@ -19,9 +20,11 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.compression import pack
 
 from rllib_dt import write_episodes
-from rllib_dt.episodes.record import DataError
-from rllib_dt.runtime.readers.files import ReadOptions, find_files, read_file
-from rllib_dt.runtime.readers.fragments import assemble
+from rllib_dt.episodes.episode import DataError
+from rllib_dt.formats.assembly import Assembler, assemble
+from rllib_dt.formats.files import find_files, read_file
+from rllib_dt.formats.fragments import ReadOptions
+from rllib_dt.reading.tasks import group_files, read_fragments
 
 OBSERVATIONS = Box(-np.inf, np.inf, (3,))
 ACTIONS = Box(-1.0, 1.0, (2,))
@@ -32,7 +35,26 @@ def read(inputs, incomplete="error", **options):
     inputs = [str(i) for i in inputs] if isinstance(inputs, list) else str(inputs)
     files = find_files(inputs)
     fragments = (f for path, _ in files for f in read_file(path, ReadOptions(**options)))
-    return assemble(fragments, incomplete)
+    return assembled(fragments, incomplete)
+
+
+def read_with_ray(inputs):
+    """As `read`, through Ray Data's tasks."""
+    groups = group_files(find_files(str(inputs)))
+    return assembled(read_fragments(groups, ReadOptions()))
+
+
+@dataclass
+class Assembled:
+    """Whole episodes, in the order in which they became whole, and what was left out."""
+
+    episodes: list
+    dropped: list
+
+
+def assembled(fragments, incomplete="error"):
+    assembler = Assembler(incomplete)
+    return Assembled(list(assemble(fragments, assembler)), assembler.dropped)
 
 
 def refused(match):

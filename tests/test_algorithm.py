@@ -9,7 +9,7 @@ import torch
 from gymnasium.spaces import Box
 
 from rllib_dt import DT, DTConfig, write_episodes
-from rllib_dt.runtime.learner import NonFiniteLossError, warmup_factor
+from rllib_dt.learning.learner import NonFiniteLossError, warmup_factor
 from tests.conftest import cartpole_config, make_episodes, tiny_config
 from tests.training import NO_DROPOUT, learner_results, same, weights
 
@@ -180,8 +180,8 @@ def test_two_learners_take_the_gradient_of_all_their_valid_steps(cluster, tiny_d
     algo.learner_group.foreach_learner(use_sgd)
     network = algo.get_module().network
     before = weights(algo)
-    (source, *_rest) = algo.offline_data.sample(8)
-    batches = [source.sampler(stream, 2).sample(0) for stream in (0, 1)]
+    (supply, *_rest) = algo.offline_data.sample(8)
+    batches = [supply.sampler(learner, 2).sample(0).columns() for learner in (0, 1)]
     valid = [int(b["loss_mask"].sum()) for b in batches]
     assert valid[0] != valid[1]
     joined = {k: torch.as_tensor(np.concatenate([b[k] for b in batches])) for k in batches[0]}

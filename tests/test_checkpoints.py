@@ -13,8 +13,8 @@ import pytest
 from gymnasium.spaces import Box
 
 from rllib_dt import DT, write_episodes
-from rllib_dt.runtime import checkpoints
-from rllib_dt.runtime.checkpoints import MANIFEST, STATES, CheckpointError, verify, writing
+from rllib_dt.algorithm import checkpoints
+from rllib_dt.algorithm.checkpoints import MANIFEST, STATES, CheckpointError, verify, writing
 from tests.conftest import make_episodes, tiny_config
 from tests.training import same, weights
 
@@ -117,7 +117,7 @@ def test_other_things_in_the_folder_are_not_replaced(saved, tmp_path, monkeypatc
     algo = DT.from_checkpoint(saved[0])
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="holds other things than a checkpoint"):
+    with pytest.raises(CheckpointError, match="holds things other than a checkpoint"):
         algo.save_to_path(tmp_path / "results")
     assert os.listdir(tmp_path / "results") == ["notes.txt"]
     monkeypatch.chdir(tmp_path)
@@ -130,7 +130,8 @@ def test_other_things_in_the_folder_are_not_replaced(saved, tmp_path, monkeypatc
 WRITER = """
 import os, pickle, signal, sys
 from pathlib import Path
-from rllib_dt.runtime.checkpoints import STATES, writing
+from rllib_dt.algorithm.checkpoints import STATES
+from rllib_dt.algorithm.checkpoints import writing
 
 with writing(sys.argv[1]) as draft:
     for number, state in enumerate(STATES):

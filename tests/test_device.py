@@ -87,7 +87,7 @@ def learner_without_values(cluster, tiny_data, monkeypatch):
     algo = tiny_config(tiny_data[0]).build_algo()
     algo.train()
     learner = algo.learner_group._learner
-    batch = {name: column.to("meta") for name, column in learner._batches.next()[0].items()}
+    batch = learner._batches.next()[0].map(lambda column: column.to("meta")).columns()
     learner.module["default_policy"].to("meta")
     learner._device = torch.device("meta")
     for kept in ("_named_optimizers", "_optimizer_parameters", "_params", "_module_optimizers"):
@@ -117,4 +117,4 @@ def test_an_update_waits_for_the_device_for_its_metrics_only(learner_without_val
         learner.after_gradient_based_update(timesteps={})
     # whether a loss was bad, the steps, the loss, the gradient's norm: once for all five
     assert asked.count == 4
-    assert learner._num_updates == 3 + 5
+    assert learner.progress.updates == 3 + 5

@@ -9,17 +9,9 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_dt import DTConfig, DTModelConfig, write_episodes
-from rllib_dt.runtime.connector import TARGET_RETURN
-from rllib_dt.runtime.evaluation import (
-    NOTHING,
-    EpisodeFailure,
-    EpisodeResult,
-    Outcome,
-    make_jobs,
-    normalized_score,
-    summarize,
-    target_name,
-)
+from rllib_dt.rollout.connector import TARGET_RETURN
+from rllib_dt.rollout.jobs import EpisodeFailure, EpisodeResult, Outcome, make_jobs
+from rllib_dt.rollout.results import NOTHING, normalized_score, summarize, target_name
 from tests.conftest import TINY, cartpole_config, make_episodes
 from tests.environments import Lengths
 

@@ -13,9 +13,9 @@ import ray
 from gymnasium.spaces import Box
 
 from rllib_dt import DTConfig, DTModelConfig, write_episodes
-from rllib_dt.runtime import dispatch
-from rllib_dt.runtime.compat import runner_actors
-from rllib_dt.runtime.evaluation import make_jobs
+from rllib_dt.compat import runner_actors
+from rllib_dt.rollout import dispatch
+from rllib_dt.rollout.jobs import make_jobs
 from tests.conftest import TINY, make_episodes
 
 EPISODES = 6

@@ -10,7 +10,7 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig
 from ray.tune.schedulers import PopulationBasedTraining
 
-from rllib_dt.runtime.learner import DTTorchLearner
+from rllib_dt.learning.learner import DTTorchLearner
 from tests.conftest import tiny_config
 from tests.scripts import run_script
 
@@ -20,7 +20,7 @@ class DyingLearner(DTTorchLearner):
 
     def compute_loss_for_module(self, **kwargs):
         mark = Path(self.config.mark)
-        if self.rank == 1 and self._num_updates == 7 and not mark.exists():
+        if self.rank == 1 and self.progress.updates == 7 and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().compute_loss_for_module(**kwargs)

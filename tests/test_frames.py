@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from rllib_dt.episodes.buffers import Buffers
+from rllib_dt.episodes.episode import Episode
 from rllib_dt.episodes.frames import FrameStacks
-from rllib_dt.episodes.pool import EpisodePool, PoolOptions
-from rllib_dt.episodes.record import Episode
-from rllib_dt.episodes.rolling import RollingSampler, chunk_steps
-from rllib_dt.episodes.windows import WindowSampler, gather_windows
+from rllib_dt.episodes.pool import EpisodePool
+from rllib_dt.episodes.samplers import Draws, FixedSampler, RollingSampler, chunk_steps
+from rllib_dt.episodes.windows import gather_windows
 from tests.test_streaming import ListedChunks
+from tests.windows import assert_same
 
 F, H, W, K = 3, 5, 7, 4
-STACKED = PoolOptions(frame_stack=True)
 
 
 def stacked_episode(number, length):
@@ -36,29 +36,31 @@ EPISODES = [stacked_episode(i, n) for i, n in enumerate([5, 1, 11, 2, 8])]
 
 
 def test_windows_of_stacks_are_those_of_the_whole_array():
-    once = EpisodePool.from_episodes(EPISODES, STACKED)
+    once = EpisodePool.from_episodes(EPISODES, stacked=True)
     whole = EpisodePool.from_episodes(EPISODES)
     last = np.arange(len(whole))
     timestep = whole.timesteps.astype(np.int64)
     got = gather_windows(once.columns, last, timestep, K)
     want = gather_windows(whole.columns, last, timestep, K)
-    for name in want:
-        np.testing.assert_array_equal(got[name], want[name], err_msg=name)
-    assert got["obs"].shape == (27, K, F, H, W)
+    assert_same(got, want)
+    assert got.observations.shape == (27, K, F, H, W)
 
 
 def test_each_frame_is_kept_once():
-    column = EpisodePool.from_episodes(EPISODES, STACKED).columns["obs"]
+    column = EpisodePool.from_episodes(EPISODES, stacked=True).columns["obs"]
     assert len(column.frames) == 27 + (F - 1) * 5
     assert column.shape == (27, F, H, W)
     assert column.nbytes == column.frames.nbytes + 27 * 8
 
 
+CUTS = ((0, 2), (2, 3), (3, 5))
+
+
 def test_pools_of_stacks_are_joined_and_selected_from():
-    parts = [EpisodePool.from_episodes(EPISODES[a:b], STACKED) for a, b in ((0, 2), (2, 3), (3, 5))]
+    parts = [EpisodePool.from_episodes(EPISODES[a:b], stacked=True) for a, b in CUTS]
     chosen = np.array([True, False, True, False, True])
     got = EpisodePool.concatenate(parts).select(chosen)
-    want = EpisodePool.from_episodes([EPISODES[i] for i in np.flatnonzero(chosen)], STACKED)
+    want = EpisodePool.from_episodes([EPISODES[i] for i in np.flatnonzero(chosen)], stacked=True)
     np.testing.assert_array_equal(got.columns["obs"].frames, want.columns["obs"].frames)
     np.testing.assert_array_equal(got.columns["obs"].first, want.columns["obs"].first)
 
@@ -70,31 +72,27 @@ def test_stacks_that_do_not_follow_each_other_are_refused():
         FrameStacks.from_episodes([EPISODES[0].observations, broken.observations])
 
 
-def sampler(pool, **kwargs):
-    return WindowSampler(
-        columns=pool.columns, timesteps=pool.timesteps, window_length=K, batch_size=9, seed=1
-    )
+DRAWS = Draws(window_length=K, batch_size=9, seed=1)
+
+
+def sampler(pool):
+    return FixedSampler(pool.columns, pool.timesteps, DRAWS)
 
 
 def test_samplers_draw_the_same_whichever_way_frames_are_kept():
     whole = sampler(EpisodePool.from_episodes(EPISODES))
-    once = sampler(EpisodePool.from_episodes(EPISODES, STACKED))
+    once = sampler(EpisodePool.from_episodes(EPISODES, stacked=True))
     for update in range(5):
         a, b = whole.sample(update), once.sample(update)
-        np.testing.assert_array_equal(a["obs"], b["obs"])
+        np.testing.assert_array_equal(a.observations, b.observations)
     feeds = []
-    for options in (PoolOptions(), STACKED):
+    for stacked in (False, True):
         feed = ListedChunks(EPISODES * 4, chunk_steps(50))
-        feed.pools = [EpisodePool.from_episodes([e], options) for e in EPISODES * 4]
-        feeds.append(
-            RollingSampler(
-                feed, capacity=50, draws_per_step=0.5, window_length=K, batch_size=9, seed=1
-            )
-        )
+        feed.pools = [EpisodePool.from_episodes([e], stacked=stacked) for e in EPISODES * 4]
+        feeds.append(RollingSampler(feed, capacity=50, draws_per_step=0.5, draws=DRAWS))
     for update in range(20):
         a, b = (feed.sample(update) for feed in feeds)
-        for name in a:
-            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+        assert_same(a, b)
 
 
 # ---- memory that serves again
@@ -139,16 +137,14 @@ def test_small_arrays_and_other_sizes_keep_nothing():
 
 def test_large_batches_of_a_sampler_take_turns():
     rows = np.arange(40_000, dtype=np.float32).reshape(-1, 1).repeat(50, 1)
-    drawn = WindowSampler(
-        columns={"obs": rows},
-        timesteps=np.arange(40_000, dtype=np.int32),
-        window_length=20,
-        batch_size=512,
-        seed=0,
+    drawn = FixedSampler(
+        {"obs": rows, "actions": rows[:, 0], "returns_to_go": rows[:, :1]},
+        np.arange(40_000, dtype=np.int32),
+        Draws(window_length=20, batch_size=512, seed=0),
     )
-    kept = drawn.sample(0)["obs"]
+    kept = drawn.sample(0).observations
     copy = kept.copy()
-    addresses = {address(drawn.sample(update)["obs"]) for update in range(1, 6)}
+    addresses = {address(drawn.sample(update).observations) for update in range(1, 6)}
     assert len(addresses) <= 2
     assert address(kept) not in addresses
     np.testing.assert_array_equal(kept, copy)

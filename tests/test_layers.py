@@ -1,4 +1,4 @@
-"""The layers import downwards only, and what a layer may lean on."""
+"""The rooms of the package: what each may import, and where private parts of others may be used."""
 
 import ast
 from pathlib import Path
@@ -6,54 +6,169 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "rllib_dt"
-# from the lowest; a module may import from its own layer and those before it
-LAYERS = [
+# from the lowest; a module may import from its own room and from those before it
+ROOMS = [
+    ("spaces",),
     ("episodes",),
-    ("network", "huggingface"),
-    ("runtime",),
+    ("network",),
+    ("policy",),
+    ("formats",),
+    ("compat",),
+    ("reading",),
+    ("rollout",),
+    ("learning",),
     ("algorithm",),
-    ("writer", "plots", "examples", "__init__"),
+    ("huggingface", "plots", "examples", "runtime", "__init__"),
 ]
-FOREIGN = {"episodes": {"torch", "ray"}, "network": {"ray"}, "huggingface": {"ray", "transformers"}}
-# parts of Ray that are private or undecorated belong in compat
-PRIVATE = ("ray._private", "ray.tune.registry")
+# the numpy half of `spaces`: Ray's reading tasks import it
+NUMPY_ONLY = {"spaces/leaves.py", "policy/context.py"}
+FOREIGN = {
+    "spaces": {"ray"},
+    "episodes": {"torch", "ray"},
+    "network": {"ray"},
+    "policy": {"ray", "transformers"},
+    "formats": {"torch", "ray"},
+    "reading": {"torch"},
+}
+# parts of `spaces` that need torch, for rooms that must not import it
+TORCH_MODULES = {"rllib_dt.spaces.encoders", "rllib_dt.spaces.heads"}
+PRIVATE_MODULES = ("ray._private", "ray.tune.registry", "ray.experimental.internal_kv")
+# What RLlib marks private and subclasses of its classes use all the same: methods that are meant
+# to be overridden, and attributes of the parent. Each has a contract test or breaks at once.
+INHERITED = {
+    "algorithm/config.py": {
+        "_is_online",
+        "_train_batch_size_per_learner",
+        "_model_config",
+        "_value_error",
+        "_validate_offline_settings",
+    },
+    "algorithm/dt.py": {"_before_evaluate", "_should_create_evaluation_env_runners"},
+    "algorithm/offline.py": {"_iteration"},
+    "learning/learner.py": {
+        "_check_component",
+        "_create_iterator_if_necessary",
+        "_device",
+        "_module",
+        "_named_optimizers",
+        "_weights_seq_no",
+    },
+    "rollout/env_runner.py": {
+        "_env_to_module",
+        "_make_on_episode_callback",
+        "_module_to_env",
+        "_ongoing_episodes",
+    },
+}
 
 
 def modules():
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def layer_of(part):
-    return next(i for i, names in enumerate(LAYERS) if part in names)
+def name_of(path):
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def room_of(path):
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def rank(room):
+    return next(i for i, names in enumerate(ROOMS) if room in names)
 
 
 def imports(path):
-    """Absolute names of every module that the file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Absolute names of every module that the file imports, except for types only."""
+    tree = ast.parse(path.read_text())
+    for_types = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
             yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def part_of(path):
-    relative = path.relative_to(PACKAGE)
-    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+def private_uses(path):
+    """(owner, name) of each `owner._name` in a file, but for names that the file itself defines."""
+    tree = ast.parse(path.read_text())
+    own = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    own |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    own |= {
+        n.attr
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Attribute)
+        and isinstance(n.ctx, ast.Store)
+        and ast.unparse(n.value) in ("self", "cls")
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            if node.attr.startswith("__") or ast.unparse(node) == "os._exit":
+                continue
+            yield ast.unparse(node.value), node.attr, node.attr in own
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_module_imports_downwards_only(path):
-    own = layer_of(part_of(path))
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_a_module_imports_from_its_own_and_earlier_rooms_only(path):
+    room = room_of(path)
+    foreign = FOREIGN.get(room, set()) | ({"torch"} if name_of(path) in NUMPY_ONLY else set())
     for name in imports(path):
-        top = name.split(".")[0]
-        assert top not in FOREIGN.get(part_of(path), ()), f"{path} imports {name}"
-        if top == "rllib_dt" and "." in name:
-            assert layer_of(name.split(".")[1]) <= own, f"{path} imports {name}"
-        if path.name != "compat.py":
-            assert not name.startswith(PRIVATE), f"{path} imports {name}"
+        top, *rest = name.split(".")
+        assert top not in foreign, f"{path} imports {name}"
+        if top == "rllib_dt" and rest and (PACKAGE / rest[0]).exists():
+            assert rank(rest[0]) <= rank(room), f"{path} imports {name}"
+        if "torch" in foreign:
+            assert name not in TORCH_MODULES, f"{path} imports {name}"
+        if room != "compat":
+            assert not name.startswith(PRIVATE_MODULES), f"{path} imports {name}"
 
 
-def test_every_part_has_a_layer():
-    assert {part_of(p) for p in modules()} == {name for layer in LAYERS for name in layer}
-    assert len(modules()) > 20
+def test_every_module_is_in_a_room():
+    assert {room_of(p) for p in modules()} == {name for names in ROOMS for name in names}
+    assert len(modules()) > 50
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_private_parts_of_others_are_used_in_compat_only(path):
+    if name_of(path) == "compat.py":
+        return
+    inherited = INHERITED.get(name_of(path), set())
+    for owner, name, is_own in private_uses(path):
+        if owner in ("self", "cls", "super()", "config"):
+            assert is_own or name in inherited, f"{path}: {owner}.{name}"
+        else:
+            assert is_own, f"{path}: {owner}.{name}"
+
+
+def test_inherited_private_names_are_listed_only_where_they_are_used():
+    for name, listed in INHERITED.items():
+        tree = ast.parse((PACKAGE / name).read_text())
+        used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+        used |= {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+        used |= {n.target.id for n in ast.walk(tree) if isinstance(n, ast.AnnAssign)
+                 if isinstance(n.target, ast.Name)}  # fmt: skip
+        assert listed <= used, f"{name} does not use {listed - used}"
+
+
+def test_reading_tasks_load_neither_torch_nor_rllib():
+    from tests.scripts import run_script
+
+    out = run_script("""
+        import sys
+        import ray._private.worker as worker
+        worker.global_worker.set_mode(worker.WORKER_MODE)  # as in a task
+        import rllib_dt.reading.tasks
+        import rllib_dt.formats.files
+        print([name for name in ("torch", "ray.rllib") if name in sys.modules])
+    """)
+    assert out.strip() == "[]"

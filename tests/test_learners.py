@@ -29,24 +29,24 @@ def test_weights_are_identical_after_fifty_updates_of_other_windows(cluster, tmp
     first, second = (r.get() for r in algo.learner_group.foreach_learner(state_of))
     assert all(torch.equal(first[name], second[name]) for name in first)
     here, there = (r.get() for r in algo.learner_group.foreach_learner(batch_of))
-    assert not np.array_equal(here["obs"], there["obs"])
+    assert not np.array_equal(here.observations, there.observations)
     algo.stop()
 
 
 def test_together_the_learners_cover_the_data_evenly(cluster, tiny_data):
     algo = tiny_config(tiny_data[0]).build_algo()
-    (source,) = algo.offline_data.sample(1)
-    steps = source.num_steps
+    (supply,) = algo.offline_data.sample(1)
+    steps = supply.num_steps
     counts = np.zeros(steps)
-    pool_obs = source.sampler(0, 1).columns["obs"]
+    pool_obs = supply.sampler(0, 1).columns["obs"]
     place = {row.tobytes(): i for i, row in enumerate(pool_obs)}
     updates = 2000
-    for stream in range(2):
-        sampler = source.sampler(stream, 2)
+    for learner in range(2):
+        sampler = supply.sampler(learner, 2)
         for update in range(updates):
-            for row in sampler.sample(update)["obs"][:, -1]:
+            for row in sampler.sample(update).observations[:, -1]:
                 counts[place[row.tobytes()]] += 1
-    want = 2 * updates * sampler.batch_size / steps
+    want = 2 * updates * sampler.draws.batch_size / steps
     # 71 counts of a binomial within 5 deviations: a false alarm in 24,000 seeds
     assert np.abs(counts - want).max() < 5 * np.sqrt(want)
     algo.stop()

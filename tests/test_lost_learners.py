@@ -6,11 +6,11 @@ import signal
 import pytest
 import torch
 
+from rllib_dt.compat import LearnerLostError
 from rllib_dt.huggingface import save_pretrained
+from rllib_dt.learning.learner import DTTorchLearner, NonFiniteLossError
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.network import DecisionTransformer
-from rllib_dt.runtime.compat import LearnerLostError
-from rllib_dt.runtime.learner import DTTorchLearner, NonFiniteLossError
 from tests.conftest import TINY, tiny_config
 from tests.training import learner_results
 
@@ -64,7 +64,7 @@ class OneGoesWrong(DTTorchLearner):
     """The second of two learners, in its fifth update."""
 
     def compute_loss_for_module(self, *, batch, **kwargs):
-        if self.rank == 1 and self._num_updates == 4:
+        if self.rank == 1 and self.progress.updates == 4:
             if self.config.trouble == "raise":
                 raise RuntimeError("out of memory, say")
             batch["actions"] = torch.full_like(batch["actions"], 3e38)

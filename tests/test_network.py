@@ -1,4 +1,4 @@
-"""Layer 2: what the network may see, what it predicts, what it is charged for."""
+"""The network: what it may see, what it predicts, and the loss of its predictions."""
 
 import dataclasses
 
@@ -8,12 +8,13 @@ import torch
 from gymnasium import spaces
 from gymnasium.spaces import Box, Discrete
 
-from rllib_dt.episodes.spaces import UnsupportedSpaceError
+from rllib_dt.episodes.windows import Window
 from rllib_dt.network.cache import GrowingCache
 from rllib_dt.network.config import DTModelConfig
-from rllib_dt.network.loss import action_loss
 from rllib_dt.network.network import CausalTransformer, DecisionTransformer, causal_mask
-from rllib_dt.network.spaces import action_codec
+from rllib_dt.spaces.heads import action_head
+from rllib_dt.spaces.leaves import UnsupportedSpaceError
+from tests.training import mean_loss
 
 B, K, S, A = 3, 7, 5, 2
 UNBOUNDED = Box(-np.inf, np.inf, (S,))
@@ -73,9 +74,7 @@ def test_padding_changes_neither_predictions_nor_loss(value, training):
         torch.testing.assert_close(
             getattr(a, name)[plain["mask"]], getattr(b, name)[plain["mask"]], atol=1e-6, rtol=1e-6
         )
-    losses = [
-        action_loss(net.codec, a.action_preds, d["actions"], d["mask"]) for d in (plain, filled)
-    ]
+    losses = [mean_loss(net, out, data) for out, data in ((a, plain), (b, filled))]
     torch.testing.assert_close(losses[0], losses[1], atol=1e-6, rtol=1e-6)
 
 
@@ -91,7 +90,7 @@ def test_left_padded_right_padded_and_unpadded_segments_agree():
     alone = net(**bare).action_preds
     torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(left, alone, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(net.act(**data), alone[:, -1], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(net.act(Window(**data)), alone[:, -1], atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.semantics(7)
@@ -102,12 +101,12 @@ def test_a_row_without_valid_positions_gives_no_nan(dtype, weights):
     data = batch(lengths=(0, 7, 0))
     with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
         out = net(**data, output_attentions=weights)
-        loss = action_loss(net.codec, out.action_preds, data["actions"], data["mask"])
+        loss = mean_loss(net, out, data)
     loss.backward()
     assert out.action_preds.isfinite().all()
     assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
     empty = batch(lengths=(0, 0, 0))
-    nothing = action_loss(net.codec, net(**empty).action_preds, empty["actions"], empty["mask"])
+    nothing = mean_loss(net, net(**empty), empty)
     assert nothing == 0.0
 
 
@@ -145,29 +144,29 @@ def test_state_and_return_heads_read_the_action_token():
 
 @pytest.mark.semantics(12)
 def test_the_loss_is_a_mean_over_valid_action_elements():
-    codec = action_codec(Box(-1.0, 1.0, (2,)))
-    preds = torch.tensor([[[9.0, 9.0], [0.5, 0.0]], [[0.1, 0.2], [1.0, -1.0]]])
+    head = action_head(Box(-1.0, 1.0, (2,)), tanh=True)
+    outputs = torch.tensor([[[9.0, 9.0], [0.5, 0.0]], [[0.1, 0.2], [1.0, -1.0]]])
     actions = torch.tensor([[[0.0, 0.0], [0.0, 0.0]], [[0.1, 0.0], [0.0, 0.0]]])
     mask = torch.tensor([[False, True], [True, True]])
-    # squares of the valid elements: .25, 0, 0, .04, 1, 1; six of them
-    torch.testing.assert_close(action_loss(codec, preds, actions, mask), torch.tensor(2.29 / 6))
+    # squares of the valid elements: .25, 0, 0, .04, 1, 1; six of them, two a step
+    torch.testing.assert_close(head.loss_sum(outputs, actions, mask), torch.tensor(2.29 / 2))
 
 
 @pytest.mark.semantics(14)
 @pytest.mark.parametrize("start", [0, -4, 11])
 def test_discrete_actions_round_trip_with_any_start(start):
     space = Discrete(3, start=start)
-    codec = action_codec(space)
+    head = action_head(space, tanh=True)
     actions = torch.arange(3) + start
-    assert torch.equal(codec.encode(actions), torch.eye(3))
-    assert torch.equal(codec.act(torch.eye(3) * 5, sample=False), actions)
-    assert set(codec.act(torch.zeros(200, 3), sample=True).tolist()) == set(actions.tolist())
+    assert torch.equal(head.features(actions), torch.eye(3))
+    assert torch.equal(head.act(torch.eye(3) * 5, sample=False), actions)
+    assert set(head.act(torch.zeros(200, 3), sample=True).tolist()) == set(actions.tolist())
     logits = torch.tensor([[[1.0, 2.0, 0.0]]])
     want = -torch.log_softmax(logits[0, 0], 0)[1]
-    got = action_loss(codec, logits, actions[1].view(1, 1), torch.ones(1, 1, dtype=torch.bool))
-    torch.testing.assert_close(got, want)
+    got = head.losses(logits, actions[1].view(1, 1))
+    torch.testing.assert_close(got, want.view(1, 1))
     net = network(space)
-    out = net.act(**batch(action_space=space))
+    out = net.act(Window(**batch(action_space=space)))
     assert out.shape == (B,)
     assert all(space.contains(int(a)) for a in out)
 
@@ -175,17 +174,17 @@ def test_discrete_actions_round_trip_with_any_start(start):
 @pytest.mark.semantics(14)
 def test_box_bounds_are_mapped_to_the_heads_range_and_back():
     space = Box(np.float32([-2.0, 5.0]), np.float32([4.0, 5.5]))
-    codec = action_codec(space)
+    head = action_head(space, tanh=True)
     ends = torch.stack([torch.as_tensor(space.low), torch.as_tensor(space.high)])
-    torch.testing.assert_close(codec.encode(ends), torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
-    torch.testing.assert_close(codec.decode(codec.encode(ends)), ends)
+    torch.testing.assert_close(head.features(ends), torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+    torch.testing.assert_close(head.decode(head.features(ends)), ends)
     data = batch()
-    data["actions"] = codec.decode(data["actions"])
+    data["actions"] = head.decode(data["actions"])
     preds = network(space)(**data).action_preds
     assert (preds >= torch.as_tensor(space.low)).all()
     assert (preds <= torch.as_tensor(space.high)).all()
     # an error of half a range costs the same in every component
-    costs = [codec.losses(codec.decode(e), codec.decode(torch.zeros(2))) for e in torch.eye(2)]
+    costs = [head.losses(e, head.decode(torch.zeros(2))) for e in torch.eye(2)]
     torch.testing.assert_close(costs[0], costs[1])
 
 
@@ -194,7 +193,7 @@ def test_actions_are_within_the_bounds_also_without_a_tanh():
     space = Box(np.float32([-0.1, 0.3]), np.float32([0.2, 0.7]))
     config = dataclasses.replace(CONFIG, action_tanh=False)
     net = network(space, config)
-    actions = net.act(**batch())
+    actions = net.act(Window(**batch()))
     assert (net(**batch()).action_preds[:, -1] != actions).any()
     assert all(space.contains(action) for action in actions.numpy())
     assert not [name for name in net.state_dict() if name.endswith(("low", "high"))]

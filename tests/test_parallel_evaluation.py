@@ -10,7 +10,7 @@ import pytest
 from gymnasium.spaces import Box
 
 from rllib_dt import DTConfig, DTModelConfig, write_episodes
-from rllib_dt.runtime.learner import DTTorchLearner
+from rllib_dt.learning.learner import DTTorchLearner
 from tests.conftest import TINY, make_episodes
 from tests.training import same, weights
 

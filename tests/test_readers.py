@@ -14,10 +14,13 @@ from ray.data._internal.tensor_extensions.arrow import (
 )
 from ray.rllib.utils.compression import pack
 
-from rllib_dt import write_episodes, writer
+from rllib_dt import write_episodes
 from rllib_dt.episodes.pool import EpisodePool
 from rllib_dt.episodes.returns import returns_to_go
-from rllib_dt.runtime.readers.files import ReadOptions, find_files, read_file
+from rllib_dt.episodes.statistics import Statistics
+from rllib_dt.formats import canonical
+from rllib_dt.formats.files import find_files, read_file
+from rllib_dt.formats.fragments import ReadOptions
 from tests import recordings as rec
 from tests.recordings import ACTIONS, OBSERVATIONS, arrays, check, ends, read, rows
 
@@ -63,7 +66,7 @@ def test_written_discrete_actions_and_bytes_read_back_exactly(tmp_path):
 
 
 def test_much_data_is_written_to_several_files_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "_BYTES_PER_FILE", 300)
+    monkeypatch.setattr(canonical, "_BYTES_PER_FILE", 300)
     given = [arrays(n, 7) | dict(terminated=True, truncated=False) for n in range(11)]
     files = write_episodes(given, tmp_path, OBSERVATIONS, ACTIONS)
     # an episode is 8·3·4 + 7·2·4 = 152 bytes, so the second fills a file
@@ -119,10 +122,11 @@ def test_an_episode_without_timesteps_goes_on_in_the_next_file(tmp_path):
     rec.write_rows(tmp_path / "1.parquet", rec.alternate(a[:4], b[:5]))
     rec.write_rows(tmp_path / "2.parquet", rec.alternate(b[5:], a[4:8]))
     rec.write_rows(tmp_path / "3.parquet", a[8:])
-    first, second = read(tmp_path).episodes
+    episodes = {episode.id: episode for episode in read(tmp_path).episodes}
+    assert episodes.keys() == {"2", "3"}
+    first, second = episodes["2"], episodes["3"]
     check(first, 2, 11)
     check(second, 3, 7)
-    assert (first.id, second.id) == ("2", "3")
     # the return-to-go is the whole episode's, though three files hold it
     assert returns_to_go(first.rewards)[0] == sum(i / 8 + 2 for i in range(11))
 
@@ -250,7 +254,7 @@ def test_d4rl_columns_of_width_one_are_read(tmp_path):
 def test_statistics_come_from_the_episodes_that_are_left(tmp_path):
     path = rec.write_d4rl(tmp_path / "a.hdf5", (5, 7, 3), terminals=(4, 11))
     episodes = [e.conform(OBSERVATIONS, ACTIONS) for e in read(path).episodes]
-    statistics = EpisodePool.from_episodes(episodes).statistics().normalization()
+    statistics = Statistics.of(EpisodePool.from_episodes(episodes)).normalization()
     kept = np.concatenate([arrays(n, length)["obs"][:-1] for n, length in [(0, 5), (1, 7)]])
     np.testing.assert_allclose(statistics.observation_mean, kept.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(statistics.observation_std, kept.std(axis=0) + 1e-6, rtol=1e-12)

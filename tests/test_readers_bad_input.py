@@ -27,7 +27,7 @@ def test_a_path_that_does_not_exist_is_refused(tmp_path):
 
 def test_a_name_or_folder_without_a_known_format_is_refused(tmp_path):
     (tmp_path / "data.csv").write_text("obs,actions\n")
-    with refused(r"data.csv: its format is not known by its name; wanted .*'.parquet'.*'.hdf5'"):
+    with refused(r"data.csv: its name does not end like .*; wanted one of .*'.parquet'.*'.hdf5'"):
         read(tmp_path / "data.csv")
     for given in (tmp_path, tmp_path / "*.json"):
         with refused(rf"{re.escape(str(given))}: it holds no data file; .*'.parquet'.*'.hdf5'"):

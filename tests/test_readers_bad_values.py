@@ -7,9 +7,7 @@ import pytest
 from gymnasium.spaces import Discrete
 
 from rllib_dt import write_episodes
-from rllib_dt.episodes.record import DataError
-from rllib_dt.runtime.ingest import read_episodes
-from rllib_dt.runtime.readers.files import ReadOptions
+from rllib_dt.episodes.episode import DataError
 from tests import recordings as rec
 from tests.recordings import ACTIONS, OBSERVATIONS, arrays, read, refused, rows
 
@@ -74,7 +72,7 @@ def test_lengths_that_do_not_fit_are_refused(tmp_path):
 @pytest.mark.parametrize("value", [None, []])
 def test_an_episode_without_values_is_refused(tmp_path, column, value):
     path = rec.write_canonical(tmp_path / "a.parquet", **{column: value})
-    with refused(f"a.parquet, episode e3: {column} are no list of steps, or empty; remove"):
+    with refused(f"a.parquet, episode e3: {column} are not a list of steps, or empty; remove"):
         read(path)
 
 
@@ -221,7 +219,7 @@ def test_the_writer_spares_a_folder_with_data(tmp_path):
 def test_an_error_in_a_task_arrives_as_it_was_raised(cluster, tmp_path):
     rec.write_rows(tmp_path / "1.parquet", rows(2, 5))
     path = rec.write_canonical(tmp_path / "2.parquet", obs=None)
-    with refused("2.parquet, episode e3: obs are no list of steps, or empty") as caught:
-        read_episodes(str(tmp_path), ReadOptions())
+    with refused("2.parquet, episode e3: obs are not a list of steps, or empty") as caught:
+        rec.read_with_ray(tmp_path)
     assert type(caught.value) is DataError
     assert caught.value.parts[0].startswith(str(path))

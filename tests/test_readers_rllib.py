@@ -12,12 +12,12 @@ import ray
 from gymnasium.spaces import Box, Discrete
 from ray.rllib.utils.compression import pack
 
-from rllib_dt.episodes.record import DataError
+from rllib_dt.episodes.episode import DataError
 from rllib_dt.episodes.returns import returns_to_go
-from rllib_dt.runtime import ingest
-from rllib_dt.runtime.ingest import read_episodes
-from rllib_dt.runtime.readers.files import ReadOptions, find_files
+from rllib_dt.formats.files import find_files
+from rllib_dt.reading import tasks
 from tests import recordings as rec
+from tests.conftest import tiny_config
 from tests.recordings import OBSERVATIONS, arrays, check, ends, read, rows
 
 # ---- episodes that RLlib serialised
@@ -139,7 +139,7 @@ def test_ray_datas_tensors_come_through_its_tasks_exactly(cluster, tmp_path):
     kinds = pq.read_schema(find_files(str(tmp_path))[0][0])
     assert "Tensor" in str(kinds.field("obs").type)
     assert kinds.field("actions").type == pa.string()
-    episodes = read_episodes(str(tmp_path), ReadOptions()).episodes
+    episodes = rec.read_with_ray(tmp_path).episodes
     assert [e.id for e in episodes] == ["2", "3"]
     check(episodes[0], 2, 5)
     check(episodes[1], 3, 7)
@@ -152,9 +152,9 @@ def test_reading_in_tasks_equals_reading_without_them_and_reports(
     rec.write_rows(tmp_path / "1.parquet", numbers)
     rec.write_d4rl(tmp_path / "2.hdf5", (5, 7), terminals=(4,), rewards=np.arange(12, dtype=">f4"))
     rec.write_batches(tmp_path / "3.zip", [rec.batch(6, 5), rec.batch(7, 3)])
-    monkeypatch.setattr(ingest, "_PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(tasks, "_PROGRESS_SECONDS", 0.0)
     with caplog.at_level(logging.INFO, "rllib_dt"):
-        theirs = read_episodes(str(tmp_path), ReadOptions())
+        theirs = rec.read_with_ray(tmp_path)
     ours = read(tmp_path)
     assert len(ours.episodes) == 4
     for one, other in zip(theirs.episodes, ours.episodes, strict=True):
@@ -168,7 +168,17 @@ def test_reading_in_tasks_equals_reading_without_them_and_reports(
     messages = [record.getMessage() for record in caplog.records]
     assert "read 25 steps, from 1 of 1 groups of files" in messages
     assert any(m.startswith("read 3 files, 25 steps in ") for m in messages)
-    assert f"left out: {ours.dropped[0]}" in messages
+
+
+def test_what_is_left_out_is_logged(cluster, tmp_path, caplog):
+    path = rec.write_d4rl(tmp_path / "a.hdf5", (5, 7), terminals=(4,))
+    spaces = dict(observation_space=rec.OBSERVATIONS, action_space=rec.ACTIONS)
+    with caplog.at_level(logging.WARNING, "rllib_dt"):
+        algo = tiny_config(str(path)).environment(**spaces).build_algo()
+    algo.stop()
+    (dropped,) = read(path).dropped
+    assert f"left out: {dropped}" in [record.getMessage() for record in caplog.records]
+    assert algo.offline_data.summary.num_episodes == 1
 
 
 def test_ids_of_sample_batches_may_be_text(tmp_path):

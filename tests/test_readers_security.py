@@ -81,14 +81,14 @@ def test_object_arrays_of_msgpack_are_not_unpickled(tmp_path):
     (episode,) = read(rec.write_states(tmp_path / "a.parquet", [infos])).episodes
     np.testing.assert_array_equal(episode.rewards, arrays(2, 5)["rewards"])
     observed = state | dict(observations=dict(data=hostile, lookback=0))
-    with refused("b.parquet: row 0 is no episode that RLlib serialised .*no numbers"):
+    with refused("b.parquet: row 0 is not an episode that RLlib serialised .*no numbers"):
         read(rec.write_states(tmp_path / "b.parquet", [observed]))
     # an array of objects that says it is none
     packed = msgpack.packb(observed, default=msgpack_numpy.encode)
     renamed = packed.replace(b"\xc4\x04kind\xc4\x01O", b"\xc4\x04kind\xc4\x01f")
     assert renamed != packed
     pq.write_table(pa.table({"item": pa.array([renamed], pa.binary())}), tmp_path / "c.parquet")
-    with refused("c.parquet: row 0 is no episode that RLlib serialised"):
+    with refused("c.parquet: row 0 is not an episode that RLlib serialised"):
         read(tmp_path / "c.parquet")
     assert not target.exists()
     # the same bytes do run where they are unpickled, so that the refusal is not for nothing
@@ -125,5 +125,5 @@ def test_a_row_that_is_no_serialised_episode_is_refused(tmp_path, case):
     whole = msgpack.packb(rec.rllib_episode(3, 5).get_state(), default=msgpack_numpy.encode)
     items = pa.array([whole, damaged_states()[case]], pa.binary())
     pq.write_table(pa.table({"item": items}), tmp_path / "a.parquet")
-    with refused(r"a.parquet: row 1 is no episode that RLlib serialised \(.*; record it with"):
+    with refused(r"a.parquet: row 1 is not an episode that RLlib serialised \(.*; record it with"):
         read(tmp_path / "a.parquet")

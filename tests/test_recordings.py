@@ -7,9 +7,10 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.offline.offline_env_runner import OfflineSingleAgentEnvRunner
 
 from rllib_dt import DTConfig, DTModelConfig
-from rllib_dt.runtime.readers.files import ReadOptions, find_files, read_file
-from rllib_dt.runtime.readers.fragments import assemble
+from rllib_dt.formats.files import find_files, read_file
+from rllib_dt.formats.fragments import ReadOptions
 from tests.conftest import SHIPPED, TINY
+from tests.recordings import assembled
 from tuned_examples import record_cartpole
 
 
@@ -44,7 +45,7 @@ def record(cluster, tmp_path):
 def test_recordings_of_ppos_module_read_back_exactly(record, output):
     folder, recorded = record("CartPole-v1", **output)
     fragments = [f for p, _ in find_files(folder) for f in read_file(p, ReadOptions())]
-    episodes = {e.id: e for e in assemble(fragments).episodes}
+    episodes = {e.id: e for e in assembled(fragments).episodes}
     assert len(recorded) >= 5
     assert sorted(episodes) == sorted(e.id_ for e in recorded)
     for want in recorded:
@@ -75,7 +76,7 @@ def test_the_shipped_data_is_what_its_script_records():
     env = gym.make("CartPole-v1")
     rng = np.random.default_rng(0)
     path = SHIPPED / "part-00000.parquet"
-    shipped = assemble(read_file(str(path), ReadOptions())).episodes
+    shipped = assembled(read_file(str(path), ReadOptions())).episodes
     assert len(shipped) == 300
     for number in range(5):
         want, got = record_cartpole.record(env, rng, seed=number), shipped[number]

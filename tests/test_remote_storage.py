@@ -12,9 +12,11 @@ from gymnasium.spaces import Box
 from ray import tune
 
 from rllib_dt import DT, write_episodes
-from rllib_dt.runtime import remote_files
-from rllib_dt.runtime.readers.files import ReadOptions, find_files, read_file
-from rllib_dt.runtime.remote_files import PersistentFile, RemoteReadError, Sealed
+from rllib_dt.formats import remote_files
+from rllib_dt.formats.files import find_files, read_file
+from rllib_dt.formats.fragments import ReadOptions
+from rllib_dt.formats.remote_files import PersistentFile, RemoteReadError
+from rllib_dt.reading.credentials import Sealed
 from tests.conftest import make_episodes, tiny_config
 
 moto = pytest.importorskip("moto.server")

@@ -1,4 +1,4 @@
-"""Layer 1: returns-to-go, windows, the context of evaluation, the pool."""
+"""Returns-to-go, windows, the context of evaluation, statistics of pools."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rllib_dt.episodes.pool import EpisodePool, top_episodes
-from rllib_dt.episodes.record import DataError, Episode
-from rllib_dt.episodes.returns import next_return_to_go, process_rewards, returns_to_go
-from rllib_dt.episodes.windows import ContextBuffer, WindowSampler, gather_windows
+from rllib_dt.episodes.episode import DataError, Episode
+from rllib_dt.episodes.pool import EpisodePool
+from rllib_dt.episodes.returns import (
+    ReturnRule,
+    next_return_to_go,
+    process_rewards,
+    returns_to_go,
+)
+from rllib_dt.episodes.samplers import Draws, FixedSampler
+from rllib_dt.episodes.statistics import Statistics, top_episodes
+from rllib_dt.episodes.windows import gather_windows
+from rllib_dt.policy.context import ContextBuffer
+from tests.windows import assert_same
 
 K = 5
 rewards_strategy = arrays(
@@ -38,15 +47,9 @@ def pool_of(lengths, **kwargs):
     )
 
 
-def sampler_of(pool, batch_size=64, context_length=K, seed=0, stream=0):
-    return WindowSampler(
-        columns=pool.columns,
-        timesteps=pool.timesteps,
-        window_length=context_length,
-        batch_size=batch_size,
-        seed=seed,
-        stream=stream,
-    )
+def sampler_of(pool, batch_size=64, context_length=K, seed=0, learner=0):
+    draws = Draws(window_length=context_length, batch_size=batch_size, seed=seed, learner=learner)
+    return FixedSampler(pool.columns, pool.timesteps, draws)
 
 
 @pytest.mark.semantics(1)
@@ -81,23 +84,25 @@ def test_rewards_are_clipped_alike_and_stay_floats():
     np.testing.assert_array_equal(process_rewards(rewards, 0.5), [-0.5, 0, 0.25, 0.5])
     np.testing.assert_array_equal(process_rewards(rewards, None), rewards)
     np.testing.assert_array_equal(process_rewards(rewards, False), rewards)
-    buffer = ContextBuffer(1, K, ((3,), np.dtype("f4")), ((2,), np.dtype("f4")), clip_rewards=0.5)
+    buffer = ContextBuffer(
+        1, K, ((3,), np.dtype("f4")), ((2,), np.dtype("f4")), ReturnRule(clip_rewards=0.5)
+    )
     buffer.begin(0, np.zeros(3), 10.0)
     buffer.append(0, np.zeros(2), 7.0, np.zeros(3))
     buffer.append(0, np.zeros(2), 0.25, np.zeros(3))
-    to_go = buffer.windows(np.array([0]))["returns_to_go"]
+    to_go = buffer.windows(np.array([0])).returns_to_go
     np.testing.assert_array_equal(to_go[0, -3:, 0], np.float32([10.0, 9.5, 9.25]))
 
 
 @pytest.mark.semantics(3)
 def test_delayed_rewards_keep_the_return_to_go_constant():
     np.testing.assert_array_equal(returns_to_go(np.array([1.0, 2.0, 4.0]), delayed=True), [7, 7, 7])
-    buffer = ContextBuffer(1, K, ((3,), np.dtype("f4")), ((2,), np.dtype("f4")), delayed=True)
+    buffer = ContextBuffer(
+        1, K, ((3,), np.dtype("f4")), ((2,), np.dtype("f4")), ReturnRule(delayed=True)
+    )
     buffer.begin(0, np.zeros(3), 10.0)
     buffer.append(0, np.zeros(2), 7.0, np.zeros(3))
-    np.testing.assert_array_equal(
-        buffer.windows(np.array([0]))["returns_to_go"][0, -2:, 0], [10, 10]
-    )
+    np.testing.assert_array_equal(buffer.windows(np.array([0])).returns_to_go[0, -2:, 0], [10, 10])
 
 
 def windows_by_hand(ep, last, k):
@@ -125,10 +130,7 @@ def test_windows_equal_those_made_by_hand(context_length):
             got = gather_windows(
                 pool.columns, np.array([flat]), np.array([t], np.int64), context_length
             )
-            want = windows_by_hand(episode(length, number=number), t, context_length)
-            assert got.keys() == want.keys()
-            for name in want:
-                np.testing.assert_array_equal(got[name][0], want[name], err_msg=name)
+            assert_same(got[0], windows_by_hand(episode(length, number=number), t, context_length))
             flat += 1
 
 
@@ -139,7 +141,7 @@ def test_every_step_of_every_episode_is_trained_the_last_included():
     seen = set()
     for update in range(8):
         batch = sampler.sample(update)
-        for observation, real in zip(batch["obs"], batch["loss_mask"], strict=True):
+        for observation, real in zip(batch.observations, batch.mask, strict=True):
             seen |= {(int(n), int(t)) for n, t, _ in observation[real]}
     assert seen == {(i, t) for i, n in enumerate(lengths) for t in range(n)}
 
@@ -151,7 +153,7 @@ def test_episodes_are_drawn_in_proportion_to_their_length():
     sampler = sampler_of(pool_of(lengths), batch_size=5000)
     counts = np.zeros(len(lengths))
     for update in range(10):
-        numbers = sampler.sample(update)["obs"][:, -1, 0].astype(int)
+        numbers = sampler.sample(update).observations[:, -1, 0].astype(int)
         counts += np.bincount(numbers, minlength=len(lengths))
     expected = counts.sum() * lengths / lengths.sum()
     chi2 = ((counts - expected) ** 2 / expected).sum()
@@ -162,24 +164,24 @@ def test_episodes_are_drawn_in_proportion_to_their_length():
 def test_contexts_of_every_length_are_trained_and_short_ones_only_at_an_episodes_start():
     sampler = sampler_of(pool_of([40, 3]), batch_size=2000)
     batch = sampler.sample(0)
-    valid = batch["loss_mask"].sum(axis=1)
+    valid = batch.mask.sum(axis=1)
     assert set(valid) == set(range(1, K + 1))
     short = valid < K
-    assert (batch["t"][short, -1] == valid[short] - 1).all()
-    assert (batch["loss_mask"][:, -1]).all()
+    assert (batch.timesteps[short, -1] == valid[short] - 1).all()
+    assert (batch.mask[:, -1]).all()
 
 
 @pytest.mark.semantics(19)
-def test_a_batch_follows_from_seed_stream_and_update():
+def test_a_batch_follows_from_seed_learner_and_update():
     pool = pool_of([29, 5])
 
     def draw(update, **kwargs):
-        return sampler_of(pool, **kwargs).sample(update)["obs"]
+        return sampler_of(pool, **kwargs).sample(update).observations
 
     np.testing.assert_array_equal(draw(3, seed=7), draw(3, seed=7))
     assert not np.array_equal(draw(3, seed=7), draw(3, seed=8))
     assert not np.array_equal(draw(3, seed=7), draw(4, seed=7))
-    assert not np.array_equal(draw(3, seed=7), draw(3, seed=7, stream=1))
+    assert not np.array_equal(draw(3, seed=7), draw(3, seed=7, learner=1))
 
 
 @pytest.mark.semantics(2, 21, 23)
@@ -197,8 +199,7 @@ def test_the_context_shows_what_training_would_show(context_length, lengths, one
             got = buffer.windows(np.array([slot]))
             want = windows_by_hand(ep, t, context_length)
             want["actions"][-1] = 0  # not taken yet
-            for name in want:
-                np.testing.assert_array_equal(got[name][0], want[name], err_msg=f"{name} at {t}")
+            assert_same(got[0], want)
             buffer.append(slot, ep.actions[t], ep.rewards[t], ep.observations[t + 1])
 
 
@@ -207,24 +208,24 @@ def test_statistics_come_from_exactly_the_steps_trained_on():
     episodes = [episode(3, number=2, extra_observation=True), episode(5, number=4)]
     pool = EpisodePool.from_episodes(episodes)
     steps = np.concatenate([e.observations[: len(e)] for e in episodes]).astype(np.float64)
-    got = pool.statistics().normalization()
+    got = Statistics.of(pool).normalization()
     np.testing.assert_allclose(got.observation_mean, steps.mean(0))
     np.testing.assert_allclose(got.observation_std, steps.std(0) + 1e-6)
     assert got.return_scale == 5.0
-    assert pool.statistics().normalization(1000.0).return_scale == 1000.0
+    assert Statistics.of(pool).normalization(1000.0).return_scale == 1000.0
     zero = EpisodePool.from_episodes([episode(2, reward=[0, 0])])
-    assert zero.statistics().normalization().return_scale == 1
+    assert Statistics.of(zero).normalization().return_scale == 1
 
 
 def test_the_summary_says_what_is_there():
     pool = EpisodePool.from_episodes([episode(n, reward=np.full(n, 2.0)) for n in (1, 3, 11)])
-    summary = pool.statistics().summary()
+    summary = Statistics.of(pool).summary()
     assert (summary.num_episodes, summary.num_steps) == (3, 15)
     assert (summary.return_min, summary.return_median, summary.return_max) == (2.0, 6.0, 22.0)
     assert summary.return_mean == 10.0
     assert (summary.episode_len_min, summary.episode_len_max) == (1, 11)
     assert (summary.observation_shape, summary.action_shape) == ((3,), (2,))
-    assert pool.statistics().derived_targets() == [22.0, 6.0]
+    assert Statistics.of(pool).derived_targets() == [22.0, 6.0]
     assert "3 episodes, 15 steps" in str(summary)
 
 

@@ -13,15 +13,19 @@ import ray
 from gymnasium.spaces import Box
 
 from rllib_dt import write_episodes
-from rllib_dt.episodes.pool import EpisodePool, PoolOptions, Statistics, pack
-from rllib_dt.episodes.record import DataError, Episode
-from rllib_dt.episodes.rolling import CHUNKS_PER_POOL, RollingSampler, chunk_steps
+from rllib_dt.episodes.episode import DataError, Episode
+from rllib_dt.episodes.pool import EpisodePool, pack
+from rllib_dt.episodes.returns import ReturnRule
+from rllib_dt.episodes.samplers import CHUNKS_PER_POOL, Draws, RollingSampler, chunk_steps
+from rllib_dt.episodes.statistics import Statistics
 from rllib_dt.episodes.windows import gather_windows
-from rllib_dt.runtime.reading import Holdout
-from rllib_dt.runtime.stream import ChunkFeeder
+from rllib_dt.reading.holdout import Holdout
+from rllib_dt.reading.stream import ChunkFeeder, ChunkRecipe
+from rllib_dt.reading.survey import survey
 
 from .conftest import make_episodes, tiny_config
 from .training import learner_results, same, weights
+from .windows import assert_same
 
 K = 4
 
@@ -46,7 +50,7 @@ class ListedChunks:
     """A feed of episodes in memory, pass after pass."""
 
     def __init__(self, episodes, steps, first=(0, 0)):
-        self.pools = list(pack(episodes, steps, PoolOptions()))
+        self.pools = list(pack(episodes, steps, ReturnRule()))
         number, index = first
         self.positions = itertools.chain(
             ((number, i) for i in range(index, len(self.pools))),
@@ -58,15 +62,15 @@ class ListedChunks:
         return position, self.pools[position[1]]
 
 
-def rolling(episodes, capacity, *, first=(0, 0), batch_size=16, draws_per_step=1 / K, **kwargs):
+def rolling(
+    episodes, capacity, *, first=(0, 0), batch_size=16, draws_per_step=1 / K, state=None, **draws
+):
     return RollingSampler(
         ListedChunks(episodes, chunk_steps(capacity), first),
         capacity=capacity,
         draws_per_step=draws_per_step,
-        window_length=K,
-        batch_size=batch_size,
-        seed=3,
-        **kwargs,
+        draws=Draws(window_length=K, batch_size=batch_size, seed=3, **draws),
+        state=state,
     )
 
 
@@ -77,10 +81,9 @@ def test_a_window_is_the_one_that_its_episode_has():
     sampler = rolling(episodes, capacity=40)
     for update in range(60):
         got = sampler.sample(update)
-        ends = got["obs"][:, -1].astype(int)
+        ends = got.observations[:, -1].astype(int)
         want = gather_windows(whole.columns, starts[ends[:, 0]] + ends[:, 1], ends[:, 1], K)
-        for name in want:
-            np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+        assert_same(got, want)
 
 
 def test_the_pool_keeps_within_its_capacity_and_goes_through_the_data_in_order():
@@ -98,16 +101,16 @@ def test_the_pool_keeps_within_its_capacity_and_goes_through_the_data_in_order()
     assert len(set(each)) == 1
 
 
-@pytest.mark.parametrize("num_streams", [1, 2])
-def test_a_pass_of_the_chunks_is_a_pass_over_the_data(num_streams):
+@pytest.mark.parametrize("num_learners", [1, 2])
+def test_a_pass_of_the_chunks_is_a_pass_over_the_data(num_learners):
     episodes = numbered([20] * 50)
-    sampler = rolling(episodes, capacity=300, num_streams=num_streams, batch_size=10)
+    sampler = rolling(episodes, capacity=300, num_learners=num_learners, batch_size=10)
     for update in itertools.count():
         sampler.sample(update)
         if sampler.positions[0][0] == 10:
             break
     # in all, K steps of each window were trained; the first pass counts half of its pool's
-    trained = update * 10 * K * num_streams
+    trained = update * 10 * K * num_learners
     assert trained / 1000 == pytest.approx(10, rel=0.05)
 
 
@@ -122,7 +125,7 @@ def test_draws_are_proportional_to_the_episodes_lengths():
         sampler.sample(update)
         update += 1
     while sampler.positions[0] < (201, 0):
-        ends = sampler.sample(update)["obs"][:, -1, 0].astype(int)
+        ends = sampler.sample(update).observations[:, -1, 0].astype(int)
         np.add.at(counts, ends, 1)
         update += 1
     want = counts.sum() * np.array(lengths) / sum(lengths)
@@ -155,18 +158,17 @@ def test_a_sampler_goes_on_from_a_state_with_the_same_batches():
     resumed = rolling(episodes, capacity=60, first=state["first"], state=state)
     for update in range(25, 60):
         a, b = straight.sample(update), resumed.sample(update)
-        for name in a:
-            np.testing.assert_array_equal(a[name], b[name])
+        assert_same(a, b)
         assert straight.positions == resumed.positions
 
 
 def test_learners_hold_the_same_chunks_and_draw_other_windows():
     episodes = numbered([5, 1, 30, 2, 9, 17, 3] * 3)
-    first, second = (rolling(episodes, 60, stream=i, num_streams=2) for i in (0, 1))
+    first, second = (rolling(episodes, 60, learner=i, num_learners=2) for i in (0, 1))
     for update in range(50):
         a, b = first.sample(update), second.sample(update)
         assert first.positions == second.positions
-        assert not np.array_equal(a["obs"], b["obs"])
+        assert not np.array_equal(a.observations, b.observations)
 
 
 def test_one_giant_episode_among_tiny_ones_is_one_chunk():
@@ -183,9 +185,9 @@ def test_statistics_of_parts_are_those_of_the_whole():
         for e in numbered(rng.integers(1, 40, 200))
     ]
     parts = Statistics()
-    for pool in pack(episodes, 100, PoolOptions()):
+    for pool in pack(episodes, 100, ReturnRule()):
         parts.add(pool)
-    whole = EpisodePool.from_episodes(episodes).statistics()
+    whole = Statistics.of(EpisodePool.from_episodes(episodes))
     assert parts.summary() == whole.summary()
     got, want = parts.normalization(), whole.normalization()
     np.testing.assert_allclose(got.observation_mean, want.observation_mean, rtol=1e-12)
@@ -328,8 +330,8 @@ def test_streaming_leaves_out_what_is_kept_back_or_not_among_the_best(cluster, m
     assert data.summary.num_steps <= 0.5 * sum(len(e["rewards"]) for e in episodes)
     assert data.summary.return_min > np.median(returns) - 1
     assert data.is_streamed
-    recipe = data._source.feeder
-    position, reference = ray.get(recipe.after.remote(None, 0, 500))
+    feeder = data.supply.feeder
+    position, reference = ray.get(feeder.after.remote(None, 0, 500))
     assert position == (0, 0)
     assert ray.get(reference).returns.min() >= data.summary.return_min
     algo.stop()
@@ -364,7 +366,7 @@ def test_a_batch_larger_than_the_pool_is_drawn_evenly_all_the_same():
     update = 0
     while sampler.positions[0] < (61, 0):
         if sampler.positions[0] >= (1, 0):
-            np.add.at(counts, sampler.sample(update)["obs"][:, -1, 0].astype(int), 1)
+            np.add.at(counts, sampler.sample(update).observations[:, -1, 0].astype(int), 1)
         else:
             sampler.sample(update)
         update += 1
@@ -395,9 +397,9 @@ def test_an_order_that_tells_episodes_apart_is_kept(cluster, tmp_path):
     one_each = [[str(tmp_path / f"{part}.parquet")] for part in range(6)]
     config = streamed(str(tmp_path), 300).offline_data(dataset_num_iters_per_learner=40)
     algo = config.build_algo()
-    recipe = replace(
-        algo.offline_data._recipe, reader=replace(algo.offline_data._reader, groups=one_each)
-    )
+    found = survey(algo.config, 300)
+    passes = replace(found.passes, groups=one_each)
+    recipe = ChunkRecipe(passes=passes, holdout=None, seed=0, shuffle=found.may_shuffle)
     assert not recipe.shuffle
     lengths = [
         n for _, pool in itertools.islice(recipe.chunks((1, 0), 300), 36) for n in pool.lengths
@@ -430,17 +432,17 @@ class Stumbling:
 
 
 def test_every_learner_is_told_of_a_read_that_failed_and_then_it_is_tried_again(cluster):
-    feeder = ChunkFeeder(Stumbling(), num_streams=2)
+    feeder = ChunkFeeder(Stumbling(), num_learners=2)
     at = {0: None, 1: None}
     for index in range(2):
-        for stream in at:
-            at[stream], _ = feeder.after(at[stream], stream, 5)
-            assert at[stream] == (0, index)
-    for stream in at:
+        for learner in at:
+            at[learner], _ = feeder.after(at[learner], learner, 5)
+            assert at[learner] == (0, index)
+    for learner in at:
         with pytest.raises(OSError, match="the storage is away"):
-            feeder.after(at[stream], stream, 5)
-    for stream in at:
-        position, reference = feeder.after(at[stream], stream, 5)
+            feeder.after(at[learner], learner, 5)
+    for learner in at:
+        position, reference = feeder.after(at[learner], learner, 5)
         assert position == (0, 2)
         assert len(ray.get(reference)) == 7
 
@@ -454,7 +456,7 @@ def test_files_that_vanish_are_named_and_once_back_the_run_goes_on(cluster, tmp_
     assert algo.offline_data.is_streamed
     algo.train()
     (tmp_path / "d").rename(tmp_path / "away")
-    with pytest.raises(DataError, match="it was there when the run began"):
+    with pytest.raises(DataError, match="it has disappeared since the run began"):
         learner_results(algo, times=100)
     (tmp_path / "away").rename(tmp_path / "d")
     before = algo.iteration

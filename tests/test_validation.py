@@ -20,10 +20,11 @@ def test_covering_windows_hold_each_step_once():
     numbers = np.arange(lengths.sum())
     timesteps = np.concatenate([np.arange(n) for n in lengths])
     last = covering_windows(lengths, 5)
-    got = gather_windows({"n": numbers}, last, timesteps[last], 5)
+    columns = dict.fromkeys(("obs", "actions", "returns_to_go"), numbers)
+    got = gather_windows(columns, last, timesteps[last], 5)
     # an episode's first window may reach back into no other, so padding is all that is left out
-    mask = got["loss_mask"] & (got["t"] > timesteps[last][:, None] - 5)
-    assert sorted(got["n"][mask]) == list(numbers)
+    mask = got.mask & (got.timesteps > timesteps[last][:, None] - 5)
+    assert sorted(got.observations[mask]) == list(numbers)
 
 
 def expected(algo, episodes):
@@ -43,8 +44,9 @@ def expected(algo, episodes):
                 torch.ones(1, part.stop - part.start, dtype=torch.bool),
             )
             actions = torch.as_tensor(np.asarray(episode["actions"])[part])[None]
-            losses += network.codec.losses(out.action_preds, actions.float())[0].tolist()
-            right += (network.codec.act(out.action_preds, sample=False) == actions)[0].tolist()
+            head = network.action_head
+            losses += head.losses(out.action_outputs, actions.float())[0].tolist()
+            right += (head.act(out.action_outputs, sample=False) == actions)[0].tolist()
     return np.mean(losses), np.mean(right)
 
 
@@ -94,8 +96,8 @@ def test_training_does_not_see_what_is_held_out(cluster, tiny_data):
     folder, episodes = tiny_data
     algo = tiny_config(folder).offline_data(validation_fraction=0.4).build_algo()
     held = {row.tobytes() for row in algo.offline_data.validation.columns["obs"]}
-    (source,) = algo.offline_data.sample(1)
-    trained = {row.tobytes() for row in source.sampler(0, 1).columns["obs"]}
+    (supply,) = algo.offline_data.sample(1)
+    trained = {row.tobytes() for row in supply.sampler(0, 1).columns["obs"]}
     assert not held & trained
     assert len(held) + len(trained) == sum(len(e["rewards"]) for e in episodes)
     assert math.isfinite(learner_results(algo)["action_loss"])

@@ -7,12 +7,13 @@ from gymnasium.spaces import Box, Discrete
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_dt import DT, DTModelConfig
-from rllib_dt.episodes.spaces import step_layout
+from rllib_dt.episodes.windows import Window
 from rllib_dt.huggingface import load_pretrained, save_pretrained
+from rllib_dt.learning.rl_module import DTTorchRLModule
 from rllib_dt.network.cache import RollingCache
 from rllib_dt.network.network import DecisionTransformer, causal_mask
-from rllib_dt.runtime.connector import TARGET_RETURN
-from rllib_dt.runtime.rl_module import DTTorchRLModule
+from rllib_dt.rollout.connector import TARGET_RETURN
+from rllib_dt.spaces.leaves import step_layout
 from tests.conftest import SHIPPED, cartpole_config, make_episodes, tiny_config
 from tests.training import learner_results, same, weights
 
@@ -49,9 +50,9 @@ def recorded(space, steps, seed):
     )
 
 
-def logits_and_actions(net, data):
-    preds = net(**data, only_actions=True).action_preds[0]
-    return preds, net.codec.act(preds, sample=False)
+def outputs_and_actions(net, data):
+    outputs = net(**data, only_actions=True).action_outputs[0]
+    return outputs, net.action_head.act(outputs, sample=False)
 
 
 @pytest.mark.semantics(26)
@@ -63,13 +64,12 @@ def test_the_cache_is_exact_over_a_thousand_steps_with_resets_in_some_slots(spac
     cache = RollingCache(net.config, 4)
     rng = np.random.default_rng(0)
     episodes = [recorded(space, 1000 if slot == 2 else 90, seed=slot) for slot in range(4)]
-    want = [logits_and_actions(net, data)[1] for data in episodes]
+    wanted_outputs, want = zip(*(outputs_and_actions(net, data) for data in episodes), strict=True)
     lengths = [1, 17, 1000, 90]  # the third never resets
     times = [0] * 4
-    seen = net.codec.act  # replaced below by what keeps the predictions
-    preds_of_step = []
-    net.codec.act = lambda preds, sample: preds_of_step.append(preds) or seen(preds, sample=sample)
-    wanted_preds = [net(**data, only_actions=True).action_preds[0] for data in episodes]
+    act = net.action_head.act  # replaced by a function that keeps the outputs
+    outputs_of_step = []
+    net.action_head.act = lambda x, sample: outputs_of_step.append(x) or act(x, sample=sample)
     compared = 0
     while times[2] < 1000:
         slots = rng.permutation(4)[: rng.integers(1, 5)]
@@ -79,11 +79,11 @@ def test_the_cache_is_exact_over_a_thousand_steps_with_resets_in_some_slots(spac
         }
         pair["actions"][:, 1] = 99  # not taken yet
         mask = torch.tensor([[times[s] > 0, True] for s in slots])
-        actions = net.step(cache, torch.as_tensor(slots), **pair, mask=mask)
+        actions = net.step(cache, torch.as_tensor(slots), Window(**pair, mask=mask))
         for row, slot in enumerate(slots):
             t = times[slot]
             torch.testing.assert_close(
-                preds_of_step[-1][row], wanted_preds[slot][t], atol=1e-5, rtol=1e-5
+                outputs_of_step[-1][row], wanted_outputs[slot][t], atol=1e-5, rtol=1e-5
             )
             torch.testing.assert_close(actions[row], want[slot][t], atol=1e-5, rtol=1e-5)
             times[slot] = 0 if t + 1 == lengths[slot] and slot != 2 else t + 1
@@ -172,12 +172,14 @@ def wanted(module, episode):
     rewards = np.zeros(T)
     if T > 1:
         actions[:-1], rewards[1:] = episode.get_actions(), episode.get_rewards()
-    return module.network.act(
-        torch.as_tensor(np.stack(episode.get_observations()))[None],
-        torch.as_tensor(actions)[None],
-        torch.as_tensor(12.0 - np.cumsum(rewards))[None, :, None],
-        torch.arange(T)[None],
-    )[0]
+    window = Window(
+        observations=torch.as_tensor(np.stack(episode.get_observations()))[None],
+        actions=torch.as_tensor(actions)[None],
+        returns_to_go=torch.as_tensor(12.0 - np.cumsum(rewards))[None, :, None],
+        timesteps=torch.arange(T)[None],
+        mask=torch.ones(1, T, dtype=torch.bool),
+    )
+    return module.network.act(window)[0]
 
 
 @pytest.mark.semantics(22, 23, 24, 26)
@@ -216,7 +218,7 @@ def test_nothing_of_the_cache_is_in_episodes_or_states(cluster):
     batch = pipeline(rl_module=module, episodes=[episode], batch={}, explore=False, shared_data={})
     assert set(module.forward_inference(batch)) == {"actions"}
     assert set(module.get_state()) == before
-    assert module._cache is not None
+    assert module._policy._cache is not None
 
 
 def window_cartpole(**evaluation):

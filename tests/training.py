@@ -17,3 +17,9 @@ def weights(algo):
 
 def same(a, b):
     return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def mean_loss(network, out, data):
+    """The action loss of a forward pass, the mean over valid steps; 0 if there is none."""
+    head, mask = network.action_head, data["mask"]
+    return head.loss_sum(out.action_outputs, data["actions"], mask) / mask.sum().clamp(min=1)

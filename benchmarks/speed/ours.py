@@ -18,9 +18,8 @@ from gymnasium.spaces import Box
 
 from rllib_dt import DecisionTransformer, DTConfig, DTModelConfig, __version__, write_episodes
 from rllib_dt.episodes.frames import FrameStacks
-from rllib_dt.episodes.windows import WindowSampler
-from rllib_dt.network.loss import action_loss
-from rllib_dt.runtime.batches import PrefetchedBatches
+from rllib_dt.episodes.samplers import Draws, FixedSampler
+from rllib_dt.learning.batches import PrefetchedBatches
 from tuned_examples import cartpole_dt, demo
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -43,11 +42,9 @@ def steps(n: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     return columns, (np.arange(n) % 1000).astype(np.int32)
 
 
-def sampler(n: int, window: int = c.CONTEXT, windows: int = c.WINDOWS) -> WindowSampler:
+def sampler(n: int, window: int = c.CONTEXT, windows: int = c.WINDOWS) -> FixedSampler:
     columns, timesteps = steps(n)
-    return WindowSampler(
-        columns=columns, timesteps=timesteps, window_length=window, batch_size=windows, seed=0
-    )
+    return FixedSampler(columns, timesteps, Draws(window_length=window, batch_size=windows, seed=0))
 
 
 # --- the bare step
@@ -66,14 +63,15 @@ def bare(precision: str, **model: Any) -> c.Task:
     windows = c.WINDOWS * c.CONTEXT // config.window_length
     drawn = sampler(100_000, config.window_length, windows).sample(0)
     # full windows, as the peers' batch
-    rows = drawn["t"][:, -1] >= config.window_length - 1
-    batch = [torch.from_numpy(drawn[k][rows].repeat(2, 0)[:windows]) for k in _INPUTS]
+    rows = drawn.timesteps[:, -1] >= config.window_length - 1
+    window = drawn.map(lambda column: torch.from_numpy(column[rows].repeat(2, 0)[:windows]))
+    head, steps = network.action_head, window.mask.sum()
 
     def train(n: int) -> None:
         for _ in range(n):
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                out = network(*batch, only_actions=True)
-            loss = action_loss(network.codec, out.action_preds, batch[1], batch[4])
+                out = network.predict(window, only_actions=True)
+            loss = head.loss_sum(out.action_outputs, window.actions, window.mask) / steps
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, c.CLIP)
@@ -81,8 +79,6 @@ def bare(precision: str, **model: Any) -> c.Task:
 
     return train
 
-
-_INPUTS = ("obs", "actions", "returns_to_go", "t", "loss_mask")
 
 # --- through RLlib
 
@@ -145,7 +141,7 @@ def growth(size: int) -> c.Task:
         learner = algorithm().learner_group._learner
         if getattr(learner._batches, "_sampler", None) is not source:
             algorithm().train()  # so that there is a learner's iterator to replace
-            learner._batches = PrefetchedBatches(source, learner._num_updates, learner._device)
+            learner._batches = PrefetchedBatches(source, learner.progress.updates, learner._device)
         through_rllib(n)
 
     return train
@@ -190,26 +186,24 @@ def set_up(n: int) -> None:
 # --- batches
 
 
-def batches(n: int, source: WindowSampler) -> None:
+def batches(n: int, source: FixedSampler) -> None:
     for update in range(n):
         source.sample(update)
 
 
-def frame_sampler() -> WindowSampler:
+def frame_sampler() -> FixedSampler:
     """84 × 84 frames in stacks of 4, K 30, 128 windows; episodes of 500 steps."""
     episodes, length, size = 30, 500, 4
     frames = rng.integers(0, 255, (episodes * (length + size - 1), 84, 84), dtype=np.uint8)
     first = np.concatenate([e * (length + size - 1) + np.arange(length) for e in range(episodes)])
-    return WindowSampler(
-        columns={
+    return FixedSampler(
+        {
             "obs": FrameStacks(frames, first, size),
             "actions": np.zeros(len(first), np.int64),
             "returns_to_go": np.zeros((len(first), 1), np.float32),
         },
-        timesteps=np.tile(np.arange(length, dtype=np.int32), episodes),
-        window_length=30,
-        batch_size=128,
-        seed=0,
+        np.tile(np.arange(length, dtype=np.int32), episodes),
+        Draws(window_length=30, batch_size=128, seed=0),
     )
 
 

@@ -15,7 +15,7 @@ import ray
 from gymnasium.spaces import Box
 
 from rllib_dt import DTConfig, DTModelConfig
-from rllib_dt.runtime.source import DTOfflineData
+from rllib_dt.reading.offline_data import DTOfflineData
 
 STEPS, LENGTH = 1_000_000, 500
 

@@ -1,4 +1,4 @@
-"""Layer 4: DTConfig, DT and their registration, which importing this does."""
+"""DTConfig, DT and their registration, which importing this does."""
 
 from rllib_dt.algorithm.config import DTConfig
 from rllib_dt.algorithm.dt import DT

@@ -1,48 +1,53 @@
-"""What a `DTConfig` must satisfy before anything is built; errors through RLlib's own way."""
+"""What a `DTConfig` must satisfy before anything is built."""
 
 import math
+from collections.abc import Callable
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.rllib.utils.schedules.scheduler import Scheduler
 
-from rllib_dt.episodes.spaces import (
+from rllib_dt.spaces.leaves import (
     UnsupportedSpaceError,
     check_action_space,
     check_observation_space,
 )
 
+if TYPE_CHECKING:
+    from rllib_dt.algorithm.config import DTConfig
+
 _UNFIT_FOR_EVALUATION = ("auto", "timesteps")
 
 
-def check_spaces(config: Any) -> None:
-    """Spaces must be there, and of a kind that the network has."""
+def check_spaces(config: "DTConfig") -> None:
+    """Refuses missing spaces, and those that the network does not support."""
     if config.observation_space is None or config.action_space is None:
-        config._value_error(
+        config.refuse(
             "neither an environment nor spaces are given; set environment(env=…), or "
             "environment(observation_space=…, action_space=…) to train without one"
         )
+        return
     try:
         check_observation_space(config.observation_space)
         check_action_space(config.action_space)
     except UnsupportedSpaceError as error:
-        config._value_error(str(error))
+        config.refuse(str(error))
 
 
-def check_model(config: Any) -> None:
-    """The network's settings."""
+def check_model(config: "DTConfig") -> None:
+    """Refuses settings that no network can be built from."""
     try:
         config.dt_model_config.validate()
     except (TypeError, ValueError) as error:
-        config._value_error(f"rl_module(model_config=…): {error}")
+        config.refuse(f"rl_module(model_config=…): {error}")
 
 
-def check_training(config: Any) -> None:
-    """How to read and to learn."""
+def check_training(config: "DTConfig") -> None:
+    """Refuses settings of reading and learning that make no sense."""
     if not config.is_offline:
-        config._value_error("offline_data(input_=…) must be a path or a list of paths")
+        config.refuse("offline_data(input_=…) must be a path or a list of paths")
     if config.normalize_actions:
-        config._value_error(
+        config.refuse(
             "normalize_actions=True would scale actions twice: they leave this module in the "
             "environment's units. For recorded actions in [-1, 1] set "
             "offline_data(actions_in_input_normalized=True)"
@@ -65,13 +70,13 @@ def check_training(config: Any) -> None:
             optional=True,
         )
     if config.validation_fraction is not None and config.validation_input is not None:
-        config._value_error("give either validation_fraction or validation_input, not both")
+        config.refuse("give either validation_fraction or validation_input, not both")
     for name in ("dataset_num_iters_per_learner", "validation_interval"):
         _check_number(config, name, lambda v: v >= 1 and v == int(v), "a whole number, at least 1")
     if config.torch_compile_learner and (
         config.torch_compile_learner_what_to_compile == "complete_update"
     ):
-        config._value_error(
+        config.refuse(
             "torch_compile_learner_what_to_compile='complete_update' would compile RLlib's loop "
             "as well; leave it at 'forward_train'"
         )
@@ -83,41 +88,47 @@ def check_training(config: Any) -> None:
         ("incomplete", ("error", "drop", "keep")),
     ):
         if getattr(config, name) not in allowed:
-            config._value_error(f"{name}={getattr(config, name)!r} is not one of {allowed}")
+            config.refuse(f"{name}={getattr(config, name)!r} is not one of {allowed}")
 
 
-def check_evaluation(config: Any) -> None:
-    """What to ask for, and where."""
+def check_evaluation(config: "DTConfig") -> None:
+    """Refuses settings of evaluation that make no sense."""
     for target in config.target_returns if config.target_returns is not None else ():
         _check_number(config, "target_returns", lambda v: True, "finite numbers", value=target)
     if config.target_returns is not None and not config.target_returns:
-        config._value_error("target_returns is empty; give at least one, or None")
+        config.refuse("target_returns is empty; give at least one, or None")
     if config.score_reference is not None:
         finite = all(isinstance(v, Real) and math.isfinite(v) for v in config.score_reference)
         if len(config.score_reference) != 2 or not finite or len(set(config.score_reference)) < 2:
-            config._value_error(
+            config.refuse(
                 f"score_reference={config.score_reference} must be two different numbers, the "
                 "returns of a random policy and of an expert"
             )
     asked = (config.evaluation_duration, config.evaluation_duration_unit)
     if any(value in _UNFIT_FOR_EVALUATION for value in asked):
-        config._value_error(
+        config.refuse(
             f"evaluation_duration={asked[0]!r} {asked[1]}: only a number of episodes for each "
             "target is supported, since a cut episode has no return"
         )
     if str(config.gym_env_vectorize_mode).lower() not in ("sync", "async"):
-        config._value_error(
+        config.refuse(
             f"gym_env_vectorize_mode={config.gym_env_vectorize_mode!r}: wanted 'sync' or 'async'"
         )
 
 
 def _check_number(
-    config: Any, name: str, test: Any, wanted: str, *, value: Any = None, optional: bool = False
+    config: "DTConfig",
+    name: str,
+    test: Callable[[Any], bool],
+    wanted: str,
+    *,
+    value: Any = None,
+    optional: bool = False,
 ) -> None:
-    """The setting `name`, or a value of it, must be a finite number that passes the test."""
+    """Refuses the setting `name`, or a value of it, unless it is a finite number that passes."""
     value = getattr(config, name) if value is None else value
     if optional and value is None:
         return
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or not test(value):
-        config._value_error(f"{name}={value!r} must be {wanted}")
+        config.refuse(f"{name}={value!r} must be {wanted}")

@@ -1,14 +1,13 @@
 """DTConfig: RLlib's settings, and the Decision Transformer's beside them."""
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.env.env_context import EnvContext
 from ray.rllib.utils.annotations import override
 
 from rllib_dt.algorithm.checks import (
@@ -17,38 +16,27 @@ from rllib_dt.algorithm.checks import (
     check_spaces,
     check_training,
 )
-from rllib_dt.huggingface import pretrained_settings
+from rllib_dt.algorithm.environment import needs_environment
+from rllib_dt.algorithm.inputs import absolute_inputs, are_paths, check_inputs
+from rllib_dt.episodes.returns import ReturnRule
+from rllib_dt.formats.assembly import IncompletePolicy
+from rllib_dt.formats.paths import absolute
+from rllib_dt.learning.learner import DTTorchLearner
+from rllib_dt.learning.rl_module import DTTorchRLModule
 from rllib_dt.network.config import DTModelConfig
-from rllib_dt.runtime.compat import env_creator
-from rllib_dt.runtime.connector import DecisionTransformerContext
-from rllib_dt.runtime.env_runner import DTEnvRunner
-from rllib_dt.runtime.learner import DTTorchLearner
-from rllib_dt.runtime.readers.files import time_limit_of
-from rllib_dt.runtime.remote_files import Sealed, check_no_credentials
-from rllib_dt.runtime.rl_module import DTTorchRLModule
-from rllib_dt.runtime.source import DTOfflineData
-
-
-def as_list(value: Any) -> Any:
-    """Tuples as lists, which compare equal after a checkpoint; anything else as it is."""
-    return list(value) if isinstance(value, tuple) else value
-
-
-def absolute(paths: Any) -> Any:
-    """Local paths as seen from here: Tune's trials run in folders of their own."""
-    if isinstance(paths, os.PathLike):
-        paths = os.fspath(paths)
-    if isinstance(paths, str) and "://" not in paths and paths != "sampler":
-        return os.path.abspath(os.path.expanduser(paths))
-    return [absolute(path) for path in paths] if isinstance(paths, list | tuple) else paths
+from rllib_dt.policy.folders import pretrained_settings
+from rllib_dt.reading.credentials import Sealed
+from rllib_dt.reading.offline_data import DTOfflineData
+from rllib_dt.rollout.connector import DecisionTransformerContext
+from rllib_dt.rollout.env_runner import DTEnvRunner
 
 
 class DTConfig(AlgorithmConfig):
     """Builds a `DT`, the Decision Transformer as an offline algorithm.
 
-    `train_batch_size_per_learner` counts windows of K steps (as many steps, in longer windows, with
-    `attention="window"`), `dataset_num_iters_per_learner`
-    the updates of one `train()`, and `evaluation_duration` episodes for each target return.
+    `train_batch_size_per_learner` counts windows of K steps (with `attention="window"` the same
+    number of steps, in fewer and longer windows), `dataset_num_iters_per_learner` the updates of
+    one `train()`, and `evaluation_duration` the episodes for each target return.
 
     ```python
     config = (
@@ -66,8 +54,8 @@ class DTConfig(AlgorithmConfig):
     input_: Any
     input_filesystem: Any
     input_filesystem_kwargs: Any
-    observation_space: Any
-    action_space: Any
+    observation_space: gym.Space | None
+    action_space: gym.Space | None
 
     def __init__(self, algo_class: type | None = None):
         if algo_class is None:
@@ -77,19 +65,19 @@ class DTConfig(AlgorithmConfig):
         self.offline_data_class = DTOfflineData
         self.env_runner_cls = DTEnvRunner
         self.dataset_num_iters_per_learner = 100
-        # what leaves the module is in the environment's units and bounds already
+        # actions leave the module in the environment's units and within its bounds
         self.normalize_actions = False
         self.clip_actions = False
         self.explore = False
         self.gamma = 1.0
-        self.lr: float | list = 1e-4
+        self.lr: float | list[Any] = 1e-4
         self._train_batch_size_per_learner = 64
         self.grad_clip = 0.25
         self.grad_clip_by = "global_norm"
         self.evaluation_duration = 10
-        # RLlib's default of 60 s would stall a run behind an environment's first error
+        # with RLlib's default of 60 s, an environment's first error would stall the run
         self.delay_between_env_runner_restarts_s = 1.0
-        # ours, see the methods' docstrings
+        # ours; the methods' docstrings describe them
         self.warmup_steps = 0
         self.weight_decay = 1e-4
         self.adam_betas = [0.9, 0.999]
@@ -99,7 +87,7 @@ class DTConfig(AlgorithmConfig):
         self.target_returns: list[float] | None = None
         self.score_reference: list[float] | None = None
         self.time_limit: int | None = None
-        self.incomplete: Literal["error", "drop", "keep"] = "error"
+        self.incomplete: IncompletePolicy = "error"
         self.top_fraction: float | None = None
         self.pool_capacity_steps: int | None = None
         self.pool_capacity_bytes: int | None = None
@@ -122,14 +110,14 @@ class DTConfig(AlgorithmConfig):
         precision: Literal["fp32", "bf16"] = NotProvided,
         **kwargs: Any,
     ) -> "DTConfig":
-        """Sets the training's settings.
+        """Sets how to train.
 
         Args:
-            warmup_steps: updates over which the learning rate rises linearly from 0.
+            warmup_steps: updates over which the learning rate rises linearly.
             weight_decay: AdamW's, on every parameter, norms and biases included.
             adam_betas: AdamW's.
-            return_scale: returns-to-go are divided by it; None takes the largest absolute
-                episode return of the data.
+            return_scale: divides returns-to-go; None takes the largest absolute episode return of
+                the data.
             delayed_reward: treat all reward as given at the episode's end, in training and
                 in evaluation: the return-to-go stays constant.
             precision: "fp32", or "bf16" for mixed precision by autocast.
@@ -139,7 +127,7 @@ class DTConfig(AlgorithmConfig):
         """
         super().training(**kwargs)
         if adam_betas is not NotProvided:
-            self.adam_betas = as_list(adam_betas)
+            self.adam_betas = _as_list(adam_betas)
         return self._set(
             warmup_steps=warmup_steps,
             weight_decay=weight_decay,
@@ -153,7 +141,7 @@ class DTConfig(AlgorithmConfig):
         self,
         *,
         time_limit: int | None = NotProvided,
-        incomplete: Literal["error", "drop", "keep"] = NotProvided,
+        incomplete: IncompletePolicy = NotProvided,
         top_fraction: float | None = NotProvided,
         pool_capacity_steps: int | None = NotProvided,
         pool_capacity_bytes: int | None = NotProvided,
@@ -167,22 +155,22 @@ class DTConfig(AlgorithmConfig):
 
         Args:
             time_limit: the environment's step limit, to split D4RL files without `timeouts`;
-                taken from the environment's registration where it has one.
-            incomplete: what to do with an episode without end, whose returns-to-go cannot be
+                by default that of the environment's registration, if it has one.
+            incomplete: what to do with an episode that has no end, whose returns-to-go cannot be
                 known: "error" (the default), "drop" it, or "keep" it as if it ended there.
             top_fraction: train on the best episodes only, up to this fraction of all steps (the
                 data of %BC); None for all.
-            pool_capacity_steps: so many steps are held in memory at a time, on each node. Data
-                that has more is streamed: read again and again, a part of it held.
-            pool_capacity_bytes: the same in bytes; where neither is given, half of the smallest
+            pool_capacity_steps: the most steps to hold in memory at a time, on each node. Larger
+                data is streamed: read again and again, with a part of it held.
+            pool_capacity_bytes: the same in bytes; if neither is given, half of the smallest
                 object store among the cluster's nodes.
-            pool_reuse: of streamed data, how often a step is trained, on average, for each time
-                that it is read; larger values read less.
-            validation_fraction: the share of episodes that is kept back from training, to report
-                the loss on them under `validation`. Which ones follows from `seed` and the
-                episodes' names; at least one is.
-            validation_input: a path or a list, of episodes to validate on instead.
-            validation_interval: validate after every so many `train()`.
+            pool_reuse: for streamed data, how often a step is trained, on average, each time that
+                it is read; larger values read less.
+            validation_fraction: the share of episodes to keep back from training, to report the
+                loss on them under `validation`. `seed` and the episodes' names decide which; at
+                least one is kept back.
+            validation_input: a path or a list of paths to validate on instead.
+            validation_interval: the number of `train()` calls between two validations.
             kwargs: RLlib's: `input_` (a path or a list), `input_read_schema`,
                 `actions_in_input_normalized`, `input_filesystem` and `input_filesystem_kwargs`
                 (never written to checkpoints or results, see docs/cluster.md),
@@ -201,21 +189,21 @@ class DTConfig(AlgorithmConfig):
             validation_interval=validation_interval,
         )
         self._seal()
-        for name, paths in (
-            ("input_", kwargs.get("input_", NotProvided)),
-            ("validation_input", validation_input),
-        ):
+        given = {
+            "input_": kwargs.get("input_", NotProvided),
+            "validation_input": validation_input,
+        }
+        for name, paths in given.items():
             if paths is NotProvided:
                 continue
             self._paths_as_given.pop(name, None)
-            given = [paths] if isinstance(paths, str | os.PathLike) else paths
-            if isinstance(given, list | tuple):  # and no search space of Tune's
+            if are_paths(paths):
+                check_inputs(paths)
                 self._paths_as_given[name] = paths
-                for path in given:
-                    check_no_credentials(os.fspath(path))
         for name, paths in self._paths_as_given.items():
-            # on a file system of its own, a path is what it is
-            setattr(self, name, paths if self.input_filesystem is not None else absolute(paths))
+            # on a file system of its own, a path stays as it is
+            own = self.input_filesystem is not None
+            setattr(self, name, paths if own else absolute_inputs(paths))
         return self
 
     @override(AlgorithmConfig)
@@ -242,7 +230,7 @@ class DTConfig(AlgorithmConfig):
             ("score_reference", score_reference),
         ):
             if value is not NotProvided:
-                setattr(self, name, as_list(value))
+                setattr(self, name, _as_list(value))
         return self
 
     @override(AlgorithmConfig)
@@ -251,7 +239,7 @@ class DTConfig(AlgorithmConfig):
     ) -> "DTConfig":
         """Sets the network; `model_config` is a `DTModelConfig` or a dict of its settings."""
         if model_config is not NotProvided:
-            # a dict, since Tune looks for grid searches in dicts only
+            # a dict, since Tune finds grid searches in dicts only
             if isinstance(model_config, DTModelConfig):
                 model_config = dataclasses.asdict(model_config)
             kwargs["model_config"] = dict(model_config)
@@ -279,12 +267,23 @@ class DTConfig(AlgorithmConfig):
     def windows_per_learner(self) -> int:
         """Windows that each learner draws for an update.
 
-        `train_batch_size_per_learner`, or with `attention="window"` as many segments as have the
-        same number of steps.
+        `train_batch_size_per_learner`; with `attention="window"`, as many segments as hold the same
+        number of steps.
         """
         model = self.dt_model_config
-        steps = self.train_batch_size_per_learner * model.context_length
+        steps: int = self.train_batch_size_per_learner * model.context_length
         return max(1, round(steps / model.window_length))
+
+    @property
+    def return_rule(self) -> ReturnRule:
+        """How rewards become returns-to-go."""
+        return ReturnRule(
+            gamma=self.gamma, delayed=self.delayed_reward, clip_rewards=self.clip_rewards
+        )
+
+    def refuse(self, problem: str) -> None:
+        """Raises a ValueError, unless the user has told RLlib not to."""
+        self._value_error(problem)
 
     @override(AlgorithmConfig)
     def get_default_rl_module_spec(self) -> RLModuleSpec:
@@ -299,17 +298,12 @@ class DTConfig(AlgorithmConfig):
         self, env: Any = None, spaces: Any = None, device: Any = None
     ) -> ConnectorV2:
         pipeline = super().build_env_to_module_connector(env=env, spaces=spaces, device=device)
-        model = self.dt_model_config
         context = DecisionTransformerContext(
             pipeline.observation_space,
             pipeline.action_space,
-            # one more than matters: the step before the first
-            context_length=model.receptive_steps + int(model.attention == "window"),
-            incremental=model.attention == "window",
+            model=self.dt_model_config,
+            rule=self.return_rule,
             default_target=self.target_returns[0] if self.target_returns else None,
-            gamma=self.gamma,
-            delayed=self.delayed_reward,
-            clip_rewards=self.clip_rewards,
         )
         if self.add_default_connectors_to_env_to_module_pipeline:
             pipeline.insert_before("NumpyToTensor", context)
@@ -319,30 +313,35 @@ class DTConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def validate(self) -> None:
-        self._seal()  # where they came by `update_from_dict`
-        self._take_spaces_from_env()
-        check_spaces(self)
+        """Refuses settings that cannot work.
+
+        Spaces that the environment is to give are checked by `DT.setup`, which makes it once.
+        """
+        self._seal()  # in case they came by `update_from_dict`
+        if not needs_environment(self):
+            check_spaces(self)
         super().validate()
         self._take_settings_from_pretrained()
         check_model(self)
         check_training(self)
         check_evaluation(self)
 
-    def _take_spaces_from_env(self) -> None:
-        if self.env is None or (self.observation_space and self.action_space):
-            return
-        env = env_creator(self)(EnvContext(self.env_config, worker_index=0))
-        self.observation_space = self.observation_space or env.observation_space
-        self.action_space = self.action_space or env.action_space
-        if self.time_limit is None:
-            self.time_limit = time_limit_of(env)
-        env.close()
+    @override(AlgorithmConfig)
+    def _validate_offline_settings(self) -> None:
+        # RLlib would refuse a config without spaces, even if there is an environment to give them
+        if not needs_environment(self):
+            super()._validate_offline_settings()
 
     def _take_settings_from_pretrained(self) -> None:
         given = self.dt_model_config
-        # once taken they are kept: a checkpoint restores without the folder
+        # taken once and kept: a checkpoint restores without the folder
         if given.pretrained is None or given.pretrained == self._settings_taken_from:
             return
         settings = pretrained_settings(given.pretrained) | given.overrides()
         self._model_config = dataclasses.asdict(DTModelConfig.from_dict(settings))
         self._settings_taken_from = given.pretrained
+
+
+def _as_list(value: Any) -> Any:
+    """Tuples as lists, which compare equal after a checkpoint; anything else unchanged."""
+    return list(value) if isinstance(value, tuple) else value

@@ -1,24 +1,17 @@
-"""DT: the algorithm, and the repairs that an offline algorithm needs in RLlib 2.60."""
+"""DT: the Decision Transformer as an RLlib algorithm."""
 
-import copy
 import logging
 import math
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from gymnasium.spaces import Discrete
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.utils import make_callback
-from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
-from ray.rllib.core.rl_module.rl_module import RLModule
-from ray.rllib.env import INPUT_ENV_SPACES
 from ray.rllib.utils.annotations import override
-from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     EVALUATION_RESULTS,
@@ -30,14 +23,16 @@ from ray.rllib.utils.metrics import (
 from ray.tune import PlacementGroupFactory
 
 from rllib_dt.algorithm.config import DTConfig
+from rllib_dt.algorithm.environment import complete_from_environment, needs_environment
+from rllib_dt.algorithm.offline import OfflineAlgorithm
 from rllib_dt.algorithm.resources import check_resources
-from rllib_dt.runtime import checkpoints
-from rllib_dt.runtime.compat import check_learners, on_every_learner, recall_learners
-from rllib_dt.runtime.dispatch import run_jobs
-from rllib_dt.runtime.evaluation import NOTHING, make_jobs, report_failures, summarize
-from rllib_dt.runtime.initial_weights import Normalize, TakeOver, change_networks
-from rllib_dt.runtime.learner import COUNTERS
-from rllib_dt.runtime.validation import Validation
+from rllib_dt.compat import check_learners, on_every_learner
+from rllib_dt.learning.initial_weights import Normalize, TakeOver, change_networks
+from rllib_dt.learning.validation import Validation
+from rllib_dt.rollout.dispatch import run_jobs
+from rllib_dt.rollout.jobs import make_jobs
+from rllib_dt.rollout.results import NOTHING, report_failures, summarize
+from rllib_dt.spaces.heads import action_head
 
 VALIDATION_RESULTS = "validation"
 NUM_UPDATES_LIFETIME = "num_updates_lifetime"
@@ -45,11 +40,11 @@ NUM_UPDATES_LIFETIME = "num_updates_lifetime"
 logger = logging.getLogger(__name__)
 
 
-class DT(Algorithm):
-    """The Decision Transformer (Chen et al. 2021, arXiv:2106.01345). Built by `DTConfig`.
+class DT(OfflineAlgorithm):
+    """The Decision Transformer (Chen et al. 2021, arXiv:2106.01345). `DTConfig` builds it.
 
     Attributes:
-        offline_data: the `DTOfflineData`; its `summary` says what was read.
+        offline_data: the `DTOfflineData`; its `summary` describes what was read.
         target_returns: the returns that evaluations ask for.
         validation: the `Validation` on held-out episodes, or None.
     """
@@ -64,7 +59,7 @@ class DT(Algorithm):
     @classmethod
     @override(Algorithm)
     def default_resource_request(cls, config: Any) -> PlacementGroupFactory:
-        """What a trial reserves: this process, its learners, its evaluation runners.
+        """What a trial reserves: its own process, its learners, its evaluation runners.
 
         Reading asks for no CPU, and an offline algorithm has no training runners.
 
@@ -86,7 +81,11 @@ class DT(Algorithm):
 
     @override(Algorithm)
     def setup(self, config: Any) -> None:
-        if ray.util.get_current_placement_group() is None:  # in a trial, Tune has seen to it
+        if needs_environment(self.config):
+            self.config = complete_from_environment(self.config)
+            self.config.validate()
+            self.config.freeze()
+        if ray.util.get_current_placement_group() is None:  # in a trial, Tune has checked
             # this process reserves nothing
             _, *others = self._resources(config).bundles
             check_resources(others, "the learners and evaluation runners")
@@ -106,7 +105,7 @@ class DT(Algorithm):
             change_networks(self.learner_group, TakeOver(pretrained))
             logger.info("weights and normalisation are those of %s", pretrained)
         else:
-            # a checkpoint of a run that began there brings its own weights
+            # a checkpoint of a run that started from it has its own weights
             self._awaits_restore = True
 
     def _validation(self) -> Validation | None:
@@ -117,13 +116,13 @@ class DT(Algorithm):
             pool,
             window_length=self.config.dt_model_config.window_length,
             batch_size=self.config.windows_per_learner,
-            discrete=isinstance(self.config.action_space, Discrete),
+            metric_names=_metric_names(self.config),
         )
 
     @classmethod
     @override(Algorithm)
     def _should_create_evaluation_env_runners(cls, eval_config: Any) -> bool:
-        # `evaluate()` may be called by hand, whatever the interval
+        # `evaluate()` may be called by hand, with or without an interval
         return eval_config.env is not None
 
     @override(Algorithm)
@@ -159,11 +158,11 @@ class DT(Algorithm):
     @override(Algorithm)
     def step(self) -> dict[str, Any]:
         if self.config.evaluation_parallel_to_training:
-            # before training takes hold of the learners: they would answer behind their update
-            self._snapshot = self._take_snapshot()
-        results = super().step()
+            # before training occupies the learners: they would answer only after their update
+            self._snapshot = self.take_snapshot()
+        results: dict[str, Any] = super().step()
         if self.config.evaluation_interval and EVALUATION_RESULTS not in results:
-            # Tune wants its metrics in every result: NaN, since nothing was measured
+            # Tune expects its metrics in every result: NaN, since nothing was measured
             nothing = summarize(NOTHING, self.target_returns, self.config.score_reference)
             nothing[NUM_UPDATES_LIFETIME] = math.nan
             results[EVALUATION_RESULTS] = {ENV_RUNNER_RESULTS: nothing}
@@ -173,12 +172,12 @@ class DT(Algorithm):
         return results
 
     def validate(self) -> dict[str, float]:
-        """The action loss on the episodes that were kept back, in evaluation mode.
+        """Computes the action loss on the episodes that were kept back, in evaluation mode.
 
         Returns:
-            `action_loss` (as in training: the mean over steps), `action_accuracy` for Discrete
-            actions (the share of steps whose likeliest action was the recorded one),
-            `num_episodes`, `num_steps`. Each step counts once.
+            `action_loss` (the mean over steps, as in training), the action head's metrics
+            (`action_accuracy` for Discrete actions: the share of steps whose likeliest action was
+            the recorded one), `num_episodes`, `num_steps`. Each step counts once.
 
         Raises:
             ValueError: no episodes were kept back.
@@ -195,11 +194,11 @@ class DT(Algorithm):
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
         """Runs exactly `evaluation_duration` episodes for each target return, to their ends.
 
-        Beside training (`evaluation_parallel_to_training`) with the weights from before it.
+        In parallel to training (`evaluation_parallel_to_training`) it uses the weights from before.
 
         Returns:
-            {"env_runners": {…}} as `rllib_dt.runtime.evaluation.summarize` describes it, and
-            `num_updates_lifetime` there: the update that the weights come from.
+            {"env_runners": {…}} as `rllib_dt.rollout.results.summarize` describes it, with
+            `num_updates_lifetime`: the update that the weights come from.
         """
         if self.eval_env_runner_group is None:
             raise ValueError("there is no environment to evaluate in; set environment(env=…)")
@@ -212,7 +211,7 @@ class DT(Algorithm):
             kwargs={"algorithm": self, "metrics_logger": self.metrics},
         )
         jobs = make_jobs(self.target_returns, self.config.evaluation_duration, self.config.seed)
-        snapshot = self._take_snapshot() if parallel_train_future is None else self._snapshot
+        snapshot = self.take_snapshot() if parallel_train_future is None else self._snapshot
         outcome = run_jobs(
             self.eval_env_runner_group,
             jobs,
@@ -235,19 +234,8 @@ class DT(Algorithm):
         )
         return evaluation
 
-    def _take_snapshot(self) -> "_Snapshot":
-        """The learners' present weights, copied: training may go on meanwhile."""
-        state = self.learner_group.get_state(
-            components=[f"{COMPONENT_LEARNER}/{c}" for c in (COMPONENT_RL_MODULE, COUNTERS)],
-            inference_only=True,
-        )[COMPONENT_LEARNER]
-        return _Snapshot(
-            weights=copy.deepcopy(state[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]),
-            num_updates=state[COUNTERS]["updates"],
-        )
-
     def _custom_metrics(self) -> dict[str, Any]:
-        """What users' callbacks logged on the runners; forgotten at once, so never stale."""
+        """What users' callbacks logged on the runners; deleted at once, so it is never stale."""
         logged = self.eval_env_runner_group.foreach_env_runner(lambda runner: runner.get_metrics())
         key = (EVALUATION_RESULTS, ENV_RUNNER_RESULTS)
         self.metrics.aggregate(logged, key=key)
@@ -255,136 +243,21 @@ class DT(Algorithm):
         self.metrics.delete(EVALUATION_RESULTS, key_error=False)
         return custom
 
-    @override(Algorithm)
-    def restore_env_runners(self, env_runner_group: Any) -> list[int]:
-        """Brings restarted evaluation runners back; each evaluation hands them its weights."""
-        if env_runner_group is None:
-            return []
-        remote = env_runner_group.num_remote_env_runners()
-        if remote == env_runner_group.num_healthy_remote_workers():
-            return []
-        restored: list[int] = env_runner_group.probe_unhealthy_env_runners(
-            timeout_seconds=self.config.env_runner_health_probe_timeout_s
-        )
-        return restored
-
-    # --- state: `Algorithm`'s versions need training runners, which an offline one has not
-
-    @override(Algorithm)
-    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
-        # evaluation runners have no state that the learners have not
-        components = super().get_checkpointable_components()
-        return [c for c in components if c[1] is self.learner_group]
-
-    @override(Algorithm)
-    def get_state(
-        self, components: Any = None, *, not_components: Any = None, **kwargs: Any
-    ) -> Any:
-        state = super().get_state(components, not_components=not_components, **kwargs)
-        state.pop("eval_env_runner", None)
-        return state
+    # --- weights from a folder that may be gone
 
     def _check_weights(self) -> None:
         if self._awaits_restore:
             raise FileNotFoundError(
-                f"{self.config.dt_model_config.pretrained} is not there, and no checkpoint was "
-                "restored: there are no weights to go on with"
+                f"{self.config.dt_model_config.pretrained} is missing, and no checkpoint was "
+                "restored: there are no weights to continue with"
             )
 
     @override(Algorithm)
     def set_state(self, state: Any) -> None:
-        self._awaits_restore = False
-        if "learner_group" in state:
-            self.learner_group.set_state(state["learner_group"])
-            self._check_restored()
-        if "metrics_logger" in state:
-            self.metrics.set_state(state["metrics_logger"])
-        if "training_iteration" in state:
-            self._iteration = state["training_iteration"]
-
-    @override(Algorithm)
-    def save_to_path(
-        self,
-        path: str | Path | None = None,
-        *,
-        state: Any = None,
-        filesystem: Any = None,
-        use_msgpack: bool = False,
-    ) -> str:
-        """Saves a checkpoint, which appears under `path` as a whole or not at all.
-
-        Raises:
-            CheckpointError: it could not be written; what was there before is unharmed.
-        """
-        if path is None:
-            path = Path(tempfile.mkdtemp(prefix="dt-")) / "checkpoint"
-        path = str(path) if filesystem is not None else checkpoints.absolute(path)
-        try:
-            with checkpoints.writing(path, filesystem) as draft:
-                super().save_to_path(draft, state=state, use_msgpack=use_msgpack)
-        except checkpoints.CheckpointError:
-            # RLlib leaves a learner that could not write out of every later call
-            recall_learners(self.learner_group)
-            raise
-        return path
-
-    @override(Algorithm)
-    def restore_from_path(
-        self, path: Any, *, component: str | None = None, filesystem: Any = None, **kwargs: Any
-    ) -> None:
-        """Restores from a checkpoint, or a component of one.
-
-        Raises:
-            CheckpointError: a file of it is missing, cut or changed; nothing was restored.
-        """
-        if filesystem is None:
-            path = checkpoints.absolute(path)
-        if component is None:
-            checkpoints.verify(path, filesystem)
-        Checkpointable.restore_from_path(
-            self, path, component=component, filesystem=filesystem, **kwargs
-        )
-        self._check_restored()
+        super().set_state(state)
         self._awaits_restore = False
 
-    def _check_restored(self) -> None:
-        # RLlib says nothing of a learner that could not take its state on; it leaves it out
-        on_every_learner(self.learner_group, lambda learner: None)
 
-    @classmethod
-    @override(Algorithm)
-    def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> "DT":
-        """A new `DT` from a checkpoint (a path, a URI or a `ray.tune.Checkpoint`).
-
-        Raises:
-            CheckpointError: a file of it is missing, cut or changed.
-        """
-        if not isinstance(path, str | Path):
-            path, filesystem = path.path, filesystem or path.filesystem
-        if filesystem is None:
-            path = checkpoints.absolute(path)
-        checkpoints.verify(path, filesystem)
-        algo: DT = super().from_checkpoint(path, filesystem=filesystem, **kwargs)
-        return algo
-
-    @override(Algorithm)
-    def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> RLModule | None:
-        """A copy of the module with the learners' present weights, in eval mode."""
-        spec = self.config.get_multi_rl_module_spec(
-            spaces=self._spaces_by_module(), inference_only=True
-        )
-        if module_id not in spec.rl_module_specs:
-            return None
-        module = spec.rl_module_specs[module_id].build()
-        module.set_state(self._take_snapshot().weights)
-        return module.eval()
-
-    def _spaces_by_module(self) -> dict[str, Any]:
-        spaces = (self.config.observation_space, self.config.action_space)
-        return {INPUT_ENV_SPACES: spaces, DEFAULT_MODULE_ID: spaces}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Snapshot:
-    weights: Any
-    num_updates: int
+def _metric_names(config: DTConfig) -> tuple[str, ...]:
+    assert config.action_space is not None
+    return action_head(config.action_space, tanh=config.dt_model_config.action_tanh).metric_names

@@ -1,4 +1,4 @@
-"""Whether the cluster can ever hold a run; RLlib would wait for ever where it cannot."""
+"""Checks whether the cluster can ever hold a run; if it cannot, RLlib would wait forever."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 Bundle = Mapping[str, float]
 
 WAIT_FOR_NODES = "RLLIB_DT_WAIT_FOR_NODES"
-"""Set in the environment: the cluster starts nodes on demand, so waiting may help."""
+"""An environment variable to set if the cluster starts nodes on demand, so that waiting helps."""
 
 _GROWING = f"on a cluster that starts nodes on demand, set {WAIT_FOR_NODES}=1 to wait for them"
 
@@ -22,7 +22,7 @@ class NotEnoughResourcesError(ValueError):
 
 
 def check_resources(bundles: Sequence[Bundle], described: str) -> None:
-    """Raises a NotEnoughResourcesError if the bundles can never be placed all at once.
+    """Raises a NotEnoughResourcesError if the bundles can never all be placed at once.
 
     Args:
         bundles: what each process asks for.

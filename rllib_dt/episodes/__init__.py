@@ -1,1 +1,1 @@
-"""Layer 1, pure numpy: what an episode is, its returns-to-go, and windows of it."""
+"""Episodes in numpy: checked records, returns-to-go, pools, and windows drawn from them."""

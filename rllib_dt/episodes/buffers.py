@@ -1,4 +1,4 @@
-"""Memory for batches that is used again: fresh pages cost more than what is written to them."""
+"""Reuses the memory of batches: fresh pages cost more than writing to them."""
 
 import weakref
 from typing import Any
@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 _WORTH_KEEPING = 2**20
-"""Bytes; the allocator keeps smaller ones itself."""
+"""Bytes; the allocator itself keeps smaller blocks."""
 
 
 class Buffers:
-    """Hands out arrays to write to; the memory of one serves again once nobody holds it.
+    """Hands out arrays to write to, and reuses the memory of those that nobody holds any more.
 
     Not shared between threads.
     """
@@ -20,13 +20,13 @@ class Buffers:
         self._kept: list[tuple[NDArray[np.uint8], weakref.ref]] = []
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """An array that holds anything."""
+        """An uninitialised array."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if size < _WORTH_KEEPING:
             return np.empty(shape, dtype)
         memory = self._free(size)
-        # numpy makes every view of an array, and torch its tensor, hold the outermost array that
-        # stands on something else than an array: here `root`
+        # every numpy view, and torch's tensor, holds the array at the end of the chain of bases
+        # that does not itself view an array: here `root`
         root = np.frombuffer(memory.data, dtype)
         self._kept.append((memory, weakref.ref(root)))
         return root.reshape(shape)
@@ -36,6 +36,6 @@ class Buffers:
             if holder() is None and memory.nbytes == size:
                 del self._kept[i]
                 return memory
-        # of another size: batches have changed
+        # none of this size: batches have changed, so drop what is free
         self._kept = [(m, holder) for m, holder in self._kept if holder() is not None]
         return np.empty(size, np.uint8)

@@ -1,4 +1,4 @@
-"""Stacked frames, each kept once: a stack is a view of frames that stand in a row.
+"""Stacked frames, each kept once: a stack is a view of consecutive frames.
 
 Letters: F frames in a stack, T steps of an episode, N steps in all.
 """
@@ -18,8 +18,12 @@ Array = NDArray[Any]
 class FrameStacks:
     """A column of N stacks, (F, …) each, over N + (F - 1) · E frames of E episodes.
 
-    It is to a pool what an array of shape (N, F, …) would be, at 1/F of the memory: an episode's
-    first stack is kept whole, of each later one the newest frame.
+    It stands for an array of shape (N, F, …), in 1/F of the memory: an episode's first stack is
+    kept whole, and the newest frame of each later one:
+
+        frames     f0 f1 f2 f3 f4 …      F = 3
+        stack t=0  └──────┘
+        stack t=1     └──────┘
 
     Attributes:
         frames: (N + (F - 1) · E, …).
@@ -33,10 +37,11 @@ class FrameStacks:
 
     @classmethod
     def from_episodes(cls, episodes: Sequence[Array]) -> "FrameStacks":
-        """From (T, F, …) stacks of each episode, of which each is the one before, moved by a frame.
+        """Builds the column from each episode's (T, F, …) stacks.
 
         Raises:
-            ValueError: naming the episode's number and step, where that is not so.
+            ValueError: a stack is not the one before it moved by one frame; the message names the
+                episode's number and the step.
         """
         size = episodes[0].shape[1]
         for number, stacks in enumerate(episodes):
@@ -55,7 +60,7 @@ class FrameStacks:
 
     @classmethod
     def concatenate(cls, columns: Sequence["FrameStacks"]) -> "FrameStacks":
-        """All the columns' steps in one."""
+        """Joins columns to one."""
         starts = np.cumsum([0, *(len(c.frames) for c in columns[:-1])])
         first = [column.first + start for column, start in zip(columns, starts, strict=True)]
         frames = np.concatenate([column.frames for column in columns])
@@ -75,7 +80,7 @@ class FrameStacks:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, F, …), as of the array that this stands for."""
+        """(N, F, …), the shape of the array that this stands for."""
         return (len(self.first), self.size, *self.frames.shape[1:])
 
     @property
@@ -87,13 +92,13 @@ class FrameStacks:
         return int(self.frames.nbytes + self.first.nbytes)
 
     def gather(self, last: Array, steps: Array, out: Array) -> None:
-        """Writes windows: into the end of out[b] the stacks of `steps[b]` steps up to `last[b]`.
+        """Writes the stacks of the `steps[b]` steps up to `last[b]` to the end of out[b].
 
         Args:
             last, steps: (B,) int.
-            out: (B, K, F, …); what stands before those steps is left as it is.
+            out: (B, K, F, …); the rows before those steps are left unchanged.
         """
-        # (M, F, …) without a copy; the frames of a window are read once and then from the cache
+        # (M, F, …) without a copy; a window's frames are read from memory once, then from the cache
         stacks = np.moveaxis(sliding_window_view(self.frames, self.size, axis=0), -1, 1)
         starts = self.first[last] - (steps - 1)
         for window, start, count in zip(out, starts.tolist(), steps.tolist(), strict=True):

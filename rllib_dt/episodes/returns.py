@@ -1,10 +1,11 @@
 """Returns-to-go, in training and step by step in evaluation.
 
 The two functions belong together: stepping `next_return_to_go` from the first value of
-`returns_to_go` visits the rest of it (a test holds that), so a policy is asked in
-evaluation for what it was shown in training.
+`returns_to_go` visits the rest of it (a test holds that), so in evaluation the policy is asked for
+what it was shown in training.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ Array = NDArray[Any]
 
 
 def process_rewards(rewards: Array, clip: bool | float | None = None) -> NDArray[np.float64]:
-    """Rewards as the returns-to-go count them, the same in training and in evaluation.
+    """Rewards as returns-to-go count them, the same in training and in evaluation.
 
     Args:
         rewards: any shape, in the environment's units.
@@ -32,7 +33,7 @@ def returns_to_go(
 ) -> NDArray[np.float64]:
     """R_t = Σ_{i=t}^{T-1} γ^{i-t} r_i for t = 0 … T-1, over the whole episode.
 
-    The current reward counts, and nothing behind the episode's end does (Chen et al. 2021,
+    The current reward counts, and nothing after the episode's end does (Chen et al. 2021,
     arXiv:2106.01345, §3; the paper has γ = 1).
 
     Args:
@@ -49,16 +50,41 @@ def returns_to_go(
         return np.full(len(rewards), rewards.sum())
     if gamma == 1.0:
         return np.cumsum(rewards[::-1])[::-1]
-    from scipy.signal import lfilter  # half a second to import, and seldom needed
+    from scipy.signal import lfilter  # takes half a second to import and is seldom needed
 
     discounted: NDArray[np.float64] = lfilter([1.0], [1.0, -gamma], rewards[::-1])
     return discounted[::-1]
 
 
 def next_return_to_go(
-    return_to_go: Array, reward: Array, *, gamma: float = 1.0, delayed: bool = False
+    return_to_go: Array | float, reward: Array | float, *, gamma: float = 1.0, delayed: bool = False
 ) -> NDArray[np.float64]:
     """R_{t+1} = (R_t - r_t) / γ; constant in delayed-reward mode. Broadcasts."""
     if delayed:
         return np.asarray(return_to_go, np.float64)
     return (np.asarray(return_to_go, np.float64) - reward) / gamma
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReturnRule:
+    """How rewards become returns-to-go: one value for training and evaluation.
+
+    Attributes:
+        gamma: see `returns_to_go`.
+        delayed: see `returns_to_go`.
+        clip_rewards: see `process_rewards`.
+    """
+
+    gamma: float = 1.0
+    delayed: bool = False
+    clip_rewards: bool | float | None = None
+
+    def to_go(self, rewards: Array) -> NDArray[np.float64]:
+        """(T,) rewards of a whole episode to (T,) returns-to-go."""
+        processed = process_rewards(rewards, self.clip_rewards)
+        return returns_to_go(processed, gamma=self.gamma, delayed=self.delayed)
+
+    def step(self, return_to_go: Array | float, reward: float) -> NDArray[np.float64]:
+        """The return-to-go after a reward came in."""
+        processed = process_rewards(np.asarray(reward), self.clip_rewards)
+        return next_return_to_go(return_to_go, processed, gamma=self.gamma, delayed=self.delayed)

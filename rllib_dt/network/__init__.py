@@ -1,1 +1,1 @@
-"""Layer 2, pure torch: the Decision Transformer and what it needs; no Ray in here."""
+"""The Decision Transformer in torch, and what it is made of. No Ray in here."""

@@ -1,4 +1,4 @@
-"""Keys and values of tokens that were computed before, so that only new ones need to be.
+"""Keys and values of earlier tokens, so that only new tokens need computing.
 
 Letters: B batch, H heads, P cached tokens, L new tokens, d = D/H, N slots, K context steps, and
 G = K + 1 groups of three tokens.
@@ -13,14 +13,14 @@ from rllib_dt.network.config import DTModelConfig
 
 
 class KeyValueCache(Protocol):
-    """Where a layer's attention finds the tokens before its new ones."""
+    """Where a layer's attention finds the tokens that precede the new ones."""
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes in a layer's new keys and values, (B, H, L, d); gives all, (B, H, P+L, d)."""
+        """Adds a layer's new keys and values, (B, H, L, d), and returns all, (B, H, P+L, d)."""
 
 
 class GrowingCache:
-    """Keeps every token. Exact as long as no token is to be forgotten."""
+    """Keeps every token. Exact as long as no token has to be forgotten."""
 
     def __init__(self) -> None:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
@@ -38,11 +38,17 @@ class GrowingCache:
 class RollingCache:
     """Keeps the last 3K tokens of each layer, for N running episodes.
 
-    With attention to the last 3K tokens (`DTModelConfig.attention`) that is exact for ever: a
-    layer's keys and values belong to their tokens, whatever has been forgotten since.
+    With attention to the last 3K tokens (`DTModelConfig.attention="window"`) this is exact however
+    long an episode runs: a token's keys and values do not depend on what was forgotten since.
 
-    The three tokens that step t adds, a_{t-1}, R_t and s_t, stand in group t mod G. Which of a
-    slot's tokens may be looked at follows from t and from the first step that it holds.
+    Step t adds three tokens, a_{t-1}, R_t and s_t, to group t mod G. Nothing is ever moved. Here
+    K = 3, so G = 4, after step 5:
+
+        group       0            1            2            3
+        tokens  [a3 R4 s4]  [a4 R5 s5]  [a1 R2 s2]  [a2 R3 s3]
+                               ↑ newest    ↑ oldest; step 6 replaces it
+
+    Which of a slot's tokens are visible follows from t and from the first step that it holds.
 
     Args:
         config: of the network.
@@ -72,15 +78,15 @@ class RollingCache:
         self._in_band = self._band(config.context_length, device)
 
     def begin_step(self, slots: Tensor, timesteps: Tensor, begins: Tensor) -> Tensor:
-        """Makes room for a step's three tokens.
+        """Reserves the places of a step's three tokens.
 
         Args:
-            slots: (B,) int, different ones.
+            slots: (B,) int, all different.
             timesteps: (B,) int, of the step; one more than the slot's last, unless it begins.
-            begins: (B,) bool, True where what the slot held is to be forgotten.
+            begins: (B,) bool, True where an episode begins and the slot's content is forgotten.
 
         Returns:
-            (B, 1, 3, 3G) bool, which of the slot's tokens each of the three may look at.
+            (B, 1, 3, 3G) bool, which of the slot's tokens each of the three may attend to.
         """
         self._slots = None if torch.equal(slots, self._every_slot) else slots
         self._first[slots] = torch.where(begins, timesteps, self._first[slots])
@@ -88,12 +94,12 @@ class RollingCache:
         self._places = (t % G) * 3 + self._within  # (B, 3)
         self._rows = slots[:, None]
         age = (t - torch.arange(G, device=t.device)) % G  # (B, G), in steps
-        since = t - age - self._first[slots][:, None]  # steps of the group behind the first
+        since = t - age - self._first[slots][:, None]  # steps of the group after the first
         # the first step's a_{t-1} was not recorded, and groups before it hold another episode
         real = since[..., None] >= torch.where(self._within == 0, 1, 0)  # (B, G, 3)
         mask = self._in_band[age] & real[:, :, None, :]  # (B, G, 3 queries, 3 keys)
         mask = mask.transpose(1, 2).flatten(2)  # (B, 3, 3G)
-        # even where it was not recorded, that action looks at itself: a softmax of nothing is NaN
+        # even if it was not recorded, that action attends to itself: a softmax of nothing is NaN
         mask[self._every_slot[: len(slots)], 0, self._places[:, 0]] = True
         return mask.unsqueeze(1)
 
@@ -106,7 +112,7 @@ class RollingCache:
         return all_keys, all_values
 
     def grown(self, config: DTModelConfig, num_slots: int) -> "RollingCache":
-        """A cache of more slots that holds what this one does."""
+        """A copy with more slots."""
         larger = RollingCache(config, num_slots, self._first.device)
         larger._first[: self.num_slots] = self._first
         for mine, theirs in zip(self._layers, larger._layers, strict=True):
@@ -114,7 +120,7 @@ class RollingCache:
         return larger
 
     def _band(self, context_length: int, device: torch.device | str | None) -> Tensor:
-        """(G, 3, 3) bool: whether query i may look at token j of a group so many steps older."""
+        """(G, 3, 3) bool: whether query i may attend to token j of a group `age` steps older."""
         age = torch.arange(self._groups, device=device)[:, None, None]
         back = 3 * age + self._within[:, None] - self._within  # in tokens
         return (back >= 0) & (back < 3 * context_length)

@@ -13,22 +13,22 @@ ACTIVATIONS = ("relu", "silu", "gelu", "tanh", "gelu_new")
 class DTModelConfig:
     """Settings of `DecisionTransformer`; names and defaults as `DecisionTransformerConfig`'s.
 
-    `context_length` and `pretrained` are ours. `n_positions` is None by default: the paper
-    adds no position embedding beside the timestep's (Chen et al. 2021, §3); Hugging Face's
-    models have 1024 and use row 0 for every token, see `rllib_dt.huggingface`.
+    `context_length`, `attention`, `segment_length` and `pretrained` are ours. `n_positions` is None
+    by default: the paper adds no position embedding besides the timestep's (Chen et al. 2021, §3);
+    Hugging Face's models have 1024 and use row 0 for every token, see `rllib_dt.huggingface`.
 
     Attributes:
-        context_length: K, the steps that attention looks back on; 3K tokens.
-        attention: "context", the paper's: the policy sees a cut-out of K steps. "window": in
-            every layer a token sees the last 3K tokens, of a whole episode, so that evaluation
-            can keep keys and values (see `docs/attention.md`).
+        context_length: K, the number of steps that attention spans; 3K tokens.
+        attention: "context", the paper's: the policy sees the last K steps and nothing else.
+            "window": in every layer a token attends to the last 3K tokens of the whole episode,
+            so that evaluation can keep keys and values (see `docs/attention.md`).
         segment_length: steps of a training window with `attention="window"`; None means 3K.
         hidden_size: D, the tokens' width.
         n_layer: transformer blocks.
         n_head: attention heads; must divide `hidden_size`.
         n_inner: the width within an MLP; None means 4 · `hidden_size`.
         activation_function: "relu", "silu", "gelu", "tanh" or "gelu_new".
-        resid_pdrop: dropout behind attention and MLP.
+        resid_pdrop: dropout after attention and MLP.
         embd_pdrop: dropout on the embedded tokens.
         attn_pdrop: dropout on the attention weights.
         layer_norm_epsilon: of the blocks' layer norms.
@@ -39,9 +39,9 @@ class DTModelConfig:
         scale_attn_weights: divide attention scores by √(D / heads).
         scale_attn_by_inverse_layer_idx: divide them by the layer's number as well.
         n_positions: rows of a position embedding, or None for none.
-        pretrained: a Hugging Face folder to start training or evaluation from in RLlib, with its
-            weights, its normalisation and its settings; of the settings here, those that differ
-            from their defaults take precedence.
+        pretrained: a Hugging Face folder to start training or evaluation from in RLlib. It gives
+            weights, normalisation and settings; settings here that differ from their defaults
+            override the folder's.
     """
 
     context_length: int = 20
@@ -66,7 +66,7 @@ class DTModelConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "DTModelConfig":
-        """Settings from a plain dict; an unknown name is refused with the nearest known."""
+        """Builds settings from a dict; refuses an unknown name and suggests the nearest one."""
         known = [field.name for field in dataclasses.fields(cls)]
         for name in settings:
             if name not in known:
@@ -76,7 +76,7 @@ class DTModelConfig:
         return cls(**settings)
 
     def validate(self) -> None:
-        """Raises ValueError on values that no network can be built from."""
+        """Raises ValueError for values that no network can be built from."""
         for name in ("context_length", "hidden_size", "n_layer", "n_head", "max_ep_len"):
             self._check_size(name, getattr(self, name))
         for name in ("n_inner", "n_positions", "segment_length"):
@@ -121,10 +121,10 @@ class DTModelConfig:
 
     @property
     def receptive_steps(self) -> int:
-        """An action depends on no more than so many steps, its own included."""
+        """The most steps that an action can depend on, its own included."""
         if self.attention == "context":
             return self.context_length
-        # each layer looks 3K - 1 tokens back; the one more is for the action before the first
+        # each layer reaches 3K - 1 tokens back; the extra step is for the action before the first
         return self.n_layer * self.context_length + 1
 
     def overrides(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Dropout whose random numbers cost little where there is no device to draw them."""
+"""Dropout with cheap random numbers on the CPU."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,10 @@ _LANE_BITS, _LANES_PER_WORD = 16, 4
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Inverted dropout: x with each element zero with probability p, the others / (1 - p).
+    """Inverted dropout: each element of x is zeroed with probability p, the rest divided by 1 - p.
 
-    On the CPU p is rounded to a multiple of 2^-16, and what is kept is divided by exactly one
-    minus that; elsewhere, and in a compiled graph, it is torch's own.
+    On the CPU p is rounded to a multiple of 2^-16, and the kept elements are divided by one minus
+    exactly that. On other devices, and in a compiled graph, this is torch's own dropout.
     """
     if p == 0.0 or not training:
         return x
@@ -21,15 +21,15 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
 
 def _factors(shape: torch.Size, p: float) -> Tensor:
-    """What to multiply with, float32: four 16-bit numbers from each 64-bit word of torch's.
+    """Float32 factors for each element: four 16-bit random numbers from each 64-bit word.
 
-    `F.dropout` draws 53 bits an element: 3.0 ms for 64 × 60 × 128 on one core; this takes 0.5
+    `F.dropout` draws 53 bits an element: 3.0 ms for 64 × 60 × 128 on one core, against 0.5 here
     (docs/performance.md).
     """
     words = torch.empty(-(-shape.numel() // _LANES_PER_WORD), dtype=torch.int64)
     lanes = words.random_(-(2**63), None).view(torch.int16)[: shape.numel()].view(shape)
     dropped = round(p * 2**_LANE_BITS)  # of the 2^16 values of a lane
-    # compared as floats, which hold them exactly: integers are four times slower
+    # compared as floats, which hold them exactly: comparing integers is four times slower
     keep = lanes.to(torch.float32).ge_(dropped - 2 ** (_LANE_BITS - 1))
     return keep.mul_(1.0 / (1.0 - dropped / 2**_LANE_BITS))
 

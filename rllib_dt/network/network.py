@@ -1,16 +1,22 @@
 """The Decision Transformer (Chen et al. 2021, arXiv:2106.01345), top to bottom.
 
-Tokens are R_1, s_1, a_1, R_2, s_2, a_2, …; each is a linear embedding of its value plus an
-embedding of its timestep, and a_t is read off the token of s_t. Values enter and leave in the
-environment's units: normalisation, action bounds and return scale are buffers in here, so they
-travel with every checkpoint, weight sync and export.
+Each step is three tokens. A token is a linear embedding of its value plus an embedding of its
+timestep, and a_t is predicted from the token of s_t, which attends to itself and everything before:
+
+    R1  s1  a1  R2  s2  a2  R3  s3  a3      a3 is not taken yet; nothing that matters sees it
+        │           │           │
+        ▼           ▼           ▼
+        a1          a2          a3          predicted
+
+Values enter and leave in the environment's units: normalisation, action bounds and return scale
+are buffers of the network, so they are part of every checkpoint, weight sync and export.
 
 Letters: B batch, K context steps, L = 3K tokens, D width, H heads, A action features, S
 observation size, P cached tokens.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -18,13 +24,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rllib_dt.episodes.windows import Window
 from rllib_dt.network.cache import KeyValueCache, RollingCache
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.dropout import Dropout, dropout
-from rllib_dt.network.spaces import action_codec, has_tanh, observation_size
+from rllib_dt.spaces.encoders import observation_size
+from rllib_dt.spaces.heads import action_head
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    # in place: what it is given, the output of a Linear, is needed nowhere else
+    # in place: its input, the output of a Linear, is used nowhere else
     "relu": torch.relu_,
     "silu": F.silu,
     "gelu": F.gelu,
@@ -37,11 +45,18 @@ LAST_TOKEN = slice(-1, None)
 
 
 def causal_mask(attention_mask: Tensor, num_queries: int, band: int | None = None) -> Tensor:
-    """(B, L) bool, True where real, to (B, 1, Q, L): who may look at whom.
+    """Turns (B, L) bool, True where real, into (B, 1, Q, L): which token attends to which.
 
-    The queries are the last Q of the L tokens. A token sees itself and the real tokens before
-    it, of a band of `band` tokens only the last so many, itself included; that it always sees
-    itself keeps the softmax of an all-padded row finite.
+    The queries are the last Q of the L tokens. A token attends to itself and to the real tokens
+    before it; with a `band`, only to the last `band` tokens, itself included:
+
+        causal   x . . . .      band = 3   x . . . .
+                 x x . . .                 x x . . .
+                 x x x . .                 x x x . .
+                 x x x x .                 . x x x .
+                 x x x x x                 . . x x x
+
+    A padded token attends to itself too, which keeps the softmax of an all-padded row finite.
     """
     L = attention_mask.shape[1]
     keys = torch.arange(L, device=attention_mask.device)
@@ -54,7 +69,7 @@ def causal_mask(attention_mask: Tensor, num_queries: int, band: int | None = Non
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; computes queries for the asked tokens only."""
+    """Multi-head self-attention; computes queries only for the tokens asked for."""
 
     def __init__(self, config: DTModelConfig, layer_index: int):
         super().__init__()
@@ -83,7 +98,7 @@ class Attention(nn.Module):
         weights = None
         p = self.dropout if self.training else 0.0
         if need_weights or (p and x.device.type == "cpu" and not torch.compiler.is_compiling()):
-            # torch has no fused kernel with dropout on the CPU; its plain one is slower than this
+            # torch has no fused CPU kernel with dropout, and its plain one is slower than this
             weights = dropout(self._weights(q, k, mask), p, self.training)
             y = weights @ v
         else:
@@ -99,7 +114,8 @@ class Attention(nn.Module):
 
     def _project(self, x: Tensor, queries: slice | None) -> tuple[Tensor, ...]:
         if queries is None:
-            return self.c_attn(x).chunk(3, dim=-1)
+            qkv: Tensor = self.c_attn(x)
+            return qkv.chunk(3, dim=-1)
         D = x.shape[-1]
         w, b = self.c_attn.weight, self.c_attn.bias
         kv = F.linear(x, w[D:], b[D:])
@@ -120,7 +136,8 @@ class MLP(nn.Module):
         self.dropout = Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
+        out: Tensor = self.dropout(self.c_proj(self.activation(self.c_fc(x))))
+        return out
 
 
 class Block(nn.Module):
@@ -148,12 +165,12 @@ class Block(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneOutput:
-    """What a pass through the backbone gives.
+    """The result of a pass through the backbone.
 
     Attributes:
-        last_hidden_state: (B, Q, D), behind the last layer norm; Q = L unless `queries`.
-        hidden_states: n_layer + 1 tensors: the embeddings, each block's output, and in the
-            place of the last block's that behind the last layer norm.
+        last_hidden_state: (B, Q, D), after the last layer norm; Q = L unless `queries` was given.
+        hidden_states: n_layer + 1 tensors: the embeddings, then each block's output; the last one
+            is `last_hidden_state`.
         attentions: n_layer tensors (B, H, L, P+L).
     """
 
@@ -163,7 +180,7 @@ class BackboneOutput:
 
 
 class CausalTransformer(nn.Module):
-    """Embeddings in, hidden states out; the same function as `DecisionTransformerGPT2Model`."""
+    """Maps embeddings to hidden states: the same function as `DecisionTransformerGPT2Model`."""
 
     wte: Tensor
 
@@ -189,13 +206,13 @@ class CausalTransformer(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> BackboneOutput:
-        """Runs L new tokens behind the P that a cache holds.
+        """Runs L new tokens, which follow the P tokens of a cache.
 
         Args:
             inputs_embeds: (B, L, D).
-            mask: (B, 1, L, P+L), True where a token may look; see `causal_mask`.
+            mask: (B, 1, L, P+L), True where a token may attend; see `causal_mask`.
             position_ids: (B, L) or (1, L) int, rows of the position embedding if there is one.
-            cache: keys and values of earlier tokens; takes in those of these.
+            cache: keys and values of earlier tokens; those of the new tokens are added.
             queries: the tokens whose output is wanted; the last block computes no others.
         """
         x = inputs_embeds
@@ -229,6 +246,8 @@ class DTOutput:
     Attributes:
         action_preds: (B, K, A) for a Box; (B, K, n) logits for a Discrete space. (B, 1, …)
             with `last_only`.
+        action_outputs: (B, K, size), the same as the action head's own outputs; what the head's
+            `losses` and `act` take.
         state_preds: (B, K, S), the next observation; None if only actions were asked for.
         return_preds: (B, K, 1), the next return-to-go; None if only actions were asked for.
         last_hidden_state: (B, Q, D), of the tokens that were computed.
@@ -237,6 +256,7 @@ class DTOutput:
     """
 
     action_preds: Tensor
+    action_outputs: Tensor
     state_preds: Tensor | None
     return_preds: Tensor | None
     last_hidden_state: Tensor
@@ -251,6 +271,9 @@ class DecisionTransformer(nn.Module):
         config: the network's settings.
         observation_space: a Box of rank 1.
         action_space: a Box with finite bounds, or a Discrete space.
+
+    Attributes:
+        action_head: the `ActionHead` of the action space.
 
     Raises:
         UnsupportedSpaceError: on any other space.
@@ -269,27 +292,27 @@ class DecisionTransformer(nn.Module):
         self.config = config
         self.observation_space, self.action_space = observation_space, action_space
         S, D = observation_size(observation_space), config.hidden_size
-        self.codec = action_codec(action_space)
+        self.action_head = action_head(action_space, tanh=config.action_tanh)
         self.embed_timestep = nn.Embedding(config.max_ep_len, D)
         self.embed_return = nn.Linear(1, D)
         self.embed_state = nn.Linear(S, D)
-        self.embed_action = nn.Linear(self.codec.size, D)
+        self.embed_action = nn.Linear(self.action_head.size, D)
         self.embed_ln = nn.LayerNorm(D)
         self.backbone = CausalTransformer(config)
         self.predict_state = nn.Linear(D, S)
-        self.predict_action = nn.Linear(D, self.codec.size)
+        self.predict_action = nn.Linear(D, self.action_head.size)
         self.predict_return = nn.Linear(D, 1)
-        self.action_tanh = has_tanh(action_space, config.action_tanh)
-        # tokens that one may look at, itself included; None for all
+        # tokens that one attends to, itself included; None for all
         self.band = 3 * config.context_length if config.attention == "window" else None
         self.register_buffer("observation_mean", torch.zeros(S))
         self.register_buffer("observation_std", torch.ones(S))
         self.register_buffer("return_scale", torch.ones(()))
+        self.register_load_state_dict_pre_hook(_accept_former_names)  # type: ignore[no-untyped-call]
         self._initialize()
 
     def _initialize(self) -> None:
-        # normal weights, zero biases; projections into the residual stream are smaller with
-        # depth (Radford et al. 2019, §2.3), as transformers' `_init_weights`
+        # normal weights, zero biases; projections into the residual stream shrink with depth
+        # (Radford et al. 2019, §2.3), as in transformers' `_init_weights`
         std, depth = self.config.initializer_range, self.config.n_layer
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -301,24 +324,23 @@ class DecisionTransformer(nn.Module):
     def set_normalization(
         self, observation_mean: Tensor, observation_std: Tensor, return_scale: float
     ) -> None:
-        """Sets what the inputs are normalised with; (S,), (S,) and a positive number."""
+        """Sets what the inputs are normalised with: (S,), (S,) and a positive number."""
         self.observation_mean.copy_(torch.as_tensor(observation_mean))
         self.observation_std.copy_(torch.as_tensor(observation_std))
         self.return_scale.fill_(return_scale)
 
-    def embed(
-        self, observations: Tensor, actions: Tensor, returns_to_go: Tensor, timesteps: Tensor
-    ) -> Tensor:
-        """(B, K, …) values to (B, L, D) tokens."""
-        B, K = timesteps.shape
-        # one row for all steps past the table, in training as in evaluation
-        time = self.embed_timestep(timesteps.clamp(0, self.config.max_ep_len - 1))  # (B, K, D)
-        states = (observations.float() - self.observation_mean) / self.observation_std
-        r = self.embed_return(returns_to_go.float() / self.return_scale) + time
+    def embed(self, window: Window) -> Tensor:
+        """Embeds (B, K, …) values as (B, L, D) tokens."""
+        B, K = window.timesteps.shape
+        # every step past the table uses its last row, in training as in evaluation
+        time = self.embed_timestep(window.timesteps.clamp(0, self.config.max_ep_len - 1))
+        states = (window.observations.float() - self.observation_mean) / self.observation_std
+        r = self.embed_return(window.returns_to_go.float() / self.return_scale) + time  # (B, K, D)
         s = self.embed_state(states) + time
-        a = self.embed_action(self.codec.encode(actions)) + time
+        a = self.embed_action(self.action_head.features(window.actions)) + time
         tokens = torch.stack([r, s, a], dim=2).reshape(B, 3 * K, -1)  # (B, K, 3, D) -> (B, L, D)
-        return self.embed_ln(tokens)
+        embedded: Tensor = self.embed_ln(tokens)
+        return embedded
 
     def forward(
         self,
@@ -333,7 +355,7 @@ class DecisionTransformer(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> DTOutput:
-        """Predicts every step's action from what came before it.
+        """Predicts every step's action from what came before it; `predict` for loose tensors.
 
         Args:
             observations: (B, K, S), in the environment's units.
@@ -341,16 +363,46 @@ class DecisionTransformer(nn.Module):
             returns_to_go: (B, K, 1), in reward units.
             timesteps: (B, K) int, 0 where padded.
             mask: (B, K), True or 1 where real, on either side; all real by default.
-            only_actions: leave states and returns out, and with them two thirds of the last
-                block.
-            last_only: compute the last step's action alone.
+            only_actions, last_only, output_hidden_states, output_attentions: see `predict`.
         """
-        tokens = self.embed(observations, actions, returns_to_go, timesteps)
         if mask is None:
-            mask = torch.ones(timesteps.shape, dtype=torch.bool, device=tokens.device)
-        real = mask.bool().repeat_interleave(3, dim=1)  # (B, K) -> (B, L)
+            mask = torch.ones(timesteps.shape, dtype=torch.bool, device=timesteps.device)
+        window = Window(
+            observations=observations,
+            actions=actions,
+            returns_to_go=returns_to_go,
+            timesteps=timesteps,
+            mask=mask,
+        )
+        return self.predict(
+            window,
+            only_actions=only_actions,
+            last_only=last_only,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+
+    def predict(
+        self,
+        window: Window,
+        *,
+        only_actions: bool = False,
+        last_only: bool = False,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> DTOutput:
+        """Predicts every step's action from what came before it.
+
+        Args:
+            window: (B, K) steps.
+            only_actions: skip states and returns, and with them two thirds of the last block.
+            last_only: compute the last step's action alone.
+            output_hidden_states, output_attentions: return them too.
+        """
+        tokens = self.embed(window)
+        real = window.mask.bool().repeat_interleave(3, dim=1)  # (B, K) -> (B, L)
         queries = LAST_TOKEN if last_only else STATE_TOKENS if only_actions else None
-        if queries is not None:  # no state looks at the last step's action
+        if queries is not None:  # no state attends to the last step's action
             tokens, real = tokens[:, :-1], real[:, :-1]
         out = self.backbone(
             tokens,
@@ -368,8 +420,10 @@ class DecisionTransformer(nn.Module):
             state_preds = self.predict_state(x[:, ACTION_TOKENS]).float()
             state_preds = state_preds * self.observation_std + self.observation_mean
             return_preds = self.predict_return(x[:, ACTION_TOKENS]).float() * self.return_scale
+        outputs = self.action_head.squash(self.predict_action(action_tokens))
         return DTOutput(
-            action_preds=self._action_preds(action_tokens),
+            action_preds=self.action_head.decode(outputs),
+            action_outputs=outputs,
             state_preds=state_preds,
             return_preds=return_preds,
             last_hidden_state=x,
@@ -378,64 +432,63 @@ class DecisionTransformer(nn.Module):
         )
 
     @torch.no_grad()
-    def act(
-        self,
-        observations: Tensor,
-        actions: Tensor,
-        returns_to_go: Tensor,
-        timesteps: Tensor,
-        mask: Tensor | None = None,
-        *,
-        sample: bool = False,
-    ) -> Tensor:
-        """(B, A) or (B,) actions for the last step of each window; arguments as `forward`'s.
+    def act(self, window: Window, *, sample: bool = False) -> Tensor:
+        """Picks the action of each window's last step: (B, A) or, Discrete, (B,).
 
-        What stands in `actions` for that step is never read. Dropout follows `train` / `eval`.
+        What `window.actions` holds for that step is never read. Dropout follows `train` / `eval`.
         """
-        out = self(observations, actions, returns_to_go, timesteps, mask, last_only=True)
-        return self.codec.act(out.action_preds[:, 0], sample=sample)
+        outputs = self.predict(window, last_only=True).action_outputs
+        return self.action_head.act(outputs[:, 0], sample=sample)
 
     @torch.no_grad()
     def step(
-        self,
-        cache: RollingCache,
-        slots: Tensor,
-        observations: Tensor,
-        actions: Tensor,
-        returns_to_go: Tensor,
-        timesteps: Tensor,
-        mask: Tensor,
-        *,
-        sample: bool = False,
+        self, cache: RollingCache, slots: Tensor, window: Window, *, sample: bool = False
     ) -> Tensor:
-        """(B, A) or (B,) actions for one more step of B running episodes: 3 new tokens each.
+        """Picks the action of one more step of B running episodes, at 3 new tokens each.
 
-        With `attention="window"` they are those that `forward` gives with the whole episode.
+        With `attention="window"` the actions are those that `predict` gives with the whole
+        episode.
 
         Args:
             cache: of this network; holds what the episodes' earlier steps left.
             slots: (B,) int, where in the cache each episode lives.
-            observations, actions, returns_to_go, timesteps, mask: as `forward`'s, of the step
-                before and the present one, (B, 2, …). The step before is not real where an
-                episode begins; what its slot held is then forgotten. What stands in `actions`
-                for the present step is never read.
+            window: (B, 2), the step before and the present one. The step before is masked if the
+                episode begins; the slot's content is then forgotten. The present step's action is
+                never read.
+            sample: draw the action, if the head can.
+
+        Returns:
+            (B, A) or, Discrete, (B,).
         """
-        # R, s, a of both steps: a of the one before and R, s of the present are new
-        tokens = self.embed(observations, actions, returns_to_go, timesteps)[:, 2:5]
+        # of the tokens R, s, a of both steps, a of the one before and R, s of the present are new
+        tokens = self.embed(window)[:, 2:5]
         out = self.backbone(
             tokens,
-            cache.begin_step(slots, timesteps[:, 1], begins=~mask[:, 0]),
+            cache.begin_step(slots, window.timesteps[:, 1], begins=~window.mask[:, 0]),
             self._position_ids(tokens),
             cache,
             queries=LAST_TOKEN,
         )
-        preds = self._action_preds(out.last_hidden_state)
-        return self.codec.act(preds[:, 0], sample=sample)
-
-    def _action_preds(self, hidden: Tensor) -> Tensor:
-        head = self.predict_action(hidden)
-        return self.codec.decode(head.tanh() if self.action_tanh else head)
+        outputs = self.action_head.squash(self.predict_action(out.last_hidden_state))
+        return self.action_head.act(outputs[:, 0], sample=sample)
 
     def _position_ids(self, tokens: Tensor) -> Tensor:
-        # Hugging Face's: row 0 for every token
+        # as Hugging Face's model: row 0 for every token
         return torch.zeros(1, tokens.shape[1], dtype=torch.long, device=tokens.device)
+
+
+def current_names(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """Renames weights saved before 0.2.0, when the action head was called `codec`."""
+    former = f"{prefix}codec."
+    return {
+        f"{prefix}action_head.{name.removeprefix(former)}" if name.startswith(former) else name: v
+        for name, v in state.items()
+    }
+
+
+def _accept_former_names(
+    module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object
+) -> None:
+    renamed = current_names(state, prefix)
+    state.clear()
+    state.update(renamed)

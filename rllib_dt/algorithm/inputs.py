@@ -1,0 +1,34 @@
+"""Settings that name data: made absolute, and refused if they hold credentials."""
+
+import os
+from typing import Any
+
+from rllib_dt.formats.paths import absolute
+from rllib_dt.reading.credentials import check_no_credentials
+
+_ONLINE = "sampler"
+"""RLlib's `input_` of algorithms that collect their own data; not a path."""
+
+
+def absolute_inputs(paths: Any) -> Any:
+    """Makes local paths absolute: Tune's trials run in folders of their own.
+
+    Args:
+        paths: a path, a URI, a list of them, or anything else, which is returned unchanged.
+    """
+    if isinstance(paths, list | tuple):
+        return [absolute_inputs(path) for path in paths]
+    if isinstance(paths, str | os.PathLike) and paths != _ONLINE:
+        return absolute(paths)
+    return paths
+
+
+def are_paths(paths: Any) -> bool:
+    """Whether a setting holds paths, and not, for example, one of Tune's search spaces."""
+    return isinstance(paths, str | os.PathLike | list | tuple)
+
+
+def check_inputs(paths: Any) -> None:
+    """Raises a ValueError if a path holds credentials."""
+    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        check_no_credentials(os.fspath(path))

@@ -1,0 +1,172 @@
+"""What an offline algorithm needs repaired in RLlib 2.60: saving, restoring, and its runners.
+
+RLlib's `Algorithm` assumes training env runners in `set_state`, `restore_from_path` and
+`get_module`, and never restores the evaluation runners of an offline algorithm.
+`tests/test_host_contract.py` fails once upstream has repaired that.
+"""
+
+import copy
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.env import INPUT_ENV_SPACES
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.checkpoints import Checkpointable
+
+from rllib_dt.algorithm import checkpoints
+from rllib_dt.compat import EnvRunnerGroup, on_every_learner, recall_learners
+from rllib_dt.formats.paths import absolute
+from rllib_dt.learning.learner import COUNTERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The learners' weights at one moment.
+
+    Attributes:
+        weights: a module state.
+        num_updates: the update that they come from.
+    """
+
+    weights: Any
+    num_updates: int
+
+
+class OfflineAlgorithm(Algorithm):
+    """An algorithm whose only env runners evaluate, and whose checkpoints are whole or refused."""
+
+    def take_snapshot(self) -> Snapshot:
+        """Copies the learners' present weights: training may go on meanwhile."""
+        state = self.learner_group.get_state(
+            components=[f"{COMPONENT_LEARNER}/{c}" for c in (COMPONENT_RL_MODULE, COUNTERS)],
+            inference_only=True,
+        )[COMPONENT_LEARNER]
+        return Snapshot(
+            weights=copy.deepcopy(state[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]),
+            num_updates=state[COUNTERS]["updates"],
+        )
+
+    @override(Algorithm)
+    def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> RLModule | None:
+        """A copy of the module with the learners' present weights, in eval mode."""
+        spec = self.config.get_multi_rl_module_spec(
+            spaces=self._spaces_by_module(), inference_only=True
+        )
+        if module_id not in spec.rl_module_specs:
+            return None
+        module = spec.rl_module_specs[module_id].build()
+        module.set_state(self.take_snapshot().weights)
+        return module.eval()
+
+    def _spaces_by_module(self) -> dict[str, Any]:
+        spaces = (self.config.observation_space, self.config.action_space)
+        return {INPUT_ENV_SPACES: spaces, DEFAULT_MODULE_ID: spaces}
+
+    @override(Algorithm)
+    def restore_env_runners(self, env_runner_group: EnvRunnerGroup | None) -> list[int]:
+        """Brings restarted evaluation runners back; each evaluation sends them its weights."""
+        if env_runner_group is None:
+            return []
+        remote = env_runner_group.num_remote_env_runners()
+        if remote == env_runner_group.num_healthy_remote_workers():
+            return []
+        restored: list[int] = env_runner_group.probe_unhealthy_env_runners(
+            timeout_seconds=self.config.env_runner_health_probe_timeout_s
+        )
+        return restored
+
+    # --- state
+
+    @override(Algorithm)
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        # evaluation runners have no state besides the learners' weights
+        components = super().get_checkpointable_components()
+        return [c for c in components if c[1] is self.learner_group]
+
+    @override(Algorithm)
+    def get_state(
+        self, components: Any = None, *, not_components: Any = None, **kwargs: Any
+    ) -> Any:
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        state.pop("eval_env_runner", None)
+        return state
+
+    @override(Algorithm)
+    def set_state(self, state: Any) -> None:
+        if "learner_group" in state:
+            self.learner_group.set_state(state["learner_group"])
+            self._check_restored()
+        if "metrics_logger" in state:
+            self.metrics.set_state(state["metrics_logger"])
+        if "training_iteration" in state:
+            self._iteration = state["training_iteration"]
+
+    def _check_restored(self) -> None:
+        # RLlib silently leaves out a learner that could not load its state
+        on_every_learner(self.learner_group, lambda learner: None)
+
+    # --- checkpoints
+
+    @override(Algorithm)
+    def save_to_path(
+        self,
+        path: str | Path | None = None,
+        *,
+        state: Any = None,
+        filesystem: Any = None,
+        use_msgpack: bool = False,
+    ) -> str:
+        """Saves a checkpoint, which appears under `path` as a whole or not at all.
+
+        Raises:
+            CheckpointError: it could not be written; `path` is as it was before.
+        """
+        if path is None:
+            path = Path(tempfile.mkdtemp(prefix="dt-")) / "checkpoint"
+        path = str(path) if filesystem is not None else absolute(path)
+        try:
+            with checkpoints.writing(path, filesystem) as draft:
+                super().save_to_path(draft, state=state, use_msgpack=use_msgpack)
+        except checkpoints.CheckpointError:
+            # RLlib leaves a learner that could not write out of every later call
+            recall_learners(self.learner_group)
+            raise
+        return path
+
+    @override(Algorithm)
+    def restore_from_path(
+        self, path: Any, *, component: str | None = None, filesystem: Any = None, **kwargs: Any
+    ) -> None:
+        """Restores from a checkpoint, or a component of one.
+
+        Raises:
+            CheckpointError: a file of it is missing, truncated or changed; nothing was restored.
+        """
+        if filesystem is None:
+            path = absolute(path)
+        if component is None:
+            checkpoints.verify(path, filesystem)
+        Checkpointable.restore_from_path(
+            self, path, component=component, filesystem=filesystem, **kwargs
+        )
+        self._check_restored()
+
+    @classmethod
+    @override(Algorithm)
+    def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> Any:
+        """Makes a new algorithm from a checkpoint: a path, a URI or a `ray.tune.Checkpoint`.
+
+        Raises:
+            CheckpointError: a file of it is missing, truncated or changed.
+        """
+        if not isinstance(path, str | Path):
+            path, filesystem = path.path, filesystem or path.filesystem
+        if filesystem is None:
+            path = absolute(path)
+        checkpoints.verify(path, filesystem)
+        return super().from_checkpoint(path, filesystem=filesystem, **kwargs)

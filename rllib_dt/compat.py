@@ -1,0 +1,173 @@
+"""Every use of private modules and attributes of Ray and gymnasium, in one place.
+
+Methods that our subclasses of RLlib's classes override are not in here; those that RLlib marks
+private are listed, with what they are for, in `tests/test_layers.py`. `tests/test_host_contract.py`
+holds each seam and fails once upstream has repaired what is worked around here.
+
+Ray and RLlib are imported in the functions that need them: reading tasks, which need no RLlib, and
+the package's own `__init__` import this module too.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+    from gymnasium.vector import AsyncVectorEnv
+    from ray.rllib.algorithms.algorithm import Algorithm
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+_KV_NAMESPACE = b"rllib_dt"
+
+LearnerGroup = Any
+"""RLlib's `LearnerGroup`, which has no type information."""
+EnvRunnerGroup = Any
+"""RLlib's `EnvRunnerGroup`, which has no type information."""
+
+
+# --- processes and the cluster
+
+
+def in_ray_task() -> bool:
+    """Whether this process is one of Ray's workers."""
+    worker = sys.modules.get("ray._private.worker")
+    return worker is not None and worker.global_worker.mode == worker.WORKER_MODE
+
+
+def share_in_cluster(name: str, content: bytes) -> None:
+    """Stores bytes in the running cluster's memory; no checkpoint and no log has them."""
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_put(name, content, overwrite=True, namespace=_KV_NAMESPACE)
+
+
+def shared_in_cluster(name: str) -> bytes | None:
+    """Fetches what `share_in_cluster` stored; None if this cluster was never given it."""
+    from ray.experimental import internal_kv
+
+    content: bytes | None = internal_kv._internal_kv_get(name, namespace=_KV_NAMESPACE)
+    return content
+
+
+# --- learners
+
+
+class LearnerLostError(RuntimeError):
+    """A learner has died or failed; the others would train nothing, or only their part."""
+
+
+_LOST = (
+    "a learner has died or failed; learners do not come back: build the algorithm anew from its "
+    "last checkpoint (DT.from_checkpoint; under Tune, FailureConfig(max_failures=…) does that)"
+)
+
+
+def on_every_learner(group: LearnerGroup, function: Callable[[Any], Any]) -> list[Any]:
+    """Calls `function` on each learner and returns the results, in the learners' order.
+
+    RLlib returns errors as results, and leaves a learner that raised out of later calls.
+
+    Raises:
+        LearnerLostError: a learner is dead, or was left out.
+        Exception: what `function` raised on a learner.
+    """
+    from ray.exceptions import RayActorError, RayTaskError
+
+    results = list(group.foreach_learner(function))
+    for result in results:
+        if not result.ok:
+            error = result.get()
+            if isinstance(error, RayActorError):
+                raise LearnerLostError(_LOST) from error
+            raise error.as_instanceof_cause() if isinstance(error, RayTaskError) else error
+    if len(results) != max(1, len(group)):
+        raise LearnerLostError(_LOST)
+    return [result.get() for result in results]
+
+
+def recall_learners(group: LearnerGroup) -> None:
+    """Readmits learners that are alive, after a call that failed and changed nothing."""
+    if group.is_remote:
+        group.foreach_learner(lambda learner: None, healthy_only=False, mark_healthy=True)
+
+
+def check_learners(group: LearnerGroup) -> None:
+    """Raises a LearnerLostError if a learner is known to be lost; calls no learner."""
+    if group.is_remote and group._worker_manager.num_healthy_actors() != len(group):
+        raise LearnerLostError(_LOST)
+
+
+# --- evaluation runners and their environments
+
+
+def env_creator(config: "AlgorithmConfig") -> "Callable[[Any], gym.Env]":
+    """The function that makes one environment of `config.env` from an EnvContext."""
+    from ray.rllib.algorithms.algorithm import Algorithm
+
+    creator: Callable[[Any], gym.Env] = Algorithm._get_env_id_and_creator(config.env, config)[1]
+    return creator
+
+
+def runner_actors(group: EnvRunnerGroup) -> dict[int, Any]:
+    """The remote runners by their index, including those thought dead."""
+    actors: dict[int, Any] = group._worker_manager.actors()
+    return actors
+
+
+def set_runner_health(group: EnvRunnerGroup, index: int, *, healthy: bool) -> None:
+    """Records whether a runner is alive."""
+    group._worker_manager.set_actor_state(index, healthy)
+
+
+def notify_environment_created(runner: Any, context: Any) -> None:
+    """Calls the users' `on_environment_created`, as RLlib's own `make_env` does."""
+    from ray.rllib.callbacks.utils import make_callback
+
+    make_callback(
+        "on_environment_created",
+        callbacks_objects=runner._callbacks,
+        callbacks_functions=runner.config.callbacks_on_environment_created,
+        kwargs={
+            "env_runner": runner,
+            "metrics_logger": runner.metrics,
+            "env": runner.env.unwrapped,
+            "env_context": context,
+        },
+    )
+
+
+def first_info(env: "AsyncVectorEnv", infos: dict[str, Any]) -> dict[str, Any]:
+    """The info of a vector's first environment, from gymnasium's dict of arrays."""
+    from gymnasium.wrappers.vector import DictInfoToList
+
+    if not infos:
+        return {}
+    info: dict[str, Any] = DictInfoToList(env)._convert_info_to_list(infos)[0]
+    return info
+
+
+# --- registration
+
+
+def register_algorithm(name: str, algorithm: "type[Algorithm]") -> None:
+    """Registers `name` with Tune and with RLlib, also in clusters that start later.
+
+    Tune keeps a registration in the running cluster only: after `ray.shutdown()` it is gone, and
+    looking the name up then imports every algorithm of RLlib, for which plain `ray[rllib]` lacks
+    Pillow. So registration is repeated after every `ray.init()`.
+    """
+    import ray
+    from ray.rllib.algorithms import registry as rllib_registry
+    from ray.tune import registry as tune_registry
+
+    def enlist() -> None:
+        tune_registry.register_trainable(name, algorithm)
+
+    rllib_registry.ALGORITHMS[name] = lambda: (algorithm, algorithm.get_default_config())
+    rllib_registry.ALGORITHMS_CLASS_TO_NAME[algorithm.__name__] = name
+    hooks = ray._private.worker._post_init_hooks
+    if not any(getattr(hook, "rllib_dt_name", None) == name for hook in hooks):
+        enlist.rllib_dt_name = name  # type: ignore[attr-defined]
+        hooks.append(enlist)
+    enlist()

@@ -1,0 +1,142 @@
+"""One recorded episode, checked: the only form in which data reaches training."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_dt.spaces.leaves import out_of_space, step_layout, unsquash_actions
+
+Array = NDArray[Any]
+
+
+class DataError(ValueError):
+    """Recorded data that cannot be trained on; names file, episode, problem and remedy."""
+
+    def __init__(self, source: str, problem: str, remedy: str, episode: str | None = None):
+        where = source if episode is None else f"{source}, episode {episode}"
+        super().__init__(f"{where}: {problem}; {remedy}")
+        self.parts = (source, problem, remedy, episode)
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(self), self.parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """A whole recorded episode of T ≥ 1 steps.
+
+    Attributes:
+        id: the name of the episode in its file, for messages.
+        source: the file it came from, for messages.
+        observations: (T, …) or (T+1, …); the last of T+1 follows the last action.
+        actions: (T, …), in the environment's units.
+        rewards: (T,), in the environment's units.
+        terminated: the environment ended the episode.
+        truncated: a time limit, or the end of the recording, ended the episode.
+    """
+
+    id: str
+    source: str
+    observations: Array
+    actions: Array
+    rewards: Array
+    terminated: bool
+    truncated: bool
+
+    def __post_init__(self) -> None:
+        steps = len(self.rewards)
+        if steps == 0:
+            raise self.error("it holds no step", "remove it from the data")
+        if self.rewards.ndim != 1:
+            raise self.error(
+                f"rewards have shape {self.rewards.shape}, wanted ({steps},)",
+                "record one number for each step",
+            )
+        if len(self.actions) != steps or len(self.observations) not in (steps, steps + 1):
+            raise self.error(
+                f"it holds {len(self.observations)} observations, {len(self.actions)} actions "
+                f"and {steps} rewards",
+                "record an action and a reward for each step, and one observation for each "
+                "step or one more",
+            )
+        self._check_finite("observations", self.observations)
+        self._check_finite("actions", self.actions)
+        self._check_finite("rewards", self.rewards)
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    @property
+    def undiscounted_return(self) -> float:
+        """Σ of the rewards as recorded."""
+        return float(np.sum(self.rewards, dtype=np.float64))
+
+    def error(self, problem: str, remedy: str) -> DataError:
+        """A `DataError` about this episode."""
+        return DataError(self.source, problem, remedy, episode=self.id)
+
+    def _check_finite(self, name: str, values: Array) -> None:
+        if not np.issubdtype(values.dtype, np.number) and values.dtype != np.bool_:
+            raise self.error(
+                f"{name} hold {values.dtype}, not numbers",
+                "record arrays of numbers, of one shape at every step",
+            )
+        if np.issubdtype(values.dtype, np.inexact) and not np.isfinite(values).all():
+            step = int(np.argwhere(~np.isfinite(values))[0][0])
+            raise self.error(
+                f"{name} at step {step} are {values[step]}",
+                "remove the episode or repair its values",
+            )
+
+    def conform(
+        self,
+        observation_space: gym.Space,
+        action_space: gym.Space,
+        *,
+        actions_normalized: bool = False,
+    ) -> "Episode":
+        """Checks the episode against the spaces and converts it to the pool's dtypes.
+
+        Raises:
+            DataError: on shapes that do not fit or actions outside the space.
+        """
+        observations = self._cast("observations", self.observations, observation_space)
+        actions = self.actions
+        if actions_normalized:
+            actions = unsquash_actions(action_space, actions)
+        actions = self._cast_shape("actions", actions, action_space)
+        problem = out_of_space(action_space, actions)
+        if problem:
+            raise self.error(
+                problem,
+                "clip the recorded actions, or set offline_data(actions_in_input_normalized="
+                f"{not actions_normalized}) if they are "
+                + ("in the environment's units" if actions_normalized else "normalised to [-1, 1]"),
+            )
+        return Episode(
+            id=self.id,
+            source=self.source,
+            observations=observations,
+            actions=actions.astype(step_layout(action_space)[1], copy=False),
+            rewards=self.rewards,
+            terminated=self.terminated,
+            truncated=self.truncated,
+        )
+
+    def _cast(self, name: str, values: Array, space: gym.Space) -> Array:
+        return self._cast_shape(name, values, space).astype(step_layout(space)[1], copy=False)
+
+    def _cast_shape(self, name: str, values: Array, space: gym.Space) -> Array:
+        shape = step_layout(space)[0]
+        # a recording may hold a Discrete action, or one number, with an axis of length 1
+        if values.shape[1:] != shape and values[0].size == 1 and int(np.prod(shape)) == 1:
+            return values.reshape(len(values), *shape)
+        if values.shape[1:] != shape:
+            raise self.error(
+                f"{name} have the shape {values.shape[1:]} at each step, but the space is {space}",
+                "check that the environment (or the given spaces) belongs to this data",
+            )
+        return values

@@ -1,0 +1,250 @@
+"""Draws batches of windows: from a pool that holds everything, or from one that is streamed.
+
+Either way each step is equally likely to end a window, so an episode's share of the draws is its
+share of the steps. A batch depends on (seed, learner, update) and on nothing that was drawn before.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_dt.episodes.buffers import Buffers
+from rllib_dt.episodes.pool import EpisodePool
+from rllib_dt.episodes.windows import (
+    MASK,
+    TIMESTEPS,
+    Column,
+    Window,
+    empty_windows,
+    gather_windows,
+)
+
+Array = NDArray[Any]
+Position = tuple[int, int]
+"""(pass over the data, chunk within that pass), both from 0."""
+
+CHUNKS_PER_POOL = 8
+"""Chunks that are drawn from while one more waits: together they fill the capacity."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """What a learner draws in each update.
+
+    Attributes:
+        window_length: K, steps in a window.
+        batch_size: B, windows in a batch.
+        seed: any non-negative integer.
+        learner: the learner's number; learners with one seed draw different windows.
+        num_learners: learners that draw from the same steps.
+    """
+
+    window_length: int
+    batch_size: int
+    seed: int
+    learner: int = 0
+    num_learners: int = 1
+
+    def rng(self, update: int) -> np.random.Generator:
+        """The random numbers of one update."""
+        return np.random.default_rng((self.seed, self.learner, update))
+
+    def empty_batch(self, columns: Mapping[str, Column], buffers: Buffers) -> dict[str, Array]:
+        """Allocates (B, K, …) arrays for one batch."""
+        return empty_windows(columns, self.batch_size, self.window_length, buffers)
+
+
+class Sampler(Protocol):
+    """Draws the batch of an update."""
+
+    def sample(self, update: int) -> Window:
+        """Draws the B windows of one update."""
+
+    def state(self) -> dict[str, Any] | None:
+        """What another sampler needs, beside the update's number, to draw the same windows."""
+
+
+class FixedSampler:
+    """Draws windows from steps that are all in memory.
+
+    Args:
+        columns: flat arrays by name, (N, …) each.
+        timesteps: (N,) int32, each step's timestep in its episode.
+        draws: what to draw.
+    """
+
+    def __init__(self, columns: Mapping[str, Column], timesteps: Array, draws: Draws):
+        self.columns, self.timesteps, self.draws = columns, timesteps, draws
+        self._buffers = Buffers()
+
+    def sample(self, update: int) -> Window:
+        """See `Sampler`."""
+        draws = self.draws
+        last = draws.rng(update).integers(len(self.timesteps), size=draws.batch_size)
+        timestep = self.timesteps[last].astype(np.int64)
+        out = draws.empty_batch(self.columns, self._buffers)
+        return gather_windows(self.columns, last, timestep, draws.window_length, out)
+
+    def state(self) -> None:
+        """Nothing: the update's number is enough."""
+
+
+class ChunkFeed(Protocol):
+    """Where chunks come from."""
+
+    def next(self) -> tuple[Position, EpisodePool]:
+        """Waits for the chunk that follows the last one."""
+
+
+def chunk_steps(capacity: int) -> int:
+    """Steps of one chunk, for a pool of `capacity` steps."""
+    return max(1, capacity // (CHUNKS_PER_POOL + 1))
+
+
+@dataclass
+class _Resident:
+    position: Position
+    pool: EpisodePool
+    drawn: float
+    """Windows that have ended in each of its steps, in expectation."""
+
+
+class RollingSampler:
+    """Draws windows from a pool whose oldest part is replaced, for data that exceeds memory.
+
+    A *chunk* is an `EpisodePool` of some episodes. Chunks come in the order of the data, pass after
+    pass, and the pool holds as many as fit:
+
+        feed …  9  8 ─▶ │ 7  6  5  4  3  2  1  0 │ ─▶ dropped once drawn `draws_per_step` times
+
+    At each update every step of the pool is equally likely to end a window, and a chunk stays until
+    each of its steps has been drawn with the same expectation, however large the chunk is and
+    however many learners draw. Which chunks are in follows from the updates alone, so that all
+    learners hold the same ones.
+
+    Args:
+        feed: gives chunks, starting at the state's first position if there is a `state`.
+        capacity: steps that may be held, the waiting chunk included. It is exceeded if one episode
+            is longer than a chunk, or if one update draws more windows than the pool holds.
+        draws_per_step: windows that end in each step, in expectation, while its chunk is in.
+        draws: what to draw.
+        state: of an earlier sampler, to continue from.
+    """
+
+    def __init__(
+        self,
+        feed: ChunkFeed,
+        *,
+        capacity: int,
+        draws_per_step: float,
+        draws: Draws,
+        state: Mapping[str, Any] | None = None,
+    ):
+        self._feed, self._draws = feed, draws
+        self._capacity = capacity
+        self._target = chunk_steps(capacity) * CHUNKS_PER_POOL
+        self._draws_per_step = draws_per_step
+        self._resident: deque[_Resident] = deque()
+        self._buffers = Buffers()
+        if state is None:
+            self._fill()
+            # as if they had come in one after another, so that they leave one after another
+            for age, chunk in enumerate(reversed(self._resident)):
+                chunk.drawn = draws_per_step * age / len(self._resident)
+        else:
+            for drawn in state["drawn"]:
+                self._resident.append(_Resident(*feed.next(), drawn=drawn))
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that are held."""
+        return sum(len(chunk.pool) for chunk in self._resident)
+
+    @property
+    def positions(self) -> list[Position]:
+        """The chunks that are held, oldest first."""
+        return [chunk.position for chunk in self._resident]
+
+    def state(self) -> dict[str, Any]:
+        """See `Sampler`."""
+        return {
+            "capacity": self._capacity,
+            "first": self._resident[0].position,
+            "drawn": [chunk.drawn for chunk in self._resident],
+        }
+
+    def sample(self, update: int) -> Window:
+        """See `Sampler`; the windows come in the data's order."""
+        self._replace()
+        draws = self._draws
+        sizes = np.array([len(chunk.pool) for chunk in self._resident])
+        per_step = self._per_step(sizes)
+        stops = np.cumsum(per_step * sizes)
+        drawn = np.sort(draws.rng(update).random(draws.batch_size)) * stops[-1]
+        out = draws.empty_batch(self._resident[0].pool.columns, self._buffers)
+        parts = []
+        filled = 0
+        for chunk, each, start, rows in zip(
+            self._resident,
+            per_step,
+            np.concatenate([[0.0], stops[:-1]]),
+            np.split(drawn, np.searchsorted(drawn, stops[:-1])),
+            strict=True,
+        ):
+            chunk.drawn += each
+            if len(rows):
+                last = np.minimum((rows - start) / each, len(chunk.pool) - 1).astype(np.int64)
+                place = {k: v[filled : filled + len(rows)] for k, v in out.items()}
+                filled += len(rows)
+                parts.append(_windows_of(chunk.pool, last, draws.window_length, place))
+        columns = {
+            TIMESTEPS: np.concatenate([part.timesteps for part in parts]),
+            MASK: np.concatenate([part.mask for part in parts]),
+        }
+        return Window.from_columns({**out, **columns})
+
+    def _per_step(self, sizes: Array) -> NDArray[np.float64]:
+        """Windows that this update ends in each step of each chunk, in expectation.
+
+        The same for all chunks, except for those that need less to be complete.
+        """
+        per_step = np.zeros(len(sizes))
+        windows = float(self._draws.num_learners * self._draws.batch_size)
+        steps = int(sizes.sum())
+        for i, chunk in enumerate(self._resident):  # the oldest needs least
+            per_step[i] = min(windows / steps, self._draws_per_step - chunk.drawn)
+            windows -= per_step[i] * sizes[i]
+            steps -= sizes[i]
+        return per_step
+
+    def _replace(self) -> None:
+        while self._resident and self._is_complete(self._resident[0]):
+            self._resident.popleft()
+        self._fill()
+
+    def _is_complete(self, chunk: _Resident) -> bool:
+        return chunk.drawn >= self._draws_per_step * (1 - 1e-9)
+
+    def _fill(self) -> None:
+        held = self.num_steps
+        due = sum((self._draws_per_step - c.drawn) * len(c.pool) for c in self._resident)
+        usual = self._target // CHUNKS_PER_POOL
+        wanted = self._draws.num_learners * self._draws.batch_size
+        # beyond the capacity if need be: one update draws `wanted` windows, and no chunk gives
+        # more than it is due
+        while held + usual <= self._target or due < wanted:
+            position, pool = self._feed.next()
+            self._resident.append(_Resident(position, pool, drawn=0.0))
+            held += len(pool)
+            due += self._draws_per_step * len(pool)
+
+
+def _windows_of(
+    pool: EpisodePool, last: Array, window_length: int, out: Mapping[str, Array]
+) -> Window:
+    timestep = pool.timesteps[last].astype(np.int64)
+    return gather_windows(pool.columns, last, timestep, window_length, out)

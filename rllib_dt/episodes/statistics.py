@@ -1,0 +1,160 @@
+"""What is known about a data set: returns, lengths, means and deviations."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_dt.episodes.pool import EpisodePool
+from rllib_dt.episodes.windows import ACTIONS, OBSERVATIONS
+
+Array = NDArray[Any]
+
+_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+_MIN_STD = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSummary:
+    """What a data set holds. Returns are undiscounted sums, in reward units."""
+
+    num_episodes: int
+    num_steps: int
+    return_min: float
+    return_median: float
+    return_mean: float
+    return_max: float
+    return_std: float
+    return_quantiles: Mapping[str, float]
+    episode_len_min: int
+    episode_len_mean: float
+    episode_len_max: int
+    observation_shape: tuple[int, ...]
+    action_shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        quantiles = ", ".join(f"{k}: {v:.1f}" for k, v in self.return_quantiles.items())
+        return (
+            f"{self.num_episodes} episodes, {self.num_steps} steps, lengths "
+            f"{self.episode_len_min} … {self.episode_len_max}; returns {self.return_min:.1f} … "
+            f"{self.return_max:.1f}, mean {self.return_mean:.1f} ± {self.return_std:.1f} "
+            f"({quantiles}); observations {self.observation_shape}, actions {self.action_shape}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalization:
+    """What the network normalises with; saved with the module's weights.
+
+    Attributes:
+        observation_mean: the observations' shape, float64, over every step trained on.
+        observation_std: the same shape, plus 1e-6 (kzl/decision-transformer @ e2d82e6).
+        return_scale: what returns-to-go are divided by.
+    """
+
+    observation_mean: Array
+    observation_std: Array
+    return_scale: float
+
+
+class Statistics:
+    """Accumulates what is known about episodes, pool by pool, so that no pool need be kept.
+
+    Means and variances are merged pairwise in float64 (Chan, Golub & LeVeque 1983).
+    """
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self._mean: Any = 0.0
+        self._squares: Any = 0.0
+        self._returns: list[NDArray[np.float64]] = []
+        self._lengths: list[NDArray[np.int64]] = []
+        self._shapes: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+
+    @classmethod
+    def of(cls, pool: EpisodePool) -> "Statistics":
+        """The statistics of one pool."""
+        statistics = cls()
+        statistics.add(pool)
+        return statistics
+
+    def add(self, pool: EpisodePool) -> None:
+        """Adds a pool's episodes."""
+        observations: Any = pool.columns[OBSERVATIONS]
+        steps, total = len(pool), self.num_steps + len(pool)
+        mean = observations.mean(axis=0, dtype=np.float64)
+        squares = observations.var(axis=0, dtype=np.float64) * steps
+        away = mean - self._mean
+        self._squares = self._squares + squares + away**2 * (self.num_steps * steps / total)
+        self._mean = self._mean + away * (steps / total)
+        self.num_steps = total
+        self._returns.append(pool.returns)
+        self._lengths.append(pool.lengths)
+        self._shapes = (observations.shape[1:], pool.columns[ACTIONS].shape[1:])
+
+    @property
+    def returns(self) -> NDArray[np.float64]:
+        """(E,), in the order of the episodes."""
+        return np.concatenate(self._returns)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(E,), in the order of the episodes."""
+        return np.concatenate(self._lengths)
+
+    def summary(self) -> DataSummary:
+        """Sums the episodes up, for people to read."""
+        returns, lengths = self.returns, self.lengths
+        return DataSummary(
+            num_episodes=len(returns),
+            num_steps=self.num_steps,
+            return_min=float(returns.min()),
+            return_median=float(np.median(returns)),
+            return_mean=float(returns.mean()),
+            return_max=float(returns.max()),
+            return_std=float(returns.std()),
+            return_quantiles={f"{q:g}": float(np.quantile(returns, q)) for q in _QUANTILES},
+            episode_len_min=int(lengths.min()),
+            episode_len_mean=float(lengths.mean()),
+            episode_len_max=int(lengths.max()),
+            observation_shape=self._shapes[0],
+            action_shape=self._shapes[1],
+        )
+
+    def normalization(self, return_scale: float | None = None) -> Normalization:
+        """Normalises exactly these steps; the scale defaults to the largest |return|."""
+        scale = return_scale if return_scale is not None else float(np.abs(self.returns).max())
+        return Normalization(
+            observation_mean=self._mean,
+            observation_std=np.sqrt(self._squares / self.num_steps) + _MIN_STD,
+            return_scale=scale or 1.0,
+        )
+
+    def derived_targets(self) -> list[float]:
+        """The best episode's return, and the median if it differs."""
+        best, median = float(self.returns.max()), float(np.median(self.returns))
+        return [best] if best == median else [best, median]
+
+
+def top_episodes(
+    returns: NDArray[np.float64], lengths: NDArray[np.int64], fraction: float
+) -> NDArray[np.bool_]:
+    """Chooses the best episodes that hold at most this fraction of all steps: %BC's data.
+
+    Best first, as long as their steps together stay within `max(int(fraction · N), 1)`, the limit
+    itself included; the best is always in (kzl/decision-transformer @ e2d82e6,
+    gym/experiment.py, `pct_traj`).
+
+    Args:
+        returns: (E,) undiscounted.
+        lengths: (E,) steps.
+        fraction: in (0, 1].
+    """
+    order = np.argsort(-returns, kind="stable")
+    fits = np.cumsum(lengths[order]) <= max(int(fraction * lengths.sum()), 1)
+    fits[0] = True
+    chosen = np.zeros(len(returns), bool)
+    chosen[order[fits]] = True
+    return chosen

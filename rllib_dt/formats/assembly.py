@@ -1,0 +1,183 @@
+"""Joins fragments to whole episodes, as they come in."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+
+from rllib_dt.episodes.episode import DataError, Episode
+from rllib_dt.formats.fragments import Fragment
+
+IncompletePolicy = Literal["error", "drop", "keep"]
+"""What to do with an episode that has no end, so that its returns-to-go are unknown."""
+
+
+def assemble(fragments: Iterable[Fragment], assembler: "Assembler") -> Iterator[Episode]:
+    """Yields each episode as soon as it is whole."""
+    for fragment in fragments:
+        yield from assembler.add(fragment)
+    yield from assembler.finish()
+
+
+class Assembler:
+    """Joins fragments to episodes and holds only those fragments that may go on.
+
+    Fragments of one key join if the earlier one has not ended and the later one continues it: by
+    its timestep if there are timesteps, else by the observation that followed if that was recorded,
+    else by coming next. In a format that marks ends, an episode without one is incomplete: its
+    returns-to-go would be wrong.
+
+    Args:
+        incomplete: what to do with such an episode.
+        max_open_steps: the most steps to hold of episodes that may go on; unlimited by default.
+
+    Attributes:
+        dropped: a message for each episode that was left out.
+        joins_by_order: an episode was joined from several files without timesteps to prove the
+            order, so files must not be shuffled.
+    """
+
+    def __init__(self, incomplete: IncompletePolicy = "error", max_open_steps: int | None = None):
+        self.dropped: list[str] = []
+        self.joins_by_order = False
+        self._incomplete = incomplete
+        self._max_open_steps = max_open_steps
+        self._open_steps = 0
+        self._open: dict[str, list[_Placed]] = defaultdict(list)
+        self._added = 0
+        self._without_key: dict[str, int] = defaultdict(int)
+
+    def add(self, fragment: Fragment) -> Iterator[Episode]:
+        """Takes a fragment and yields the episodes that it completes."""
+        placed = (self._added, fragment)
+        self._added += 1
+        if fragment.key is None:
+            yield from self._emit([placed])
+            return
+        parts = self._open[fragment.key]
+        parts.append(placed)
+        self._open_steps += len(fragment)
+        if any(part.ended for _, part in parts):
+            for chain in _chains(parts):
+                if chain[-1][1].ended and not chain[0][1].start:
+                    taken = {place for place, _ in chain}
+                    parts[:] = [part for part in parts if part[0] not in taken]
+                    self._open_steps -= sum(len(part) for _, part in chain)
+                    yield from self._emit(chain)
+        if not parts:
+            del self._open[fragment.key]
+        self._check_open(fragment)
+
+    def finish(self) -> Iterator[Episode]:
+        """Yields what is left, once no more fragments come, in the order of first fragments."""
+        chains = [chain for parts in self._open.values() for chain in _chains(parts)]
+        self._open.clear()
+        self._open_steps = 0
+        for chain in sorted(chains, key=lambda chain: chain[0][0]):
+            yield from self._emit(chain)
+
+    def _check_open(self, fragment: Fragment) -> None:
+        if self._max_open_steps is not None and self._open_steps > self._max_open_steps:
+            raise DataError(
+                fragment.source,
+                f"{self._open_steps} steps read so far belong to episodes whose end has not come "
+                f"yet, more than the pool holds ({self._max_open_steps})",
+                "mark episodes' ends (truncateds), keep an episode's files next to each other, or "
+                "raise offline_data(pool_capacity_steps=…)",
+            )
+
+    def _emit(self, placed: "list[_Placed]") -> Iterator[Episode]:
+        chain = [fragment for _, fragment in placed]
+        first = chain[0]
+        several = len({fragment.source for fragment in chain}) > 1
+        self.joins_by_order |= several and any(fragment.start is None for fragment in chain)
+        name = first.key
+        if name is None:
+            name = str(self._without_key[first.source])
+            self._without_key[first.source] += 1
+        problem = _incomplete(chain)
+        if problem is None or self._incomplete == "keep":
+            yield _join(chain, name)
+        elif self._incomplete == "drop" or chain[-1].may_drop_tail:
+            self.dropped.append(str(problem))
+        else:
+            raise problem
+
+
+_Placed = tuple[int, Fragment]
+"""A fragment, and how many came before it."""
+
+
+def _chains(parts: list[_Placed]) -> list[list[_Placed]]:
+    """Splits the fragments of one key into the episodes that they make."""
+    starts = [fragment.start for _, fragment in parts]
+    if None not in starts and len(set(starts)) == len(starts):
+        parts = sorted(parts, key=lambda part: part[1].start or 0)
+    chains: list[list[_Placed]] = []
+    for part in parts:
+        if chains and _continues([fragment for _, fragment in chains[-1]], part[1]):
+            chains[-1].append(part)
+        else:
+            chains.append([part])
+    return chains
+
+
+def _continues(chain: Sequence[Fragment], fragment: Fragment) -> bool:
+    last = chain[-1]
+    if last.ended:
+        return False
+    if fragment.start is not None:
+        return fragment.start == (chain[0].start or 0) + sum(map(len, chain))
+    if last.next_observation is not None:
+        return bool(np.array_equal(last.next_observation, fragment.observations[0]))
+    return True
+
+
+def _incomplete(chain: Sequence[Fragment]) -> DataError | None:
+    first, last = chain[0], chain[-1]
+    steps = sum(map(len, chain))
+    name = first.key or "(without id)"
+    if first.start:
+        return DataError(
+            first.source,
+            f"its steps 0 … {first.start - 1} are missing, {steps} steps follow",
+            'add the missing rows, or leave such episodes out with offline_data(incomplete="drop")',
+            episode=name,
+        )
+    if last.ended or not last.marks_end:
+        return None
+    return DataError(
+        last.source,
+        f"the last of its {steps} steps is neither terminated nor truncated, so the episode has "
+        "no end and its returns-to-go are not known",
+        'record whole episodes, or choose offline_data(incomplete="drop") to leave such episodes '
+        'out, or "keep" to take their last step as the end',
+        episode=name,
+    )
+
+
+def _join(chain: Sequence[Fragment], name: str) -> Episode:
+    first, last = chain[0], chain[-1]
+    observations = [fragment.observations for fragment in chain]
+    if last.next_observation is not None:
+        observations.append(np.asarray(last.next_observation)[None])
+    try:
+        return Episode(
+            id=name,
+            source=first.source,
+            observations=np.concatenate(observations),
+            actions=np.concatenate([fragment.actions for fragment in chain]),
+            rewards=np.concatenate([fragment.rewards for fragment in chain]),
+            terminated=last.terminated,
+            truncated=last.truncated or not last.terminated,
+        )
+    except DataError:
+        raise
+    except ValueError as error:  # np.concatenate, on shapes that differ between files
+        raise DataError(
+            first.source,
+            f"its steps have different shapes ({error})",
+            "record arrays of one shape at every step",
+            episode=first.key,
+        ) from error

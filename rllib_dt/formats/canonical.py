@@ -1,0 +1,230 @@
+"""The canonical Parquet layout, one row an episode: written and read (`docs/dataset_format.md`)."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rllib_dt.episodes.episode import DataError, Episode
+from rllib_dt.formats.columns import (
+    array_from_arrow,
+    array_from_values,
+    check_no_nulls,
+    is_list,
+)
+from rllib_dt.formats.fragments import Fragment, ReadOptions
+from rllib_dt.spaces.leaves import describe_space, step_layout
+
+Array = NDArray[Any]
+
+FORMAT_VERSION = 1
+EPISODE_COLUMNS = ("obs", "actions", "rewards", "terminated", "truncated")
+
+_BYTES_PER_FILE = 64 * 2**20
+_ROWS_AT_ONCE = 256
+
+
+def matches(schema: pa.Schema, options: ReadOptions) -> bool:
+    """Whether the file has the columns of episodes, and lists of rewards."""
+    names = options.names
+    if not all(names.get(name, name) in schema.names for name in EPISODE_COLUMNS):
+        return False
+    # a row a step may have the same names (input_read_schema), but it holds one reward
+    rewards = schema.field(names.get("rewards", "rewards")).type
+    return is_list(rewards) or isinstance(rewards, pa.BaseExtensionType)
+
+
+def read(parquet: pq.ParquetFile, source: str, options: ReadOptions) -> Iterator[Fragment]:
+    """Yields a fragment for each row; a row is a whole episode."""
+    names = options.names
+    _check_version(parquet.schema_arrow, source)
+    index = 0
+    for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE):
+        table = pa.Table.from_batches([batch])
+        columns = {name: table[names.get(name, name)] for name in EPISODE_COLUMNS}
+        for name in ("terminated", "truncated"):
+            check_no_nulls(columns[name], source, names.get(name, name))
+        ids = table["episode_id"] if "episode_id" in table.column_names else None
+        for row in range(len(table)):
+            key = str(ids[row].as_py()) if ids is not None else str(index)
+            yield _fragment({name: c[row] for name, c in columns.items()}, source, key)
+            index += 1
+
+
+def _fragment(row: Mapping[str, pa.Scalar], source: str, key: str) -> Fragment:
+    where = f"{source}, episode {key}"
+    obs, actions, rewards = (_values(row[n], where, n) for n in ("obs", "actions", "rewards"))
+    one_more = len(obs) == len(rewards) + 1
+    return Fragment(
+        source=source,
+        key=key,
+        start=0,
+        observations=obs[:-1] if one_more else obs,
+        actions=actions,
+        rewards=rewards,
+        next_observation=obs[-1] if one_more else None,
+        terminated=bool(row["terminated"].as_py()),
+        truncated=bool(row["truncated"].as_py()),
+    )
+
+
+def _check_version(schema: pa.Schema, source: str) -> None:
+    written = json.loads((schema.metadata or {}).get(b"rllib_dt", b"{}")).get("version", 1)
+    if written > FORMAT_VERSION:
+        raise DataError(
+            source,
+            f"it is of format version {written}, this rllib_dt reads up to {FORMAT_VERSION}",
+            "upgrade rllib_dt",
+        )
+
+
+def _values(episode: pa.Scalar, where: str, name: str) -> Array:
+    """Converts one row, a list of steps or one of Ray Data's tensors, to (T, …) numbers."""
+    if isinstance(episode, pa.ExtensionScalar):
+        return np.asarray(episode.as_py())
+    values = episode.values if is_list(episode.type) else None
+    if values is None or len(values) == 0:
+        raise DataError(where, f"{name} are not a list of steps, or empty", "remove the episode")
+    return array_from_arrow(pa.chunked_array([values]), where, name)
+
+
+def write_episodes(
+    episodes: Iterable[Mapping[str, Any]],
+    folder: str | Path,
+    observation_space: gym.Space,
+    action_space: gym.Space,
+) -> list[Path]:
+    """Writes episodes as Parquet, one row an episode, in files of about 64 MB.
+
+    Args:
+        episodes: dicts with `obs` (T+1 or T items), `actions` (T), `rewards` (T), `terminated`
+            and `truncated` (bool), in the environment's units; `episode_id` is optional.
+        folder: created if needed; it must not hold Parquet files already.
+        observation_space: the space of each observation.
+        action_space: the space of each action.
+
+    Returns:
+        The files, in the order of the episodes.
+
+    Raises:
+        FileExistsError: the folder holds Parquet files.
+        DataError: an episode does not fit the spaces, has no end, or holds NaN.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob("*.parquet")):
+        raise FileExistsError(f"{folder} already holds Parquet files; choose an empty folder")
+    schema = _schema(observation_space, action_space)
+    checked = _checked(episodes, observation_space, action_space)
+    files = []
+    for number, batch in enumerate(_batches(checked)):
+        path = folder / f"part-{number:05d}.parquet"
+        unfinished = path.with_suffix(".tmp")
+        pq.write_table(_table(batch, schema), unfinished, compression="zstd")
+        unfinished.rename(path)  # so that a half-written file never looks whole
+        files.append(path)
+    return files
+
+
+def _checked(
+    episodes: Iterable[Mapping[str, Any]], observation_space: gym.Space, action_space: gym.Space
+) -> Iterator[Episode]:
+    for number, given in enumerate(episodes):
+        episode = _episode(given, str(given.get("episode_id", number)))
+        if not (episode.terminated or episode.truncated):
+            raise episode.error(
+                "it is neither terminated nor truncated", "write whole episodes only"
+            )
+        yield episode.conform(observation_space, action_space)
+
+
+def _episode(given: Mapping[str, Any], name: str) -> Episode:
+    missing = [column for column in EPISODE_COLUMNS if column not in given]
+    if missing:
+        raise DataError(
+            "write_episodes",
+            f"{missing} are missing; it has {sorted(given)}",
+            f"give {', '.join(EPISODE_COLUMNS)}",
+            episode=name,
+        )
+    where = f"write_episodes, episode {name}"
+    observations, actions, rewards = (
+        array_from_values(given[column], where, column) for column in ("obs", "actions", "rewards")
+    )
+    return Episode(
+        id=name,
+        source="write_episodes",
+        observations=observations,
+        actions=actions,
+        rewards=rewards.astype(np.float64),
+        terminated=bool(given["terminated"]),
+        truncated=bool(given["truncated"]),
+    )
+
+
+def _batches(episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
+    batch: list[Episode] = []
+    size = 0
+    for episode in episodes:
+        batch.append(episode)
+        size += episode.observations.nbytes + episode.actions.nbytes
+        if size > _BYTES_PER_FILE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _schema(observation_space: gym.Space, action_space: gym.Space) -> pa.Schema:
+    metadata = {
+        "version": FORMAT_VERSION,
+        "observation_space": describe_space(observation_space),
+        "action_space": describe_space(action_space),
+    }
+    return pa.schema(
+        [
+            pa.field("episode_id", pa.string(), nullable=False),
+            pa.field("obs", _list_of_steps(observation_space), nullable=False),
+            pa.field("actions", _list_of_steps(action_space), nullable=False),
+            pa.field("rewards", pa.list_(pa.float64()), nullable=False),
+            pa.field("terminated", pa.bool_(), nullable=False),
+            pa.field("truncated", pa.bool_(), nullable=False),
+        ],
+        metadata={"rllib_dt": json.dumps(metadata)},
+    )
+
+
+def _list_of_steps(space: gym.Space) -> pa.DataType:
+    shape, dtype = step_layout(space)
+    kind = pa.from_numpy_dtype(dtype)
+    for length in reversed(shape):
+        kind = pa.list_(kind, length)
+    return pa.list_(kind)
+
+
+def _table(episodes: list[Episode], schema: pa.Schema) -> pa.Table:
+    columns = {
+        "episode_id": pa.array([e.id for e in episodes], pa.string()),
+        "obs": _nested([e.observations for e in episodes]),
+        "actions": _nested([e.actions for e in episodes]),
+        "rewards": _nested([e.rewards.astype(np.float64) for e in episodes]),
+        "terminated": pa.array([e.terminated for e in episodes]),
+        "truncated": pa.array([e.truncated for e in episodes]),
+    }
+    return pa.table(columns, schema=schema)
+
+
+def _nested(arrays: list[Array]) -> pa.Array:
+    """Turns arrays (T_i, …) into lists of steps, without a Python object for each number."""
+    flat = np.concatenate(arrays)
+    values: pa.Array = pa.array(flat.ravel())
+    for length in reversed(flat.shape[1:]):
+        values = pa.FixedSizeListArray.from_arrays(values, length)
+    offsets = np.concatenate([[0], np.cumsum([len(a) for a in arrays])])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)

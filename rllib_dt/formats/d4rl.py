@@ -1,0 +1,89 @@
+"""D4RL's HDF5 layout: flat arrays, `terminals` and (in most files) `timeouts`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import h5py
+import numpy as np
+
+from rllib_dt.episodes.episode import DataError
+from rllib_dt.formats.fragments import (
+    Fragment,
+    ReadOptions,
+    StepTable,
+    fragments_of_parts,
+    one_a_step,
+)
+
+ROWS_AT_ONCE = 500_000
+"""Rows read at a time, so that no file is held whole."""
+
+_REQUIRED = ("observations", "actions", "rewards", "terminals")
+
+
+def read_d4rl(file: Any, source: str, options: ReadOptions) -> Iterator[Fragment]:
+    """Yields the fragments of a D4RL file; either flag, or both, ends an episode.
+
+    Args:
+        file: an open binary file.
+        source: its name, for messages.
+        options: `time_limit` splits files without `timeouts`.
+    """
+    try:
+        with h5py.File(file, "r") as data:
+            missing = [name for name in _REQUIRED if name not in data]
+            if missing:
+                raise DataError(
+                    source,
+                    f"datasets {missing} are missing; it has {sorted(data)}",
+                    "use D4RL's layout (docs/dataset_format.md)",
+                )
+            yield from fragments_of_parts(_tables(data, source, options.time_limit))
+    except (OSError, LookupError, RuntimeError, TypeError, OverflowError) as error:
+        raise DataError(
+            source, f"it is no whole HDF5 file ({error})", "copy or download it again"
+        ) from error
+
+
+def _tables(data: h5py.File, source: str, time_limit: int | None) -> Iterator[StepTable]:
+    """Reads the file's steps, part by part."""
+    terminals = one_a_step(data["terminals"][()], "terminals", source).astype(bool)
+    if "timeouts" in data:
+        timeouts = one_a_step(data["timeouts"][()], "timeouts", source).astype(bool)
+    else:
+        timeouts = _timeouts(terminals, time_limit, source)
+    flags = {"terminateds": terminals, "truncateds": timeouts}
+    steps = {name: data[name] for name in ("observations", "actions", "rewards")}
+    lengths = {name: len(values) for name, values in (steps | flags).items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(
+            source,
+            f"its columns have different lengths: {lengths}",
+            "record every column at every step",
+        )
+    for start in range(0, max(1, len(terminals)), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        yield StepTable(
+            source=source,
+            observations=steps["observations"][rows],
+            actions=steps["actions"][rows],
+            rewards=one_a_step(steps["rewards"][rows], "rewards", source),
+            terminateds=terminals[rows],
+            truncateds=timeouts[rows],
+            may_drop_tail=True,
+        )
+
+
+def _timeouts(terminals: np.ndarray, time_limit: int | None, source: str) -> np.ndarray:
+    if time_limit is None:
+        raise DataError(
+            source,
+            "it has no 'timeouts', so episodes cannot be told apart",
+            "set offline_data(time_limit=…) to the environment's step limit",
+        )
+    timeouts = np.zeros(len(terminals), bool)
+    start = 0
+    for stop in [*(np.flatnonzero(terminals) + 1), len(terminals)]:
+        timeouts[start + time_limit - 1 : stop : time_limit] = True
+        start = stop
+    return timeouts

@@ -1,0 +1,121 @@
+"""Finds the data files of an input, and the format of each."""
+
+import glob
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from rllib_dt.episodes.episode import DataError
+from rllib_dt.formats.d4rl import read_d4rl
+from rllib_dt.formats.fragments import Fragment, ReadOptions
+from rllib_dt.formats.parquet import read_parquet
+from rllib_dt.formats.paths import is_uri, locate
+from rllib_dt.formats.remote_files import PersistentFile
+from rllib_dt.formats.sample_batch_json import read_sample_batches
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of data file.
+
+    Attributes:
+        suffixes: what names of such files end in.
+        read: yields the fragments of an open binary file, given its name and the options.
+    """
+
+    suffixes: tuple[str, ...]
+    read: Callable[[Any, str, ReadOptions], Iterator[Fragment]]
+
+
+FORMATS = (
+    Format((".parquet", ".pq"), read_parquet),
+    Format((".json", ".jsonl", ".json.gz", ".jsonl.gz", ".zip"), read_sample_batches),
+    Format((".hdf5", ".h5"), read_d4rl),
+)
+
+SUFFIXES = tuple(suffix for known in FORMATS for suffix in known.suffixes)
+
+
+def find_files(
+    inputs: str | Sequence[str], filesystem: pafs.FileSystem | None = None
+) -> list[tuple[str, int]]:
+    """Lists (path, bytes) of every data file that the inputs name, in a fixed order.
+
+    Args:
+        inputs: files, folders (searched recursively, in the order of names) or patterns.
+        filesystem: where they are; derived from each path by default.
+    """
+    files: list[tuple[str, int]] = []
+    for name in [inputs] if isinstance(inputs, str) else list(inputs):
+        found = [
+            file for path in _expand(name, filesystem) for file in _data_files(path, filesystem)
+        ]
+        if not found:
+            raise DataError(
+                name, "it holds no data file", f"give files that end in one of {SUFFIXES}"
+            )
+        files.extend(found)
+    return files
+
+
+def read_file(
+    path: str, options: ReadOptions, filesystem: pafs.FileSystem | None = None
+) -> Iterator[Fragment]:
+    """Yields the fragments of one file; raises DataError if it cannot be read."""
+    system, inner = _locate_data(path, filesystem)
+    is_local = isinstance(system, pafs.LocalFileSystem)
+    try:
+        opened = system.open_input_file(inner) if is_local else PersistentFile(system, inner, path)
+    except FileNotFoundError as error:
+        raise DataError(
+            path, "it has disappeared since the run began", "put it back and start again"
+        ) from error
+    with opened as file:
+        if file.size() == 0:
+            raise DataError(path, "it is empty", "remove it from the input")
+        yield from _format_of(inner).read(file, path, options)
+
+
+def _format_of(path: str) -> Format:
+    return next(known for known in FORMATS if path.endswith(known.suffixes))
+
+
+def _expand(name: str, filesystem: pafs.FileSystem | None) -> list[str]:
+    is_pattern = filesystem is None and not is_uri(name) and glob.has_magic(name)
+    if is_pattern and not Path(name).exists():
+        return sorted(glob.glob(name, recursive=True))
+    return [name]
+
+
+def _locate_data(name: str, filesystem: pafs.FileSystem | None) -> tuple[pafs.FileSystem, str]:
+    """As `locate`. Links are resolved, since hold-out follows from where a file really is."""
+    system, path = locate(name, filesystem)
+    return system, path if filesystem is not None or is_uri(name) else os.path.realpath(path)
+
+
+def _data_files(name: str, filesystem: pafs.FileSystem | None) -> list[tuple[str, int]]:
+    system, path = _locate_data(name, filesystem)
+    prefix = name.split("://", 1)[0] + "://" if is_uri(name) and filesystem is None else ""
+    # a URI's options ("?endpoint_override=…") apply to each file below it
+    options = "?" + name.split("?", 1)[1] if prefix and "?" in name else ""
+    info = system.get_file_info(path)
+    if info.type == pafs.FileType.NotFound:
+        raise DataError(name, "there is no such file or folder", "check offline_data(input_=…)")
+    if info.type == pafs.FileType.File:
+        if not path.endswith(SUFFIXES):
+            raise DataError(
+                name, "its name does not end like any known format's", f"wanted one of {SUFFIXES}"
+            )
+        return [(prefix + path + options, info.size)]
+    inside = system.get_file_info(pafs.FileSelector(path, recursive=True))
+    return [
+        (prefix + f.path + options, f.size)
+        for f in sorted(inside, key=lambda f: f.path)
+        if f.type == pafs.FileType.File
+        and f.path.endswith(SUFFIXES)
+        and not any(p.startswith((".", "_")) for p in Path(f.path).relative_to(path).parts)
+    ]

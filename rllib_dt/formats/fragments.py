@@ -1,0 +1,215 @@
+"""What readers yield: fragments, contiguous steps of one episode in one file."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_dt.episodes.episode import DataError
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """What readers must know besides the file.
+
+    Attributes:
+        names: maps RLlib's column names to the data's own (`input_read_schema`).
+        time_limit: the environment's, for D4RL files without `timeouts`.
+    """
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    time_limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fragment:
+    """Some steps of one episode, in order.
+
+    Attributes:
+        source: the file, for messages.
+        key: identifies the episode, or None if only end flags tell episodes apart.
+        start: the timestep of the first step, or None if the file does not say.
+        observations: (n, …).
+        actions: (n, …).
+        rewards: (n,).
+        next_observation: (…) what followed the last action, or None if it was not recorded.
+        terminated: the environment ended the episode here.
+        truncated: a time limit ended it here.
+        marks_end: the format marks each episode's end, so that one without is incomplete.
+        may_drop_tail: in this format the last episode often has no end and may be dropped.
+    """
+
+    source: str
+    key: str | None
+    start: int | None
+    observations: Array
+    actions: Array
+    rewards: Array
+    next_observation: Array | None = None
+    terminated: bool = False
+    truncated: bool = False
+    marks_end: bool = True
+    may_drop_tail: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the episode ends with this fragment."""
+        return self.terminated or self.truncated
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTable:
+    """Columns of steps as a file holds them, several episodes one after another.
+
+    Attributes:
+        source: the file, for messages.
+        observations, actions, rewards: (n, …), (n, …), (n,).
+        episode_ids: (n,) or None.
+        timesteps: (n,) or None.
+        next_observations: (n, …) or None.
+        terminateds: (n,) bool.
+        truncateds: (n,) bool, or None if only terminations (or old `dones`) are marked.
+        may_drop_tail: see `Fragment`.
+    """
+
+    source: str
+    observations: Array
+    actions: Array
+    rewards: Array
+    terminateds: Array
+    truncateds: Array | None = None
+    episode_ids: Array | None = None
+    timesteps: Array | None = None
+    next_observations: Array | None = None
+    may_drop_tail: bool = False
+
+    def __post_init__(self) -> None:
+        lengths = {
+            name: len(value) for name, value in vars(self).items() if isinstance(value, np.ndarray)
+        }
+        if len(set(lengths.values())) > 1:
+            raise DataError(
+                self.source,
+                f"its columns have different lengths: {lengths}",
+                "record every column at every step",
+            )
+        if not len(self.rewards):
+            raise DataError(self.source, "it is empty", "remove it from the input")
+
+    def fragments(self) -> Iterator[Fragment]:
+        """Splits at ends and, if there are ids, groups by episode, in order of appearance."""
+        if self.episode_ids is None:
+            yield from self._split(np.arange(len(self.rewards)), None)
+            return
+        _, inverse = np.unique(self.episode_ids, return_inverse=True)
+        order = np.argsort(inverse, kind="stable")
+        groups = np.split(order, np.cumsum(np.bincount(inverse))[:-1])
+        for rows in sorted(groups, key=lambda rows: rows[0]):
+            yield from self._split(rows, str(self.episode_ids[rows[0]]))
+
+    def _split(self, rows: Array, key: str | None) -> Iterator[Fragment]:
+        if self.timesteps is not None and key is not None:
+            rows = self._in_time(rows)
+        ends = self.terminateds[rows].astype(bool)
+        if self.truncateds is not None:
+            ends = ends | self.truncateds[rows].astype(bool)
+        breaks = ends.copy()
+        if self.timesteps is not None:
+            breaks[:-1] |= np.diff(self.timesteps[rows]) != 1
+        stops = [*(np.flatnonzero(breaks) + 1), len(rows)]
+        start = 0
+        for stop in stops:
+            if stop > start:
+                yield self._fragment(rows[start:stop], key)
+            start = stop
+
+    def _in_time(self, rows: Array) -> Array:
+        # an episode's rows may come in any order, unless two episodes share the id
+        times = self.timesteps[rows]  # type: ignore[index]
+        if len(np.unique(times)) == len(times):
+            return rows[np.argsort(times, kind="stable")]
+        return rows
+
+    def _fragment(self, rows: Array, key: str | None) -> Fragment:
+        last = rows[-1]
+        truncated = bool(self.truncateds[last]) if self.truncateds is not None else False
+        return Fragment(
+            source=self.source,
+            key=key,
+            start=None if self.timesteps is None else int(self.timesteps[rows[0]]),
+            observations=self.observations[rows],
+            actions=self.actions[rows],
+            rewards=self.rewards[rows],
+            next_observation=(
+                None if self.next_observations is None else self.next_observations[last]
+            ),
+            terminated=bool(self.terminateds[last]),
+            truncated=truncated,
+            # old recordings mark terminations only; a time limit shows as the id's last row
+            marks_end=self.truncateds is not None or key is None,
+            may_drop_tail=self.may_drop_tail,
+        )
+
+    def split_at_last_end(self) -> "tuple[StepTable | None, StepTable | None]":
+        """Splits into the rows up to the last marked end and the rows after it."""
+        ends = self.terminateds.astype(bool)
+        if self.truncateds is not None:
+            ends = ends | self.truncateds.astype(bool)
+        last = np.flatnonzero(ends)
+        if not len(last):
+            return None, self
+        cut = int(last[-1]) + 1
+        return self._rows(slice(0, cut)), self._rows(slice(cut, None))
+
+    def _rows(self, rows: slice) -> "StepTable | None":
+        columns: dict[str, Any] = {
+            k: v[rows] for k, v in vars(self).items() if isinstance(v, np.ndarray)
+        }
+        return replace(self, **columns) if len(columns["rewards"]) else None
+
+    def followed_by(self, other: "StepTable") -> "StepTable":
+        """Joins both tables' rows."""
+        columns: dict[str, Any] = {
+            k: np.concatenate([v, getattr(other, k)])
+            for k, v in vars(self).items()
+            if isinstance(v, np.ndarray)
+        }
+        return replace(self, **columns)
+
+
+def fragments_of_parts(parts: Iterable[StepTable]) -> Iterator[Fragment]:
+    """Yields the fragments of a file that is read part by part.
+
+    If only end flags tell episodes apart, the rows after a part's last end are read with the next
+    part. With ids, fragments are joined later, like those of several files.
+    """
+    carried: StepTable | None = None
+    for part in parts:
+        if part.episode_ids is not None:
+            yield from part.fragments()
+            continue
+        whole, carried = (carried.followed_by(part) if carried else part).split_at_last_end()
+        if whole is not None:
+            yield from whole.fragments()
+    if carried is not None:
+        yield from carried.fragments()
+
+
+def one_a_step(values: Array, name: str, source: str) -> Array:
+    """Turns (n,) or (n, 1) into (n,); raises DataError for any other shape."""
+    if values.ndim == 2 and values.shape[1] == 1:
+        return values[:, 0]
+    if values.ndim != 1:
+        raise DataError(
+            source,
+            f"{name} have shape {values.shape}, wanted (n,)",
+            "record one number for each step",
+        )
+    return values

@@ -1,0 +1,35 @@
+"""Turns paths and URIs into a file system and a path within it: the one place that does."""
+
+import os
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+
+def is_uri(path: str) -> bool:
+    """Whether the path names its own file system, as in `s3://bucket/folder`."""
+    return "://" in path
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """A local path as every process sees it; a URI unchanged."""
+    name = os.fspath(path)
+    return name if is_uri(name) else os.path.abspath(os.path.expanduser(name))
+
+
+def locate(
+    path: str | Path, filesystem: pafs.FileSystem | None = None
+) -> tuple[pafs.FileSystem, str]:
+    """The file system that a path or URI belongs to, and the path within it.
+
+    Args:
+        path: a local path, a URI, or a path within `filesystem`.
+        filesystem: where the path is; derived from the path by default.
+    """
+    name = str(path)
+    if filesystem is not None:
+        return filesystem, name.split("://", 1)[-1]
+    if is_uri(name):
+        system, inner = pafs.FileSystem.from_uri(name)
+        return system, inner
+    return pafs.LocalFileSystem(), absolute(name)

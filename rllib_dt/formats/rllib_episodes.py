@@ -1,0 +1,85 @@
+"""RLlib's episode recordings: a Parquet row of msgpack for each `SingleAgentEpisode`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgpack
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rllib_dt.episodes.episode import DataError
+from rllib_dt.formats.fragments import Fragment, ReadOptions
+
+Array = NDArray[Any]
+
+# raised by damaged or foreign msgpack bytes on their way to a fragment
+_NO_EPISODE = (ValueError, LookupError, TypeError, AttributeError, msgpack.UnpackException)
+
+
+def matches(schema: pa.Schema, options: ReadOptions) -> bool:
+    """Whether the file has a single binary column named `item`."""
+    return bool(schema.names == ["item"] and schema.field("item").type == pa.binary())
+
+
+def read(parquet: pq.ParquetFile, source: str, options: ReadOptions) -> Iterator[Fragment]:
+    """Yields a fragment for each serialised episode."""
+    row = 0
+    for batch in parquet.iter_batches(batch_size=64, columns=["item"]):
+        for item in batch.column(0):
+            try:
+                state = msgpack.unpackb(
+                    item.as_py(), object_hook=_decode_array, strict_map_key=False
+                )
+                yield _fragment_from_state(state, source)
+            except _NO_EPISODE as error:
+                raise DataError(
+                    source,
+                    f"row {row} is not an episode that RLlib serialised ({error!r})",
+                    "record it with output_write_episodes=True, or as columns with False",
+                ) from error
+            row += 1
+
+
+def _decode_array(value: dict) -> Any:
+    """Decodes msgpack-numpy's arrays, except those of objects, which it would unpickle."""
+    value = {k.decode() if isinstance(k, bytes) else k: v for k, v in value.items()}
+    if "nd" not in value:
+        return value
+    kind = value.get("kind", "")
+    if kind in (b"O", "O", b"V", "V"):
+        return None  # infos: not needed, and pickles in data are never read
+    dtype = value["type"].decode() if isinstance(value["type"], bytes) else value["type"]
+    array = np.frombuffer(value["data"], np.dtype(dtype))
+    return array.reshape(value["shape"]) if value["nd"] else array[0]
+
+
+def _fragment_from_state(state: dict, source: str) -> Fragment:
+    observations, actions, rewards = (
+        _after_lookback(state[name], name) for name in ("observations", "actions", "rewards")
+    )
+    steps = len(rewards)
+    if not len(observations) - 1 == len(actions) == steps:
+        raise ValueError(
+            f"{len(observations)} observations, {len(actions)} actions and {steps} rewards"
+        )
+    return Fragment(
+        source=source,
+        key=str(state["id_"]),
+        start=int(state["t_started"]),
+        observations=observations[:steps],
+        actions=actions,
+        rewards=rewards,
+        next_observation=observations[steps],
+        terminated=bool(state["is_terminated"]),
+        truncated=bool(state["is_truncated"]),
+    )
+
+
+def _after_lookback(buffer: dict, name: str) -> Array:
+    # the lookback repeats the end of the chunk before this one
+    values = np.asarray(buffer["data"])
+    if values.dtype == object:
+        raise ValueError(f"its {name} are no numbers, or of several shapes")
+    return values[buffer.get("lookback", 0) :]

@@ -1,0 +1,82 @@
+"""Reads arrays from RLlib's compressed columns, base64(lz4(pickle)), without a general unpickler.
+
+A pickle can run any code when it is loaded. This unpickler admits only the few names that a numpy
+array needs and refuses every other one by name.
+"""
+
+import base64
+import binascii
+import io
+import pickle
+from typing import Any
+
+import lz4.frame
+import numpy as np
+
+
+class RefusedPickleError(ValueError):
+    """A pickle that holds something other than a numpy array; the message names it."""
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    # how pickle protocols 0-2 carry an array's bytes
+    if encoding != "latin1":
+        raise RefusedPickleError(f"it encodes text as {encoding!r}, which no numpy array does")
+    return text.encode("latin1")
+
+
+def _admitted() -> dict[tuple[str, str], Any]:
+    reconstruct: Any = np.zeros(1).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
+    frombuffer: Any = np.zeros(1).__reduce_ex__(5)[0]
+    names: dict[tuple[str, str], Any] = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): _encode_latin1,
+    }
+    for core in ("numpy.core", "numpy._core"):
+        names[(f"{core}.multiarray", "_reconstruct")] = reconstruct
+        names[(f"{core}.multiarray", "scalar")] = scalar
+        names[(f"{core}.numeric", "_frombuffer")] = frombuffer
+    return names
+
+
+_ADMITTED = _admitted()
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ADMITTED[(module, name)]
+        except KeyError:
+            raise RefusedPickleError(
+                f"it holds {module}.{name}; only numpy arrays are read from pickles"
+            ) from None
+
+
+def load_array(data: bytes) -> np.ndarray:
+    """Loads a pickled numpy array; raises RefusedPickleError, naming what it found, otherwise."""
+    try:
+        value = _ArrayUnpickler(io.BytesIO(data)).load()
+    except RefusedPickleError:
+        raise
+    except Exception as error:  # damaged pickle bytes can raise anything
+        raise RefusedPickleError(f"its bytes are no readable pickle ({error})") from error
+    if not isinstance(value, np.ndarray | np.generic):
+        raise RefusedPickleError(
+            f"it holds a {type(value).__module__}.{type(value).__name__}; only numpy arrays are "
+            "read from pickles"
+        )
+    if value.dtype.hasobject:
+        raise RefusedPickleError("it holds a numpy array of Python objects; wanted numbers")
+    return np.asarray(value)
+
+
+def unpack_array(packed: str | bytes) -> np.ndarray:
+    """Loads what RLlib's `pack` wrote: base64 text of an lz4 frame of a pickle."""
+    try:
+        compressed = base64.b64decode(packed, validate=True)
+        data = lz4.frame.decompress(compressed)
+    except (binascii.Error, ValueError, RuntimeError) as error:
+        raise RefusedPickleError(f"it is no base64 text of an lz4 frame ({error})") from error
+    return load_array(data)

@@ -1,0 +1,55 @@
+"""Parquet with one row a step, as RLlib's recordings in columns."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rllib_dt.formats.columns import array_from_arrow, check_no_nulls
+from rllib_dt.formats.fragments import Fragment, ReadOptions, fragments_of_parts
+from rllib_dt.formats.steps import OPTIONAL, REQUIRED, check_columns, step_table
+
+Array = NDArray[Any]
+
+MAX_BYTES_AT_ONCE = 128 * 2**20
+"""A larger file is read in parts of about this size."""
+
+
+def read(parquet: pq.ParquetFile, source: str, options: ReadOptions) -> Iterator[Fragment]:
+    """Yields the fragments of a file of steps."""
+    names = options.names
+    present = set(parquet.schema_arrow.names)
+    check_columns(present, names, source)
+    wanted = [n for n in (*REQUIRED, *OPTIONAL) if names.get(n, n) in present]
+    tables = _tables(parquet, [names.get(name, name) for name in wanted])
+    parts = (step_table(_columns(t, wanted, source, names), source) for t in tables)
+    yield from fragments_of_parts(parts)
+
+
+def _tables(parquet: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Table]:
+    """Reads the whole file or, if it is large, part by part."""
+    size = sum(parquet.metadata.row_group(i).total_byte_size for i in range(parquet.num_row_groups))
+    if size <= MAX_BYTES_AT_ONCE:
+        yield parquet.read(columns=columns)
+        return
+    rows = max(1, parquet.metadata.num_rows * MAX_BYTES_AT_ONCE // size)
+    for batch in parquet.iter_batches(batch_size=rows, columns=columns):
+        yield pa.Table.from_batches([batch])
+
+
+def _columns(
+    table: pa.Table, wanted: list[str], source: str, names: Mapping[str, str]
+) -> dict[str, Array]:
+    columns = {}
+    for name in wanted:
+        column = table[names.get(name, name)]
+        if name in OPTIONAL and column.null_count == len(column):
+            continue
+        if name == "eps_id":  # any type that can be compared
+            check_no_nulls(column, source, names.get(name, name))
+            columns[name] = column.to_numpy(zero_copy_only=False)
+        else:
+            columns[name] = array_from_arrow(column, source, names.get(name, name))
+    return columns

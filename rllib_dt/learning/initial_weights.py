@@ -1,0 +1,50 @@
+"""What the learners' networks start from: the data's statistics, or a pretrained folder."""
+
+from collections.abc import Callable
+
+import torch
+
+from rllib_dt.compat import LearnerGroup, on_every_learner
+from rllib_dt.episodes.statistics import Normalization
+from rllib_dt.network.network import DecisionTransformer
+from rllib_dt.policy.folders import load_pretrained
+
+
+def change_networks(
+    learner_group: LearnerGroup, change: Callable[[DecisionTransformer], None]
+) -> None:
+    """Applies `change` to every learner's network, and raises what it raises there."""
+    on_every_learner(learner_group, lambda learner: change(learner.network))
+
+
+class Normalize:
+    """Sets a network's normalisation from the data's statistics."""
+
+    def __init__(self, normalization: Normalization):
+        self._normalization = normalization
+
+    def __call__(self, network: DecisionTransformer) -> None:
+        network.set_normalization(
+            torch.as_tensor(self._normalization.observation_mean),
+            torch.as_tensor(self._normalization.observation_std),
+            self._normalization.return_scale,
+        )
+
+
+class TakeOver:
+    """Loads the weights of a Hugging Face folder, which is read on the driver, into a network."""
+
+    def __init__(self, folder: str):
+        source = load_pretrained(folder)
+        self._folder = folder
+        self._state = {name: value.numpy() for name, value in source.state_dict().items()}
+
+    def __call__(self, network: DecisionTransformer) -> None:
+        state = {name: torch.as_tensor(value) for name, value in self._state.items()}
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights of {self._folder} do not fit the environment's spaces or the "
+                f"settings of model_config: {error}"
+            ) from error

@@ -1,0 +1,288 @@
+"""The learner: masked loss, AdamW with warm-up, and what it reports."""
+
+import logging
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.learner import Learner
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.schedules.scheduler import Scheduler
+from torch import Tensor
+
+from rllib_dt.episodes.windows import Window
+from rllib_dt.learning.batches import PrefetchedBatches, seeded_torch
+from rllib_dt.learning.metrics import Progress, UpdateCall
+from rllib_dt.network.network import DecisionTransformer
+from rllib_dt.reading.supply import Supply
+
+logger = logging.getLogger(__name__)
+
+COUNTERS = "dt_counters"
+"""The component of a learner's state that holds its `Progress`."""
+
+_SECONDS_TO_ANSWER = 2.0
+"""How long a failed learner lives on, so that its error reaches the driver."""
+
+_AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
+
+
+def warmup_factor(update: int, warmup_steps: int) -> float:
+    """min((update + 1) / warmup_steps, 1) for update = 0, 1, … (kzl @ e2d82e6, gym)."""
+    return min((update + 1) / warmup_steps, 1.0) if warmup_steps else 1.0
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite. The run stops, and no checkpoint is written."""
+
+
+class DTTorchLearner(TorchLearner):
+    """Draws windows in its own process and minimises the mean loss over their valid steps.
+
+    With several learners the gradient is that of the mean over all their valid steps: each
+    learner's loss is weighted by its share of them, since DDP averages over learners.
+
+    Attributes:
+        progress: how far training has come.
+    """
+
+    @override(TorchLearner)
+    def build(self) -> None:
+        self.progress = Progress()
+        self._batches: PrefetchedBatches | None = None
+        self._supply: Supply | None = None
+        self._call: UpdateCall | None = None
+        super().build()
+        self._lr_schedule = Scheduler(self.config.lr, framework=self.framework)
+        module = self.module[DEFAULT_MODULE_ID].unwrapped()
+        module.autocast_dtype = _AUTOCAST_DTYPES[self.config.precision]
+        if self.config.torch_compile_learner:
+            # RLlib's own attempt reaches no module (`torch_learner.py` :502)
+            module.compile_training(
+                backend=self.config.torch_compile_learner_dynamo_backend,
+                mode=self.config.torch_compile_learner_dynamo_mode,
+            )
+
+    @override(TorchLearner)
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """AdamW over every parameter, norms and biases included (kzl @ e2d82e6, gym)."""
+        parameters = self.get_parameters(self._module[module_id])
+        optimizer = torch.optim.AdamW(
+            parameters,
+            lr=0.0,  # set before each update, see `apply_gradients`
+            betas=tuple(config.adam_betas),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.register_optimizer(module_id=module_id, optimizer=optimizer, params=parameters)
+
+    # --- data
+
+    def adopt_seed(self, seed: int) -> None:
+        """Sets what batches and dropout follow from, so that checkpoints hold it from the start."""
+        self.progress.seed = seed
+
+    @override(Learner)
+    def _create_iterator_if_necessary(
+        self, *, training_data: Any, num_iters: int, **kwargs: Any
+    ) -> Iterator[MultiAgentBatch]:
+        if self._batches is None:
+            supply: Supply = training_data.data_iterators[0]
+            self._warn_of_other_windows(supply)
+            if self.progress.seed is None:
+                # otherwise that of the resumed run, which may have been drawn at random
+                self.progress.seed = supply.draws.seed
+            sampler = supply.sampler(
+                self.rank,
+                self.world_size,
+                seed=self.progress.seed,
+                state=self.progress.sampler,
+            )
+            self._supply = supply
+            self._batches = PrefetchedBatches(sampler, self.progress.updates, self._device)
+        return self._next_batches(num_iters)
+
+    def _warn_of_other_windows(self, supply: Supply) -> None:
+        was_streamed = self.progress.sampler is not None
+        if self.progress.updates and was_streamed is not supply.is_streamed:
+            ways = {True: "streamed", False: "held in memory"}
+            logger.warning(
+                "the resumed run had its data %s, now it is %s: it will draw other windows than "
+                "without the stop; offline_data(pool_capacity_steps=…) fixes the way",
+                ways[was_streamed],
+                ways[supply.is_streamed],
+            )
+
+    def _next_batches(self, num_iters: int) -> Iterator[MultiAgentBatch]:
+        assert self._batches is not None
+        assert self._supply is not None
+        assert self._call is not None
+        assert self.progress.seed is not None
+        for _ in range(num_iters):
+            with self._call.waiting_for_data():
+                window, self.progress.sampler = self._batches.next()
+                window = window.map(lambda column: column.to(self._device, non_blocking=True))
+            # dropout follows from the seed and the update too: nothing of it must be saved
+            with seeded_torch((self.progress.seed, self.rank, self.progress.updates), self._device):
+                yield MultiAgentBatch(
+                    {DEFAULT_MODULE_ID: SampleBatch(window.columns())},
+                    env_steps=self._supply.draws.batch_size,
+                )
+
+    # --- one update
+
+    @override(Learner)
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """See `Learner.update`. If it fails on one of several learners, it fails on all."""
+        try:
+            return super().update(*args, **kwargs)
+        except NonFiniteLossError:
+            raise  # on all of them
+        except Exception:
+            if self.world_size > 1:
+                logger.exception("learner %d failed, and the others with it", self.rank)
+                # the others wait in a collective, for up to half an hour, until this process ends
+                threading.Timer(_SECONDS_TO_ANSWER, os._exit, args=[1]).start()
+            raise
+
+    @override(Learner)
+    def compute_loss_for_module(
+        self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
+    ) -> Tensor:
+        assert self._call is not None
+        window = Window.from_columns(batch)
+        outputs = fwd_out[Columns.ACTION_DIST_INPUTS]
+        loss_sum = self.network.action_head.loss_sum(outputs, window.actions, window.mask)
+        valid = window.mask.sum()
+        # agreed upon by all learners: those with a finite loss would wait for the others
+        total, bad = self._over_learners(valid, ~loss_sum.detach().isfinite())
+        self._call.add_loss(loss_sum, valid, total)
+        self._call.bad_loss |= bad > 0
+        # on an accelerator the flag is read once each `update`, so as not to wait for the device
+        if self._device.type == "cpu":
+            self._raise_if_bad(self._call)
+        return loss_sum * self.world_size / total.clamp(min=1)
+
+    def _over_learners(self, *counts: Tensor) -> Sequence[Tensor]:
+        """Adds up each count, () int or bool, over all learners."""
+        sums = torch.stack([count.long() for count in counts])
+        if self.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        return sums.unbind()
+
+    def _raise_if_bad(self, call: UpdateCall) -> None:
+        if call.bad_loss:
+            raise NonFiniteLossError(
+                f"the loss is not finite at update {self.progress.updates}; the last checkpoint is "
+                "unharmed. Lower lr, set grad_clip, or look for extreme values in the data "
+                f"(summary: normalisation and returns); lr was {self._current_lr(call):.3g}"
+            )
+
+    @override(Learner)
+    def postprocess_gradients_for_module(
+        self, *, module_id: str, config: Any = None, module_gradients_dict: dict[Any, Any]
+    ) -> Any:
+        assert self._call is not None
+        parameters = [p for p in module_gradients_dict if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        self._call.add_gradient_norm(norm)
+        if config.grad_clip is None:
+            return module_gradients_dict
+        if config.grad_clip_by == "global_norm":
+            torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, norm)
+            return module_gradients_dict
+        return super().postprocess_gradients_for_module(
+            module_id=module_id, config=config, module_gradients_dict=module_gradients_dict
+        )
+
+    @override(TorchLearner)
+    def apply_gradients(self, gradients_dict: dict[Any, Any]) -> None:
+        """Steps the optimiser. Losses that are not finite never get here, so nothing is zeroed."""
+        assert self._call is not None
+        lr = self._current_lr(self._call)
+        for parameter, gradient in gradients_dict.items():
+            parameter.grad = gradient
+        for optimizer in self._named_optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+        self.progress.updates += 1
+        self._call.end_update()
+
+    def _current_lr(self, call: UpdateCall) -> float:
+        """The rate of this update. Schedules count the steps trained before it, on all learners."""
+        base = self.config.lr
+        if self._lr_schedule.use_schedule:
+            # reading the count waits for the device, which only a schedule has to pay
+            base = self._lr_schedule.update(timestep=self.progress.steps + int(call.steps))
+        return float(base) * warmup_factor(self.progress.updates, self.config.warmup_steps)
+
+    # --- what an `update` call reports
+
+    @override(TorchLearner)
+    def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        super().before_gradient_based_update(timesteps=timesteps)
+        self._call = UpdateCall(self._device)
+
+    @override(TorchLearner)
+    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        super().after_gradient_based_update(timesteps=timesteps)
+        assert self._supply is not None
+        assert self._call is not None
+        self._raise_if_bad(self._call)
+        report = self._call.end()
+        self._call = None
+        self.progress.steps += report.num_steps
+        windows_per_update = self._supply.draws.batch_size * self.world_size
+        counts = report.counts(self.progress, windows_per_update, self._supply.num_steps)
+        self._log(report.means, reduce="mean")
+        self._log({"learning_rate": self._optimizer_lr(), **counts}, reduce="max")
+
+    def _optimizer_lr(self) -> float:
+        return float(next(iter(self._named_optimizers.values())).param_groups[0]["lr"])
+
+    def _log(self, values: dict[str, float], *, reduce: str) -> None:
+        for name, value in values.items():
+            self.metrics.log_value((DEFAULT_MODULE_ID, name), value, reduce=reduce, window=1)
+
+    # --- state
+
+    @override(Learner)
+    def get_state(
+        self, components: Any = None, *, not_components: Any = None, **kwargs: Any
+    ) -> Any:
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(COUNTERS, components, not_components):
+            state[COUNTERS] = self.progress.state()
+        return state
+
+    @override(Learner)
+    def set_state(self, state: Any) -> None:
+        # RLlib keeps newer weights when an older checkpoint is loaded; restoring must not
+        self._weights_seq_no = 0
+        super().set_state(state)
+        if COUNTERS in state:
+            self.progress = Progress(**state[COUNTERS])
+            self._batches = None
+
+    @property
+    def network(self) -> DecisionTransformer:
+        """The network that is trained, unwrapped from DDP."""
+        network: DecisionTransformer = self.module[DEFAULT_MODULE_ID].unwrapped().network
+        return network
+
+    @property
+    def world_size(self) -> int:
+        """The number of learners."""
+        return max(1, int(self.config.num_learners))
+
+    @property
+    def rank(self) -> int:
+        """This learner's number."""
+        return torch.distributed.get_rank() if self.world_size > 1 else 0

@@ -1,0 +1,144 @@
+"""What one `Learner.update` call sums up and reports."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class UpdateCall:
+    """Sums over the updates of one call, from its start to its end.
+
+    Sums stay on the learner's device and are read once, at the end, so that no update waits for
+    the device.
+
+    Args:
+        device: the learner's.
+
+    Attributes:
+        steps: () int64, valid steps trained so far, over all learners.
+        bad_loss: () bool, whether any learner's loss was not finite.
+        num_updates: updates finished so far.
+    """
+
+    def __init__(self, device: torch.device):
+        zero = torch.zeros((), device=device)
+        self.steps = zero.long()
+        self.bad_loss = zero.bool()
+        self.num_updates = 0
+        self._loss_sum, self._gradient_norm = zero.clone(), zero.clone()
+        self._valid_steps = zero.long()
+        self._batch_steps = zero.long()
+        self._waited = 0.0
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Counts the time inside the block as waiting."""
+        started = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - started
+
+    def add_loss(self, loss_sum: Tensor, valid_steps: Tensor, all_steps: Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            loss_sum: () over this learner's valid steps.
+            valid_steps: () of this learner.
+            all_steps: () valid steps of all learners.
+        """
+        self._loss_sum += loss_sum.detach()
+        self._valid_steps += valid_steps
+        self._batch_steps = all_steps
+
+    def add_gradient_norm(self, norm: Tensor) -> None:
+        """Adds the gradient's norm before clipping."""
+        self._gradient_norm += norm
+
+    def end_update(self) -> None:
+        """Counts the batch's steps as trained."""
+        self.num_updates += 1
+        self.steps += self._batch_steps
+
+    def end(self) -> "CallReport":
+        """Reads all sums, which waits for the device, and then the clock."""
+        steps = int(self.steps)
+        loss = float(self._loss_sum / self._valid_steps.clamp(min=1))
+        gradient_norm = float(self._gradient_norm / max(1, self.num_updates))
+        seconds = time.perf_counter() - self._started
+        return CallReport(
+            means={
+                "action_loss": loss,
+                "gradient_norm": gradient_norm,
+                "data_wait_share": self._waited / seconds,
+            },
+            num_updates=self.num_updates,
+            num_steps=steps,
+            seconds=seconds,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallReport:
+    """What a call reports.
+
+    Attributes:
+        means: of this learner; merging averages them over learners.
+        num_updates: of the call.
+        num_steps: valid steps trained in the call, over all learners.
+        seconds: the call's duration.
+    """
+
+    means: dict[str, float]
+    num_updates: int
+    num_steps: int
+    seconds: float
+
+    def counts(
+        self, progress: "Progress", windows_per_update: int, num_data_steps: int
+    ) -> dict[str, float]:
+        """Numbers that are the same on every learner, so that merging must not add them up.
+
+        Args:
+            progress: after this call.
+            windows_per_update: over all learners.
+            num_data_steps: steps in the data.
+        """
+        windows = self.num_updates * windows_per_update
+        return {
+            "num_updates": self.num_updates,
+            "num_updates_lifetime": progress.updates,
+            "num_updates_per_s": self.num_updates / self.seconds,
+            "num_windows_trained": windows,
+            "num_windows_trained_lifetime": progress.updates * windows_per_update,
+            "num_windows_trained_per_s": windows / self.seconds,
+            "num_steps_trained": self.num_steps,
+            "num_steps_trained_lifetime": progress.steps,
+            "num_steps_trained_per_s": self.num_steps / self.seconds,
+            "num_passes_over_data": progress.steps / num_data_steps,
+        }
+
+
+@dataclass
+class Progress:
+    """How far a learner has come: what a checkpoint needs to continue with the same batches.
+
+    Attributes:
+        updates: updates so far.
+        steps: valid steps trained so far, over all learners.
+        seed: what batches and dropout follow from.
+        sampler: the sampler's state after the last update; see `Sampler.state`.
+    """
+
+    updates: int = 0
+    steps: int = 0
+    seed: int | None = None
+    sampler: dict[str, Any] | None = None
+
+    def state(self) -> dict[str, Any]:
+        """As plain values, for a checkpoint."""
+        return dict(vars(self))

@@ -1,0 +1,93 @@
+"""The network as an RLModule."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
+from ray.rllib.utils.annotations import override
+from torch import Tensor, nn
+
+from rllib_dt.episodes.windows import Window
+from rllib_dt.network.config import DTModelConfig
+from rllib_dt.network.network import DecisionTransformer
+from rllib_dt.policy.context import steps_from_columns
+from rllib_dt.policy.policy import Policy
+
+
+class DTTorchRLModule(TorchRLModule):
+    """Reads windows of K steps; `rllib_dt.episodes.windows` names the columns.
+
+    `forward_train` returns `action_dist_inputs` (B, K, size), the action head's outputs.
+    `forward_inference` and `forward_exploration` return `actions` (B, …) for each window's last
+    step, in the environment's units. They differ only if the head can sample: the likeliest action,
+    and one drawn.
+
+    With `attention="window"` and the columns of `NewSteps` in the batch, only the new steps are
+    computed, and their keys and values stay in this module, by slot. They are not part of its
+    state, and are dropped when it loads one.
+
+    Attributes:
+        network: the `DecisionTransformer`.
+        autocast_dtype: the dtype that `forward_train` computes in, or None for fp32.
+    """
+
+    autocast_dtype: torch.dtype | None = None
+
+    @override(RLModule)
+    def setup(self) -> None:
+        config = DTModelConfig.from_dict(self.model_config or {})
+        self.network = DecisionTransformer(config, self.observation_space, self.action_space)
+        # not part of the loss; DDP would wait for their gradients
+        self.network.predict_state.requires_grad_(False)
+        self.network.predict_return.requires_grad_(False)
+        self._policy = Policy(self.network)
+        self._train_outputs: Callable[[Window], Tensor] = self._action_outputs
+
+    @property
+    def cache_version(self) -> int:
+        """Changes when what the module holds of running episodes becomes void."""
+        return self._policy.version
+
+    @override(nn.Module)
+    def train(self, mode: bool = True) -> "DTTorchRLModule":
+        # RLlib sets the mode at every call, and torch then walks through every submodule
+        if self.training is mode and self.network.training is mode:
+            return self
+        super().train(mode)
+        return self
+
+    def compile_training(self, **settings: Any) -> None:
+        """Compiles what `forward_train` computes: one graph, for static shapes.
+
+        Args:
+            settings: `torch.compile`'s `backend`, `mode`, …
+        """
+        self._train_outputs = torch.compile(
+            self._action_outputs, fullgraph=True, dynamic=False, **settings
+        )
+
+    @override(TorchRLModule)
+    def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return {Columns.ACTION_DIST_INPUTS: self._train_outputs(Window.from_columns(batch))}
+
+    def _action_outputs(self, window: Window) -> Tensor:
+        if self.autocast_dtype is None:
+            return self.network.predict(window, only_actions=True).action_outputs
+        with torch.autocast(window.mask.device.type, self.autocast_dtype):
+            return self.network.predict(window, only_actions=True).action_outputs
+
+    @override(TorchRLModule)
+    def _forward_inference(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return {Columns.ACTIONS: self._policy.act(steps_from_columns(batch))}
+
+    @override(TorchRLModule)
+    def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return {Columns.ACTIONS: self._policy.act(steps_from_columns(batch), sample=True)}
+
+    @override(TorchRLModule)
+    def set_state(self, state: Any) -> None:
+        super().set_state(state)
+        self._policy.forget()

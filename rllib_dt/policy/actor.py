@@ -1,0 +1,71 @@
+"""Acting in environments of one's own: a policy, and the contexts of the episodes it plays."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rllib_dt.episodes.returns import ReturnRule
+from rllib_dt.network.network import DecisionTransformer
+from rllib_dt.policy.context import Contexts
+from rllib_dt.policy.policy import Policy, as_tensors
+
+
+class Actor:
+    """Plays N episodes side by side, each asked for a target return. Needs no Ray.
+
+    Args:
+        network: the trained network; it is put in eval mode.
+        target_return: the return to ask for, in reward units.
+        num_envs: N.
+        rule: how rewards reduce the return-to-go, as in training; undiscounted by default.
+        sample: draw actions instead of taking the likeliest.
+    """
+
+    def __init__(
+        self,
+        network: DecisionTransformer,
+        target_return: float,
+        num_envs: int = 1,
+        *,
+        rule: ReturnRule | None = None,
+        sample: bool = False,
+    ):
+        self._policy = Policy(network.eval())
+        self._device = next(network.parameters()).device
+        self._target_return, self._sample = target_return, sample
+        self._slots = np.arange(num_envs)
+        self._contexts = Contexts(
+            num_envs, network.config, network.observation_space, network.action_space, rule
+        )
+        self._actions: list[Any] = [None] * num_envs
+
+    def reset(self, slots: Sequence[int] | None = None) -> None:
+        """Starts new episodes in the given slots, in all by default, with the next observation."""
+        for slot in self._slots if slots is None else slots:
+            self._actions[slot] = None
+
+    def predict(self, observations: ArrayLike, rewards: ArrayLike = 0.0) -> NDArray[Any]:
+        """Picks the next actions.
+
+        Args:
+            observations: (N, …), the present observation of each environment.
+            rewards: (N,) or one number, the reward of the step before; 0 if an episode begins.
+
+        Returns:
+            (N, …) actions, in the environment's units.
+        """
+        given = np.broadcast_to(np.asarray(rewards, np.float64), self._slots.shape)
+        for slot, observation, reward in zip(
+            self._slots.tolist(), np.asarray(observations), given.tolist(), strict=True
+        ):
+            action = self._actions[slot]
+            if action is None:
+                self._contexts.begin(slot, observation, self._target_return)
+            else:
+                self._contexts.append(slot, action, reward, observation)
+        steps = as_tensors(self._contexts.steps(self._slots, self._policy.version), self._device)
+        actions: NDArray[Any] = self._policy.act(steps, sample=self._sample).cpu().numpy()
+        self._actions = list(actions)
+        return actions

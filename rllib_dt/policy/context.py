@@ -1,0 +1,204 @@
+"""What a policy remembers of running episodes: enough to make the window of the next action.
+
+    environment ─ observation, reward ─▶ ContextBuffer ─▶ Contexts.steps ─▶ Policy.act ─▶ action
+                                         K steps a slot   whole windows, or the new steps only
+
+Numpy only: a runner can hold contexts without torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_dt.episodes.returns import ReturnRule
+from rllib_dt.episodes.windows import (
+    ACTIONS,
+    OBSERVATIONS,
+    RETURNS_TO_GO,
+    Window,
+    gather_windows,
+)
+from rllib_dt.network.config import DTModelConfig
+from rllib_dt.spaces.leaves import step_layout
+
+Array = NDArray[Any]
+Layout = tuple[tuple[int, ...], np.dtype]
+"""Shape and dtype of one step's value."""
+
+# columns beside a window that continues what a policy already holds of the episodes
+SLOTS, NEW_STEPS = "slots", "new_steps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewSteps:
+    """The steps of B running episodes that a policy with a cache has not seen yet.
+
+    Attributes:
+        window: (B, n + 1), the step before the first new one (masked if there is none), then n
+            steps, of which each episode's last `counts` are new.
+        slots: (B,) int, where in the cache each episode lives.
+        counts: (B,) int, from 1 to n. More than one if the policy starts anew and catches up.
+    """
+
+    window: Window
+    slots: Any
+    counts: Any
+
+    def columns(self) -> dict[str, Any]:
+        """Flat and by name, as `Window.columns`."""
+        return {**self.window.columns(), SLOTS: self.slots, NEW_STEPS: self.counts}
+
+
+def steps_from_columns(columns: Mapping[str, Any]) -> Window | NewSteps:
+    """Rebuilds what `columns()` of either kind returned."""
+    window = Window.from_columns(columns)
+    if SLOTS not in columns:
+        return window
+    return NewSteps(window=window, slots=columns[SLOTS], counts=columns[NEW_STEPS])
+
+
+class ContextBuffer:
+    """The recent past of each of S running episodes, as flat arrays.
+
+    Each slot owns 2K rows. Steps are appended; when the rows are full the last K-1 steps move to
+    the front, so an append costs one row and, every K steps, a copy.
+
+    Args:
+        num_slots: S.
+        context_length: K.
+        observation_layout, action_layout: of one step.
+        rule: how rewards reduce the return-to-go; undiscounted by default.
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        context_length: int,
+        observation_layout: Layout,
+        action_layout: Layout,
+        rule: ReturnRule | None = None,
+    ):
+        self._context_length = context_length
+        self._capacity = 2 * context_length
+        self._rule = rule or ReturnRule()
+        rows = num_slots * self._capacity
+        self._columns: dict[str, Array] = {
+            OBSERVATIONS: np.zeros((rows, *observation_layout[0]), observation_layout[1]),
+            ACTIONS: np.zeros((rows, *action_layout[0]), action_layout[1]),
+            RETURNS_TO_GO: np.zeros((rows, 1), np.float32),
+        }
+        self._row = np.zeros(num_slots, np.int64)
+        self._timestep = np.zeros(num_slots, np.int64)
+        # float64, so that a thousand subtractions do not drift from the training's sum
+        self._return_to_go = np.zeros(num_slots, np.float64)
+
+    def begin(self, slot: int, observation: Array, target_return: float) -> None:
+        """Forgets the slot's past and stores the first observation of a new episode."""
+        self._row[slot], self._timestep[slot] = slot * self._capacity, 0
+        self._return_to_go[slot] = target_return
+        self._put(slot, observation)
+
+    def append(self, slot: int, action: Array, reward: float, observation: Array) -> None:
+        """Stores the result of one environment step."""
+        self._columns[ACTIONS][self._row[slot]] = action
+        self._return_to_go[slot] = self._rule.step(self._return_to_go[slot], reward)
+        self._advance(slot)
+        self._put(slot, observation)
+
+    def windows(self, slots: Array, length: int | None = None) -> Window:
+        """(len(slots), K) windows that end at each slot's current step; of `length` steps if given.
+
+        The action of the current step, not taken yet, is zero.
+        """
+        length = self._context_length if length is None else length
+        assert length <= self._context_length
+        return gather_windows(self._columns, self._row[slots], self._timestep[slots], length)
+
+    def steps_held(self, slot: int) -> int:
+        """Steps of the slot's episode that a window can show, the current one included."""
+        return int(min(self._timestep[slot] + 1, self._context_length))
+
+    def _advance(self, slot: int) -> None:
+        self._timestep[slot] += 1
+        self._row[slot] += 1
+        front = slot * self._capacity
+        if self._row[slot] == front + self._capacity:
+            keep = self._context_length - 1
+            for column in self._columns.values():
+                column[front : front + keep] = column[front + self._capacity - keep :][:keep]
+            self._row[slot] = front + keep
+
+    def _put(self, slot: int, observation: Array) -> None:
+        row = self._row[slot]
+        self._columns[OBSERVATIONS][row] = observation
+        self._columns[ACTIONS][row] = 0
+        self._columns[RETURNS_TO_GO][row] = self._return_to_go[slot]
+
+
+class Contexts:
+    """The contexts of S running episodes, in the form that a policy of these settings reads.
+
+    With `attention="context"` that is a whole window at every step. With "window" a policy keeps
+    what it computed, and reads the new steps only, as long as its cache stays valid.
+
+    Args:
+        num_slots: S.
+        model: the network's settings.
+        observation_space, action_space: of the environment.
+        rule: how rewards reduce the return-to-go; undiscounted by default.
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        model: DTModelConfig,
+        observation_space: gym.Space,
+        action_space: gym.Space,
+        rule: ReturnRule | None = None,
+    ):
+        self.num_slots = num_slots
+        self._is_incremental = model.attention == "window"
+        # one more than matters: the step before the first
+        self._length = model.receptive_steps + int(self._is_incremental)
+        layouts = step_layout(observation_space), step_layout(action_space)
+        self._buffer = ContextBuffer(num_slots, self._length, *layouts, rule)
+        # slots of which the policy knows the steps up to the newest but one
+        self._known: set[int] = set()
+        self._version: int | None = None
+
+    def begin(self, slot: int, observation: Array, target_return: float) -> None:
+        """Starts a new episode in a slot."""
+        self._known.discard(slot)
+        self._buffer.begin(slot, observation, target_return)
+
+    def append(self, slot: int, action: Array, reward: float, observation: Array) -> None:
+        """Stores the result of one environment step."""
+        self._buffer.append(slot, action, reward, observation)
+
+    def steps(self, slots: Array, version: int | None = None) -> Window | NewSteps:
+        """What the policy has to read for the next action of each slot.
+
+        Args:
+            slots: (B,) int, the running episodes.
+            version: `Policy.version`; when it changes, the policy's cache has become void.
+        """
+        return self._new_steps(slots, version) if self._is_incremental else self._windows(slots)
+
+    def _windows(self, slots: Array) -> Window:
+        return self._buffer.windows(slots)
+
+    def _new_steps(self, slots: Array, version: int | None) -> NewSteps:
+        if version != self._version:
+            self._known, self._version = set(), version
+        is_known = np.array([int(slot) in self._known for slot in slots])
+        held = np.array([self._buffer.steps_held(slot) for slot in slots])
+        counts = np.where(is_known, 1, np.minimum(held, self._length - 1))
+        self._known.update(map(int, slots))
+        window = self._buffer.windows(slots, int(counts.max()) + 1)
+        for row in np.flatnonzero(~is_known):  # nothing precedes the first new step
+            window.mask[row, : -counts[row]] = False
+        return NewSteps(window=window, slots=slots, counts=counts)

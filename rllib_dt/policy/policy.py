@@ -1,0 +1,77 @@
+"""A network that acts: on whole windows, or step by step with a cache of what went before."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rllib_dt.episodes.windows import Window
+from rllib_dt.network.cache import RollingCache
+from rllib_dt.network.network import DecisionTransformer
+from rllib_dt.policy.context import NewSteps
+
+
+class Policy:
+    """Picks actions with a network, and owns the keys and values of running episodes.
+
+    Not part of any checkpoint: the cache follows from the network and the episodes.
+
+    Args:
+        network: acts in the mode (`train` or `eval`) that it is in.
+
+    Attributes:
+        version: changes when the cache becomes void; see `Contexts.steps`.
+    """
+
+    def __init__(self, network: DecisionTransformer):
+        self.network = network
+        self.version = 0
+        self._cache: RollingCache | None = None
+
+    def forget(self) -> None:
+        """Drops what was computed of running episodes: the network has other weights now."""
+        self._cache = None
+        self.version += 1
+
+    def act(self, steps: Window | NewSteps, *, sample: bool = False) -> Tensor:
+        """Picks each episode's next action.
+
+        Args:
+            steps: of tensors, on the network's device.
+            sample: draw the action, if the head can; otherwise the likeliest.
+
+        Returns:
+            (B, …) actions in the environment's units.
+        """
+        if isinstance(steps, Window):
+            return self.network.act(steps, sample=sample)
+        return self._catch_up(steps, sample)
+
+    def _catch_up(self, new: NewSteps, sample: bool) -> Tensor:
+        """Feeds new steps one by one; the last one is new to every episode."""
+        cache = self._cache_for(int(new.slots.max()) + 1)
+        num_steps = new.window.mask.shape[1] - 1
+        for step in range(num_steps - 1):
+            rows = new.counts >= num_steps - step
+            self.network.step(cache, new.slots[rows], new.window[rows, step : step + 2])
+        return self.network.step(cache, new.slots, new.window[:, num_steps - 1 :], sample=sample)
+
+    def _cache_for(self, num_slots: int) -> RollingCache:
+        if self._cache is None:
+            device = next(self.network.parameters()).device
+            self._cache = RollingCache(self.network.config, num_slots, device)
+        elif num_slots > self._cache.num_slots:
+            self._cache = self._cache.grown(self.network.config, num_slots)
+        return self._cache
+
+
+def as_tensors(steps: Window | NewSteps, device: torch.device) -> Window | NewSteps:
+    """Moves steps from numpy to tensors on a device."""
+
+    def tensor(column: np.ndarray) -> Tensor:
+        return torch.from_numpy(column).to(device)
+
+    if isinstance(steps, Window):
+        return steps.map(tensor)
+    return NewSteps(
+        window=steps.window.map(tensor), slots=tensor(steps.slots), counts=tensor(steps.counts)
+    )

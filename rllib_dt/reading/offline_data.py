@@ -1,0 +1,125 @@
+"""RLlib's `OfflineData`: reads the input once, then holds it for the learners or streams it."""
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+import ray
+from ray.rllib.offline.offline_data import OfflineData
+from ray.rllib.utils.annotations import override
+
+from rllib_dt.episodes.pool import EpisodePool
+from rllib_dt.episodes.samplers import Draws
+from rllib_dt.episodes.statistics import DataSummary, Normalization
+from rllib_dt.reading.stream import ChunkRecipe, start_feeder
+from rllib_dt.reading.supply import ResidentSupply, StreamedSupply, Supply
+from rllib_dt.reading.survey import Survey, survey
+from rllib_dt.spaces.leaves import step_layout
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_SHARE_OF_OBJECT_STORE = 0.5
+"""The default capacity, as a share of the smallest object store among the cluster's nodes."""
+
+_BYTES_BESIDE_SPACES = 8
+"""Of each step: its return-to-go and its timestep."""
+
+
+class DTOfflineData(OfflineData):
+    """Reads the input once, checks it, and holds it for the learners, or streams it to them.
+
+    Deliberately does not run `OfflineData.__init__`, which would set up RLlib's own pipeline
+    (an object for each row, a sample frozen for the whole run).
+
+    Attributes:
+        summary: a `DataSummary` of what is trained on.
+        returns: (E,) float64, each episode's undiscounted return.
+        normalization: what the network is to normalise with.
+        derived_targets: the target returns to evaluate if none are given.
+        validation: an `EpisodePool` of the episodes that were kept back, or None.
+        capacity: of the pool, in steps.
+        is_streamed: whether the data exceeds the capacity.
+        sampling_seed: what windows are drawn from.
+        supply: what the learners draw from.
+    """
+
+    def __init__(self, config: Any):
+        self.config = config
+        self.iter_batches_kwargs: dict[str, Any] = {}
+        self.locality_hints = None
+        self.learner_handles = None
+        self.module_spec = None
+        self.spaces = None
+        self.capacity = _capacity(config)
+        found = survey(config, self.capacity)
+        statistics = found.statistics
+        self.summary: DataSummary = statistics.summary()
+        self.normalization: Normalization = statistics.normalization(config.return_scale)
+        self.returns = statistics.returns
+        self.derived_targets = statistics.derived_targets()
+        self.validation: EpisodePool | None = found.validation
+        self.sampling_seed = _seed(config.seed)
+        self._feeder: Any = None
+        self.supply: Supply = self._supply(found)
+        self.is_streamed = self.supply.is_streamed
+        logger.info("data: %s", self.summary)
+
+    @override(OfflineData)
+    def sample(
+        self, num_samples: int, return_iterator: bool = True, num_shards: int = 1, **kwargs: Any
+    ) -> list[Supply]:
+        """One supply for each learner; they draw different windows by their number."""
+        return [self.supply] * max(1, num_shards)
+
+    def stop(self) -> None:
+        """Ends the process that streams the data, if there is one."""
+        if self._feeder is not None:
+            ray.kill(self._feeder)
+            self._feeder = None
+
+    def _supply(self, found: Survey) -> Supply:
+        config = self.config
+        draws = Draws(
+            window_length=config.dt_model_config.window_length,
+            batch_size=config.windows_per_learner,
+            seed=self.sampling_seed,
+        )
+        if found.pool is not None:
+            return ResidentSupply(pool=ray.put(found.pool), draws=draws, num_steps=len(found.pool))
+        recipe = ChunkRecipe(
+            passes=found.passes,
+            holdout=found.holdout,
+            seed=config.seed or 0,
+            shuffle=found.may_shuffle,
+        )
+        self._feeder = start_feeder(recipe, max(1, config.num_learners))
+        return StreamedSupply(
+            feeder=self._feeder,
+            capacity=self.capacity,
+            reuse=config.pool_reuse,
+            draws=draws,
+            num_steps=self.summary.num_steps,
+        )
+
+
+def _capacity(config: Any) -> int:
+    """The pool's capacity in steps, from the settings or else from the cluster."""
+    if config.pool_capacity_steps is not None:
+        return int(config.pool_capacity_steps)
+    layouts = map(step_layout, (config.observation_space, config.action_space))
+    arrays = [int(np.prod(shape)) * dtype.itemsize for shape, dtype in layouts]
+    size = config.pool_capacity_bytes
+    if size is None:
+        stores = [
+            node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]
+        ]
+        size = DEFAULT_SHARE_OF_OBJECT_STORE * min(store for store in stores if store)
+        # rounded down to a power of two: Ray sizes its store by the memory that happens to be
+        # free, and a resumed run should get the same capacity
+        size = 2.0 ** math.floor(math.log2(size))
+    return max(1, int(size / (sum(arrays) + _BYTES_BESIDE_SPACES)))
+
+
+def _seed(seed: int | None) -> int:
+    return int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed

@@ -1,0 +1,102 @@
+"""One pass over the input: a chain of generators from files to pools of checked episodes."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import gymnasium as gym
+import pyarrow.fs as pafs
+
+from rllib_dt.episodes.episode import Episode
+from rllib_dt.episodes.pool import EpisodePool, pack
+from rllib_dt.episodes.returns import ReturnRule
+from rllib_dt.formats.assembly import Assembler, IncompletePolicy, assemble
+from rllib_dt.formats.fragments import ReadOptions
+from rllib_dt.reading.holdout import draw_by_name
+from rllib_dt.reading.tasks import read_fragments
+
+logger = logging.getLogger(__name__)
+
+EpisodeFilter = Callable[[Iterator[Episode]], Iterator[Episode]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """How to go over the input; small to pickle, so that any process can do it.
+
+    Attributes:
+        groups: the files, in groups; each group is one task.
+        options: see `ReadOptions`.
+        filesystem: where the files are; None derives it from each path.
+        incomplete: what to do with an episode without end.
+        observation_space, action_space: what each episode must fit.
+        actions_normalized: recorded actions are in [-1, 1], not in the environment's units.
+        max_ep_len: longer episodes are refused.
+        rule: how rewards become returns-to-go.
+        min_return: episodes with a smaller return are left out.
+        share_of_ties: the share to keep of episodes with exactly that return, chosen by name.
+    """
+
+    groups: Sequence[Sequence[str]]
+    options: ReadOptions
+    filesystem: pafs.FileSystem | None
+    incomplete: IncompletePolicy
+    observation_space: gym.Space
+    action_space: gym.Space
+    actions_normalized: bool
+    max_ep_len: int
+    rule: ReturnRule
+    min_return: float | None = None
+    share_of_ties: float = 1.0
+
+    def pools(
+        self,
+        steps: int,
+        *,
+        order: Sequence[int] | None = None,
+        assembler: Assembler | None = None,
+        keep: EpisodeFilter = iter,
+        quiet: bool = False,
+    ) -> Iterator[EpisodePool]:
+        """Reads everything once: the way of the data, from top to bottom.
+
+        Args:
+            steps: of each pool, at least; the last may be smaller.
+            order: of the groups; as they stand by default.
+            assembler: to join with; afterwards it can be asked what it saw.
+            keep: leaves episodes out, for validation.
+            quiet: log neither progress nor what is left out.
+
+        Raises:
+            DataError: naming file, episode and remedy, for data that cannot be trained on.
+        """
+        assembler = assembler or Assembler(self.incomplete)
+        groups = self.groups if order is None else [self.groups[i] for i in order]
+        fragments = read_fragments(groups, self.options, self.filesystem, quiet=quiet)
+        episodes = assemble(fragments, assembler)
+        checked = map(self._checked, episodes)
+        wanted = keep(filter(self._is_wanted, checked))
+        yield from pack(wanted, steps, self.rule)
+        for message in [] if quiet else assembler.dropped:
+            logger.warning("left out: %s", message)
+
+    def best(self, min_return: float, share_of_ties: float) -> "Passes":
+        """Passes over the episodes above this return, and over a share of those that reach it."""
+        return replace(self, min_return=min_return, share_of_ties=share_of_ties)
+
+    def _checked(self, episode: Episode) -> Episode:
+        episode = episode.conform(
+            self.observation_space, self.action_space, actions_normalized=self.actions_normalized
+        )
+        if len(episode) > self.max_ep_len:
+            raise episode.error(
+                f"it has {len(episode)} steps, max_ep_len is {self.max_ep_len}",
+                "raise model_config.max_ep_len or split the episode",
+            )
+        return episode
+
+    def _is_wanted(self, episode: Episode) -> bool:
+        if self.min_return is None or episode.undiscounted_return > self.min_return:
+            return True
+        is_tie = episode.undiscounted_return == self.min_return
+        return is_tie and draw_by_name(episode, "ties") < self.share_of_ties

@@ -1,0 +1,167 @@
+"""Streams chunks of episodes from an actor to every learner, if the data exceeds the pool.
+
+ChunkRecipe.chunks ─▶ ChunkFeeder (an actor) ─▶ object store ─▶ RemoteFeed of each learner
+pass after pass       each chunk once            one copy a node   asks one chunk ahead
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from rllib_dt.episodes.pool import EpisodePool
+from rllib_dt.episodes.samplers import Position, chunk_steps
+from rllib_dt.formats.assembly import Assembler
+from rllib_dt.reading.holdout import Holdout
+from rllib_dt.reading.passes import Passes
+
+_ATTEMPTS = 5
+"""Times that the feeder may die over one chunk before a learner gives up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkRecipe:
+    """Everything that determines the sequence of chunks, the same in every process and run.
+
+    Attributes:
+        passes: how to go over the input.
+        holdout: leaves out the episodes kept for validation, or None.
+        seed: of the order in which each pass goes through the files.
+        shuffle: whether each pass has an order of its own.
+    """
+
+    passes: Passes
+    holdout: Holdout | None
+    seed: int
+    shuffle: bool = True
+
+    def chunks(self, first: Position, capacity: int) -> Iterator[tuple[Position, EpisodePool]]:
+        """Yields chunks without end, starting at a position, for a pool of `capacity` steps."""
+        number, skip = first
+        while True:
+            for index, pool in enumerate(self._one_pass(number, capacity)):
+                if index >= skip:
+                    yield (number, index), pool
+            number, skip = number + 1, 0
+
+    def _one_pass(self, number: int, capacity: int) -> Iterator[EpisodePool]:
+        order = np.arange(len(self.passes.groups))
+        if self.shuffle:
+            np.random.default_rng((self.seed, number)).shuffle(order)
+        return self.passes.pools(
+            chunk_steps(capacity),
+            order=order.tolist(),
+            assembler=Assembler(self.passes.incomplete, max_open_steps=capacity),
+            keep=self.holdout.skip if self.holdout is not None else iter,
+            quiet=True,
+        )
+
+
+@dataclass
+class _Given:
+    answer: "tuple[Position, ray.ObjectRef] | Exception"
+    takers: set[int]
+
+
+class ChunkFeeder:
+    """Reads chunks and puts each into the object store once, for all learners.
+
+    After a restart, of this actor or of a run, reading starts over with the pass asked for.
+    """
+
+    def __init__(self, recipe: ChunkRecipe, num_learners: int):
+        self._recipe = recipe
+        self._num_learners = num_learners
+        self._chunks: Iterator[tuple[Position, EpisodePool]] | None = None
+        self._last: Position | None = None
+        # by the position before it; kept until every learner has taken it
+        self._given: dict[Position | None, _Given] = {}
+
+    def after(
+        self, position: Position | None, learner: int, capacity: int
+    ) -> tuple[Position, ray.ObjectRef]:
+        """Returns a reference to the chunk that follows a position (None: the first of all).
+
+        If it cannot be read, every learner gets the same error, and a later call tries again.
+
+        Args:
+            position: of the chunk before.
+            learner: the number of the learner that asks.
+            capacity: of the learners' pools, in steps; determines the chunks' size.
+        """
+        if position not in self._given:
+            self._given[position] = _Given(self._read_after(position, capacity), set())
+        given = self._given[position]
+        given.takers.add(learner)
+        if len(given.takers) == self._num_learners:
+            del self._given[position]
+        if isinstance(given.answer, Exception):
+            raise given.answer
+        return given.answer
+
+    def _read_after(
+        self, position: Position | None, capacity: int
+    ) -> tuple[Position, ray.ObjectRef] | Exception:
+        if self._chunks is None or self._last != position:
+            first = (0, 0) if position is None else (position[0], position[1] + 1)
+            self._chunks = self._recipe.chunks(first, capacity)
+            self._given.clear()  # from before a restart: a learner that still needs one asks again
+        try:
+            self._last, pool = next(self._chunks)
+        except Exception as error:
+            self._chunks = None
+            return error
+        return self._last, ray.put(pool)
+
+
+def start_feeder(recipe: ChunkRecipe, num_learners: int) -> Any:
+    """Starts a `ChunkFeeder` as an actor, which asks for no CPU and restarts if it dies."""
+    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=_ATTEMPTS)(ChunkFeeder)
+    return remote.remote(recipe, num_learners)
+
+
+class RemoteFeed:
+    """A learner's side of a `ChunkFeeder`; always asks for one chunk ahead.
+
+    Args:
+        feeder: the actor.
+        learner: the learner's number.
+        capacity: of the pool, in steps.
+        first: the position to start at; the beginning by default.
+    """
+
+    def __init__(self, feeder: Any, learner: int, capacity: int, first: Position | None = None):
+        self._feeder, self._learner, self._capacity = feeder, learner, capacity
+        self._last = before(first) if first is not None else None
+        self._ask()
+
+    def next(self) -> tuple[Position, EpisodePool]:
+        """See `ChunkFeed`."""
+        for _ in range(_ATTEMPTS):
+            try:
+                position, reference = ray.get(self._asked)
+                pool: EpisodePool = ray.get(reference)
+            except (ray.exceptions.ObjectLostError, ray.exceptions.RayActorError):
+                self._ask()  # the feeder died after answering; the next one reads the chunk again
+            except Exception:
+                self._ask()  # a retry may succeed
+                raise
+            else:
+                self._last = position
+                self._ask()
+                return position, pool
+        raise RuntimeError(
+            f"the process that reads the data died {_ATTEMPTS} times; see its log, and check "
+            "whether the node is short of memory"
+        )
+
+    def _ask(self) -> None:
+        self._asked = self._feeder.after.remote(self._last, self._learner, self._capacity)
+
+
+def before(position: Position) -> Position | None:
+    """A stand-in for the position before this one; None if this is the first of all."""
+    number, index = position
+    return None if position == (0, 0) else (number, index - 1)

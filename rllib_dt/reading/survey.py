@@ -1,0 +1,206 @@
+"""The first reading of everything: checks, statistics, and the pool if the data fits it."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gymnasium as gym
+
+from rllib_dt.episodes.episode import DataError
+from rllib_dt.episodes.pool import EpisodePool
+from rllib_dt.episodes.returns import ReturnRule
+from rllib_dt.episodes.statistics import Statistics, top_episodes
+from rllib_dt.formats.assembly import Assembler, IncompletePolicy
+from rllib_dt.formats.files import find_files
+from rllib_dt.formats.fragments import ReadOptions
+from rllib_dt.network.config import DTModelConfig
+from rllib_dt.reading.credentials import resolve_filesystem
+from rllib_dt.reading.holdout import Holdout
+from rllib_dt.reading.passes import Passes
+from rllib_dt.reading.tasks import group_files
+
+logger = logging.getLogger(__name__)
+
+MAX_VALIDATION_SHARE = 0.25
+"""The share of the pool's capacity that validation episodes may take."""
+
+_STEPS_AT_ONCE = 2**16
+"""Steps packed at a time: what is held beside the pool."""
+
+
+class ReadingSettings(Protocol):
+    """The settings that reading needs; `DTConfig` has them, and documents each."""
+
+    input_: Any
+    input_filesystem: Any
+    input_filesystem_kwargs: Any
+    input_read_schema: dict[str, str] | None
+    time_limit: int | None
+    incomplete: IncompletePolicy
+    top_fraction: float | None
+    validation_fraction: float | None
+    validation_input: Any
+    actions_in_input_normalized: bool
+    observation_space: gym.Space
+    action_space: gym.Space
+    seed: int | None
+
+    @property
+    def dt_model_config(self) -> DTModelConfig: ...
+
+    @property
+    def return_rule(self) -> ReturnRule: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What the first reading found.
+
+    Attributes:
+        pool: all training episodes, or None if they exceed the capacity.
+        statistics: of the training episodes.
+        validation: the episodes kept back, or None.
+        passes: how to read the training episodes again.
+        holdout: the choice of those kept back from `passes`, or None.
+        may_shuffle: whether files may be read in any order. Not if episodes were joined by the
+            order of their files alone.
+    """
+
+    pool: EpisodePool | None
+    statistics: Statistics
+    validation: EpisodePool | None
+    passes: Passes
+    holdout: Holdout | None
+    may_shuffle: bool
+
+
+def survey(config: ReadingSettings, capacity: int) -> Survey:
+    """Reads everything that a config names.
+
+    Args:
+        config: names the input and how to read it.
+        capacity: of the pool, in steps.
+
+    Raises:
+        DataError: naming file, episode and remedy, for data that cannot be trained on.
+    """
+    max_validation_steps = int(capacity * MAX_VALIDATION_SHARE)
+    source = str(config.input_)
+    passes = _passes(config, config.input_)
+    holdout = None
+    if config.validation_fraction is not None:
+        holdout = Holdout(config.validation_fraction, config.seed or 0, max_validation_steps)
+    assembler = Assembler(config.incomplete, max_open_steps=capacity)
+    pool, statistics = _collect(
+        passes.pools(_STEPS_AT_ONCE, assembler=assembler, keep=holdout.train if holdout else iter),
+        capacity,
+        source,
+    )
+    validation = None
+    if holdout is not None:
+        validation = _validation_pool(holdout, config.return_rule, source)
+    elif config.validation_input is not None:
+        validation = _read_validation(config, max_validation_steps)
+    if config.top_fraction is not None:
+        pool, statistics, passes = _only_best(
+            pool, statistics, passes, holdout, config.top_fraction, capacity, source
+        )
+    return Survey(
+        pool=pool,
+        statistics=statistics,
+        validation=validation,
+        passes=passes,
+        holdout=holdout.rule() if holdout is not None else None,
+        may_shuffle=not assembler.joins_by_order,
+    )
+
+
+def _passes(config: ReadingSettings, inputs: str | list[str]) -> Passes:
+    filesystem = resolve_filesystem(config.input_filesystem, config.input_filesystem_kwargs)
+    return Passes(
+        groups=group_files(find_files(inputs, filesystem)),
+        options=ReadOptions(names=config.input_read_schema or {}, time_limit=config.time_limit),
+        filesystem=filesystem,
+        incomplete=config.incomplete,
+        observation_space=config.observation_space,
+        action_space=config.action_space,
+        actions_normalized=config.actions_in_input_normalized,
+        max_ep_len=config.dt_model_config.max_ep_len,
+        rule=config.return_rule,
+    )
+
+
+def _collect(
+    pools: Iterator[EpisodePool], capacity: int, source: str
+) -> tuple[EpisodePool | None, Statistics]:
+    """One pool of everything, or None if it exceeds the capacity; and the statistics."""
+    statistics = Statistics()
+    kept: list[EpisodePool] | None = []
+    for pool in pools:
+        statistics.add(pool)
+        if statistics.num_steps > capacity:
+            if kept:
+                logger.info("more than %d steps: the data will be streamed", capacity)
+            kept = None
+        if kept is not None:
+            kept.append(pool)
+    if not statistics.num_steps:
+        raise DataError(
+            source,
+            "no whole episode is left to train on",
+            'record whole episodes, set offline_data(incomplete="keep"), or keep fewer for '
+            "validation",
+        )
+    return (EpisodePool.concatenate(kept) if kept is not None else None), statistics
+
+
+def _only_best(
+    pool: EpisodePool | None,
+    statistics: Statistics,
+    passes: Passes,
+    holdout: Holdout | None,
+    fraction: float,
+    capacity: int,
+    source: str,
+) -> tuple[EpisodePool | None, Statistics, Passes]:
+    """Restricts all three to the best episodes; reads again if they are not in memory."""
+    best = top_episodes(statistics.returns, statistics.lengths, fraction)
+    if pool is not None:
+        pool = pool.select(best)
+        return pool, Statistics.of(pool), passes
+    least = statistics.returns[best].min()
+    ties = statistics.returns == least
+    passes = passes.best(float(least), share_of_ties=float(best[ties].mean()))
+    keep = holdout.skip if holdout is not None else iter
+    pool, statistics = _collect(
+        passes.pools(_STEPS_AT_ONCE, keep=keep, quiet=True), capacity, source
+    )
+    return pool, statistics, passes
+
+
+def _read_validation(config: ReadingSettings, max_steps: int) -> EpisodePool:
+    """Reads an input of its own: every episode is kept back."""
+    everything = Holdout(1.0, 0, max_steps)
+    passes = _passes(config, config.validation_input)
+    for _ in passes.pools(_STEPS_AT_ONCE, keep=everything.train):
+        pass
+    return _validation_pool(everything, config.return_rule, str(config.validation_input))
+
+
+def _validation_pool(holdout: Holdout, rule: ReturnRule, source: str) -> EpisodePool:
+    if not holdout.episodes:
+        raise DataError(
+            source,
+            "no episode can be held for validation "
+            f"({holdout.left_out} do not fit beside the pool)",
+            "give whole episodes, or raise offline_data(pool_capacity_steps=…)",
+        )
+    pool = EpisodePool.from_episodes(holdout.episodes, rule)
+    logger.info(
+        "validation: %d episodes, %d steps%s",
+        len(pool.lengths),
+        len(pool),
+        f"; {holdout.left_out} more do not fit beside the pool" if holdout.left_out else "",
+    )
+    return pool

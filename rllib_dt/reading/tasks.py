@@ -1,0 +1,158 @@
+"""Runs the readers in Ray Data's tasks, and carries fragments back to the driver."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import ray.data
+
+from rllib_dt.episodes.episode import DataError
+from rllib_dt.formats.files import read_file
+from rllib_dt.formats.fragments import Fragment, ReadOptions
+
+logger = logging.getLogger(__name__)
+
+_PROGRESS_SECONDS = 5.0
+_MAX_TASKS = 64
+_MIN_BYTES_PER_TASK = 4 * 2**20
+_ARRAYS = ("observations", "actions", "rewards", "next_observation")
+_FLAGS = ("source", "key", "start", "terminated", "truncated", "marks_end", "may_drop_tail")
+
+_BYTES_PER_TABLE = 16 * 2**20
+_SCHEMA = pa.schema(
+    [("group", pa.int64()), ("header", pa.string()), ("error", pa.string())]
+    + [(name, pa.large_binary()) for name in _ARRAYS]
+)
+
+
+def read_fragments(
+    groups: Sequence[Sequence[str]],
+    options: ReadOptions,
+    filesystem: pafs.FileSystem | None = None,
+    *,
+    quiet: bool = False,
+) -> Iterator[Fragment]:
+    """Yields the files' fragments in the files' order, one Ray Data task for each group of files.
+
+    The tasks ask for no CPU of their own: with one they would wait forever on a small cluster
+    whose CPUs are all held by a trial or by learners (`docs/design.md`, "Reading asks for no CPU").
+
+    Args:
+        groups: the files of each task.
+        options: see `ReadOptions`.
+        filesystem: where the files are; None derives it from each path.
+        quiet: do not log progress.
+    """
+    dataset = ray.data.from_items(
+        [{"group": i, "paths": list(group)} for i, group in enumerate(groups)],
+        override_num_blocks=len(groups),
+    ).map_batches(
+        _read_groups,
+        fn_kwargs={"options": options, "filesystem": filesystem},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=0,
+        compute=ray.data.TaskPoolStrategy(size=_concurrency(len(groups))),
+    )
+    dataset.context.execution_options.preserve_order = True
+    if quiet:
+        dataset.context.enable_progress_bars = False
+    started = time.perf_counter()
+    steps, next_report = 0, started + _PROGRESS_SECONDS
+    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for fragment in _fragments(table):
+            steps += len(fragment)
+            yield fragment
+        if time.perf_counter() > next_report and not quiet:
+            next_report = time.perf_counter() + _PROGRESS_SECONDS
+            seen = table["group"][-1].as_py() + 1
+            logger.info("read %d steps, from %d of %d groups of files", steps, seen, len(groups))
+    if not quiet:
+        files, seconds = sum(map(len, groups)), time.perf_counter() - started
+        logger.info("read %d files, %d steps in %.1f s", files, steps, seconds)
+
+
+def _concurrency(num_groups: int) -> int:
+    """Tasks at a time: they ask for no CPU, so nothing else bounds them."""
+    return max(1, min(num_groups, int(ray.cluster_resources().get("CPU", 1))))
+
+
+def group_files(files: Sequence[tuple[str, int]]) -> list[list[str]]:
+    """Groups neighbouring files by size, since a task costs more than reading a small file."""
+    limit = max(1, sum(size for _, size in files) // _MAX_TASKS, _MIN_BYTES_PER_TASK)
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for path, size in files:
+        if groups[-1] and filled + size > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(path)
+        filled += size
+    return groups
+
+
+def _read_groups(
+    items: pa.Table, options: ReadOptions, filesystem: pafs.FileSystem | None
+) -> Iterator[pa.Table]:
+    """Yields tables of fragments; a DataError becomes a row, to arrive as it was raised."""
+    for item in items.to_pylist():
+        batch: list[dict[str, Any]] = []
+        size = 0
+        for row in _rows(item["paths"], options, filesystem):
+            batch.append(row)
+            size += sum(len(row[name]) for name in _ARRAYS if row[name] is not None)
+            if size > _BYTES_PER_TABLE:
+                yield _table(item["group"], batch)
+                batch, size = [], 0
+        if batch:
+            yield _table(item["group"], batch)
+
+
+def _table(group: int, rows: list[dict[str, Any]]) -> pa.Table:
+    columns = {name: [row[name] for row in rows] for name in _SCHEMA.names[1:]}
+    return pa.table({"group": [group] * len(rows), **columns}, schema=_SCHEMA)
+
+
+def _rows(
+    paths: Sequence[str], options: ReadOptions, filesystem: pafs.FileSystem | None
+) -> Iterator[dict[str, Any]]:
+    for path in paths:
+        try:
+            for fragment in read_file(path, options, filesystem):
+                yield _to_row(fragment)
+        except DataError as error:
+            yield {**dict.fromkeys(_SCHEMA.names), "error": json.dumps(error.parts)}
+            return
+
+
+def _to_row(fragment: Fragment) -> dict[str, Any]:
+    """Stores arrays as bytes, so that all blocks share one schema whatever the data's shapes."""
+    header: dict[str, Any] = {name: getattr(fragment, name) for name in _FLAGS}
+    row: dict[str, Any] = dict.fromkeys(_ARRAYS)
+    for name in _ARRAYS:
+        value = getattr(fragment, name)
+        if value is not None:
+            array = np.asarray(value, order="C")
+            header[name] = [array.dtype.str, array.shape]
+            # not a memoryview: pyarrow 26 never frees one that became part of a binary column
+            row[name] = array.tobytes()
+    return {**row, "error": None, "header": json.dumps(header)}
+
+
+def _fragments(table: pa.Table) -> Iterator[Fragment]:
+    for row in range(len(table)):
+        error = table["error"][row].as_py()
+        if error is not None:
+            raise DataError(*json.loads(error))
+        header = json.loads(table["header"][row].as_py())
+        for name in _ARRAYS:
+            if name in header:
+                dtype, shape = header[name]
+                data = table[name][row].as_buffer()
+                header[name] = np.frombuffer(data, np.dtype(dtype)).reshape(shape)
+        yield Fragment(**header)

@@ -1,0 +1,262 @@
+"""Environments that are reset and stepped one by one, by slot, each with its own seed.
+
+If an environment raises or times out, its slot reports a `SlotFailure` and gets a new environment;
+the other slots continue.
+"""
+
+import contextlib
+import math
+import signal
+import threading
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import batch_space
+from ray.rllib.utils.annotations import override
+
+from rllib_dt.compat import first_info
+
+Makers = Sequence[Callable[[], gym.Env]]
+
+
+class EnvironmentHangsError(TimeoutError):
+    """An environment did not return from `reset` or `step` in time."""
+
+
+class ResetResult(NamedTuple):
+    """The result of gymnasium's `reset`."""
+
+    observation: Any
+    info: dict[str, Any]
+
+
+class StepResult(NamedTuple):
+    """The result of gymnasium's `step`, of one environment."""
+
+    observation: Any
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: dict[str, Any]
+
+    @property
+    def ended(self) -> bool:
+        """Whether the episode is over."""
+        return self.terminated or self.truncated
+
+
+@dataclass(frozen=True)
+class SlotFailure:
+    """A slot's episode is lost.
+
+    Attributes:
+        error: the environment's, with its traceback.
+        unmade: the slot has no environment, and could not be given one.
+    """
+
+    error: str
+    unmade: bool = False
+
+
+class SlotEnvs(ABC):
+    """A vector of environments without autoreset.
+
+    Args:
+        makers: one for each slot.
+        timeout: seconds that one `reset` or `step` may take. In this process a signal enforces it,
+            so only in the main thread, and only when Python code runs.
+
+    Attributes:
+        vector: a gymnasium vector, for its spaces and for users' callbacks.
+    """
+
+    vector: VectorEnv
+
+    def __init__(self, makers: Makers, timeout: float | None = None):
+        self._makers = makers
+        self._timeout = timeout
+        self._envs: list[Any] = [None] * len(makers)
+
+    def reset(self, seeds: Mapping[int, int]) -> Iterator[tuple[int, ResetResult | SlotFailure]]:
+        """Resets the given slots with the given seeds, one after another."""
+        for slot, seed in seeds.items():
+            yield slot, self._attempt(slot, "reset", self._reset, seed)
+
+    @abstractmethod
+    def step(self, actions: Mapping[int, Any]) -> Iterator[tuple[int, StepResult | SlotFailure]]:
+        """Steps the given slots."""
+
+    @abstractmethod
+    def _make(self, slot: int) -> Any:
+        """The slot's environment."""
+
+    @abstractmethod
+    def _reset(self, env: Any, seed: int) -> ResetResult:
+        """Resets it."""
+
+    @abstractmethod
+    def _close(self, env: Any) -> None:
+        """Closes it, whatever state it is in."""
+
+    def _attempt(
+        self, slot: int, name: str, function: Callable[[Any, Any], Any], argument: Any
+    ) -> Any:
+        try:
+            with _time_limit(self._timeout, name):
+                if self._envs[slot] is None:  # it failed before
+                    self._envs[slot] = self._make(slot)
+                return self._checked(function(self._envs[slot], argument))
+        except (Exception, SystemExit):  # neither may end this process
+            failure = SlotFailure(traceback.format_exc(), unmade=self._envs[slot] is None)
+        env, self._envs[slot] = self._envs[slot], None
+        with contextlib.suppress(Exception), _time_limit(self._timeout, "close"):
+            self._close(env)
+        return failure
+
+    def _checked(self, result: Any) -> Any:
+        """Refuses a result that would spoil those of the other slots."""
+        if isinstance(result, ResetResult | StepResult):
+            wanted, got = self.vector.single_observation_space.shape, np.shape(result.observation)
+            if wanted != got:
+                raise ValueError(f"the observation has shape {got}, the space says {wanted}")
+        if isinstance(result, StepResult) and not math.isfinite(result.reward):
+            raise ValueError(f"the reward is {result.reward}")
+        return result
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float | None, name: str) -> Iterator[None]:
+    """Raises an EnvironmentHangsError inside the block after `seconds`, and every second since."""
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise EnvironmentHangsError(f"the environment's {name} took more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class InProcessEnvs(SlotEnvs):
+    """Steps the environments one after another; slots without a job are not stepped."""
+
+    def __init__(self, makers: Makers, timeout: float | None = None):
+        super().__init__(makers, timeout)
+        self.vector = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
+        self._envs = list(self.vector.envs)
+
+    @override(SlotEnvs)
+    def step(self, actions: Mapping[int, Any]) -> Iterator[tuple[int, StepResult | SlotFailure]]:
+        for slot, action in actions.items():
+            yield slot, self._attempt(slot, "step", self._step, action)
+
+    def _step(self, env: gym.Env, action: Any) -> StepResult:
+        observation, reward, terminated, truncated, info = env.step(action)
+        return StepResult(observation, float(reward), bool(terminated), bool(truncated), info)
+
+    @override(SlotEnvs)
+    def _make(self, slot: int) -> gym.Env:
+        env = self._makers[slot]()
+        envs = list(self.vector.envs)
+        envs[slot] = env
+        self.vector.envs = tuple(envs)
+        return env
+
+    @override(SlotEnvs)
+    def _reset(self, env: gym.Env, seed: int) -> ResetResult:
+        return ResetResult(*env.reset(seed=seed))
+
+    @override(SlotEnvs)
+    def _close(self, env: gym.Env) -> None:
+        env.close()
+
+
+class SubprocessEnvs(SlotEnvs):
+    """Steps the environments at the same time, each in a process of its own.
+
+    Each slot is an `AsyncVectorEnv` of one environment. One vector of several would step all of
+    them or none, and fail as a whole.
+    """
+
+    def __init__(self, makers: Makers, timeout: float | None = None):
+        super().__init__(makers, timeout)
+        self._envs = [self._make(slot) for slot in range(len(makers))]
+        self.vector = _SlotsAsVector(self._envs)
+
+    @override(SlotEnvs)
+    def step(self, actions: Mapping[int, Any]) -> Iterator[tuple[int, StepResult | SlotFailure]]:
+        failures = {}
+        for slot, action in actions.items():
+            started = self._attempt(slot, "step", self._begin_step, action)
+            if isinstance(started, SlotFailure):
+                failures[slot] = started
+        for slot in actions:
+            if slot in failures:
+                yield slot, failures[slot]
+            else:
+                yield slot, self._attempt(slot, "step", self._end_step, None)
+
+    def _begin_step(self, env: AsyncVectorEnv, action: Any) -> None:
+        env.step_async(np.asarray(action)[None])
+
+    def _end_step(self, env: AsyncVectorEnv, _: None) -> StepResult:
+        observations, rewards, terminateds, truncateds, infos = env.step_wait(self._timeout)
+        return StepResult(
+            observations[0],
+            float(rewards[0]),
+            bool(terminateds[0]),
+            bool(truncateds[0]),
+            first_info(env, infos),
+        )
+
+    @override(SlotEnvs)
+    def _make(self, slot: int) -> AsyncVectorEnv:
+        return AsyncVectorEnv([self._makers[slot]], autoreset_mode=AutoresetMode.DISABLED)
+
+    @override(SlotEnvs)
+    def _reset(self, env: AsyncVectorEnv, seed: int) -> ResetResult:
+        env.reset_async(seed=[seed], options={"reset_mask": np.ones(1, bool)})
+        observations, infos = env.reset_wait(self._timeout)
+        return ResetResult(observations[0], first_info(env, infos))
+
+    @override(SlotEnvs)
+    def _close(self, env: AsyncVectorEnv) -> None:
+        env.close(terminate=True)
+
+
+class _SlotsAsVector(VectorEnv):
+    """Presents slots, vectors of one each, as one vector: spaces, metadata and closing."""
+
+    def __init__(self, envs: list[Any]):
+        self._slots = envs
+        self.num_envs = len(envs)
+        self.single_observation_space = envs[0].single_observation_space
+        self.single_action_space = envs[0].single_action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.metadata = envs[0].metadata
+        self.spec = envs[0].spec
+
+    def close_extras(self, **kwargs: Any) -> None:
+        for env in self._slots:
+            if env is not None:
+                env.close(**kwargs)
+
+
+SLOT_ENVS: dict[str, type[InProcessEnvs] | type[SubprocessEnvs]] = {
+    "sync": InProcessEnvs,
+    "async": SubprocessEnvs,
+}
+"""By `config.gym_env_vectorize_mode`."""

@@ -1,0 +1,82 @@
+"""The episodes that an evaluation runs, and what runners report about them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationJob:
+    """One episode to run to its end.
+
+    The list of jobs is fixed before the first step, and every job is finished, so that no result
+    depends on which episodes happen to end first (short ones would be overcounted).
+
+    Attributes:
+        index: the job's place in the evaluation.
+        target: the return to ask for.
+        seed: of the environment's reset; the same for every target, so that they start alike.
+    """
+
+    index: int
+    target: float
+    seed: int
+
+
+def make_jobs(targets: Sequence[float], episodes: int, seed: int | None) -> list[EvaluationJob]:
+    """Makes `episodes` jobs for each target; with `seed` None the starts are fresh each time."""
+    entropy = np.random.SeedSequence(seed)
+    seeds = [int(s) for s in entropy.generate_state(episodes)]
+    pairs = [(target, s) for target in targets for s in seeds]
+    return [EvaluationJob(index=i, target=t, seed=s) for i, (t, s) in enumerate(pairs)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeResult:
+    """A finished evaluation episode.
+
+    Attributes:
+        job: which one.
+        episode_return: Σ of the environment's rewards, undiscounted.
+        length: steps.
+    """
+
+    job: EvaluationJob
+    episode_return: float
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeFailure:
+    """An evaluation episode that could not be finished.
+
+    Attributes:
+        job: which one.
+        error: what the environment raised, or how its runner was lost.
+    """
+
+    job: EvaluationJob
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alive:
+    """A sign of life from a runner.
+
+    Attributes:
+        running: the jobs in progress.
+    """
+
+    running: Sequence[EvaluationJob]
+
+
+RunnerEvent = EpisodeResult | EpisodeFailure | Alive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The end of every job of an evaluation; each is in one of the two."""
+
+    results: Sequence[EpisodeResult]
+    failures: Sequence[EpisodeFailure]

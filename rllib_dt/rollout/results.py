@@ -1,0 +1,91 @@
+"""Evaluation results, as they appear in `train()` and `evaluate()`."""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rllib_dt.rollout.jobs import EpisodeResult, Outcome
+
+logger = logging.getLogger(__name__)
+
+NOTHING = Outcome(results=[], failures=[])
+"""The outcome in an iteration without evaluation."""
+
+
+def report_failures(outcome: Outcome) -> None:
+    """Logs the number of episodes that could not be finished, and the first one's error."""
+    if outcome.failures:
+        first = outcome.failures[0]
+        logger.error(
+            "%d of %d evaluation episodes could not be finished; the first (target %g, seed %d): "
+            "%s",
+            len(outcome.failures),
+            len(outcome.failures) + len(outcome.results),
+            first.job.target,
+            first.job.seed,
+            first.error,
+        )
+
+
+def target_name(target: float) -> str:
+    """The key of a target in results: "3600", "-120", "0.5"."""
+    return str(int(target)) if float(target).is_integer() else repr(float(target))
+
+
+def normalized_score(episode_return: float, reference: Sequence[float]) -> float:
+    """100 · (return - random) / (expert - random) (Fu et al. 2020, arXiv:2004.07219, §4)."""
+    random, expert = reference
+    return 100.0 * (episode_return - random) / (expert - random)
+
+
+def summarize(
+    outcome: Outcome,
+    targets: Sequence[float],
+    score_reference: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """Sums an evaluation up, in the form that results hold under `evaluation/env_runners`.
+
+    The usual names at the top belong to the first target; `by_target` holds every target's.
+    `num_episodes` counts finished episodes, `num_episodes_failed` those that could not be finished.
+    Without results the numbers are NaN and the counts zero: nothing was measured.
+    """
+    by_target = {
+        target_name(target): _statistics(
+            [r for r in outcome.results if r.job.target == target],
+            sum(f.job.target == target for f in outcome.failures),
+            score_reference,
+        )
+        for target in targets
+    }
+    return {
+        **by_target[target_name(targets[0])],
+        "num_episodes": len(outcome.results),
+        "num_episodes_failed": len(outcome.failures),
+        "num_env_steps_sampled": sum(r.length for r in outcome.results),
+        "by_target": by_target,
+    }
+
+
+def _statistics(
+    results: Sequence[EpisodeResult], failed: int, score_reference: Sequence[float] | None
+) -> dict[str, float]:
+    returns = np.array([r.episode_return for r in results])
+    lengths = np.array([r.length for r in results])
+    measured = len(results) > 0
+    statistics: dict[str, float] = {
+        "episode_return_mean": float(returns.mean()) if measured else math.nan,
+        "episode_return_std": float(returns.std()) if measured else math.nan,
+        "episode_return_min": float(returns.min()) if measured else math.nan,
+        "episode_return_max": float(returns.max()) if measured else math.nan,
+        "episode_len_mean": float(lengths.mean()) if measured else math.nan,
+        "num_episodes": len(results),
+        "num_episodes_failed": failed,
+    }
+    if score_reference is not None:
+        statistics["normalized_score"] = normalized_score(
+            statistics["episode_return_mean"], score_reference
+        )
+    return statistics

@@ -1,1 +1,0 @@
-"""Layer 3: reading, learning and evaluating in Ray."""
