@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from rllib_dt.types import ActorHandle, EnvRunnerGroup, LearnerGroup
+
 if TYPE_CHECKING:
     import gymnasium as gym
     from gymnasium.vector import AsyncVectorEnv
@@ -19,11 +21,6 @@ if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 _KV_NAMESPACE = b"rllib_dt"
-
-LearnerGroup = Any
-"""RLlib's `LearnerGroup`, which has no type information."""
-EnvRunnerGroup = Any
-"""RLlib's `EnvRunnerGroup`, which has no type information."""
 
 
 # --- processes and the cluster
@@ -109,9 +106,9 @@ def env_creator(config: "AlgorithmConfig") -> "Callable[[Any], gym.Env]":
     return creator
 
 
-def runner_actors(group: EnvRunnerGroup) -> dict[int, Any]:
+def runner_actors(group: EnvRunnerGroup) -> dict[int, ActorHandle]:
     """The remote runners by their index, including those thought dead."""
-    actors: dict[int, Any] = group._worker_manager.actors()
+    actors: dict[int, ActorHandle] = group._worker_manager.actors()
     return actors
 
 
@@ -120,7 +117,7 @@ def set_runner_health(group: EnvRunnerGroup, index: int, *, healthy: bool) -> No
     group._worker_manager.set_actor_state(index, healthy)
 
 
-def notify_environment_created(runner: Any, context: Any) -> None:
+def notify_environment_created(runner: ActorHandle, context: Any) -> None:
     """Calls the users' `on_environment_created`, as RLlib's own `make_env` does."""
     from ray.rllib.callbacks.utils import make_callback
 

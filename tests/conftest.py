@@ -1,4 +1,4 @@
-"""What the tests share: one Ray cluster, small data of every kind, and the given recordings."""
+"""Shared fixtures and helpers: a Ray cluster, small data sets and configs, the recordings."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ import pytest
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Ray's workers give way to every other process by default, and starve on a busy machine
+# by default Ray's workers run at a low priority, and starve on a busy machine
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
@@ -25,7 +25,7 @@ TINY = dict(context_length=5, hidden_size=16, n_layer=2, n_head=1, max_ep_len=64
 
 @pytest.fixture(scope="session")
 def cluster():
-    """A local cluster with more logical CPUs than there are cores; shared by all tests."""
+    """A local Ray cluster with more logical CPUs than cores; all tests share it."""
     torch.set_num_threads(1)
     ray.init(
         "local", num_cpus=6, include_dashboard=False, log_to_driver=False, configure_logging=True
@@ -43,7 +43,7 @@ def shared_data():
 
 
 def make_episodes(lengths, observation_shape=(3,), action_space=None, seed=0):
-    """Episodes in `write_episodes`' form, random but for timestep-coded observations."""
+    """Random episodes in the form that `write_episodes` takes; every second one is truncated."""
     rng = np.random.default_rng(seed)
     action_space = action_space or Box(-1.0, 1.0, (2,))
     episodes = []
@@ -68,14 +68,14 @@ def make_episodes(lengths, observation_shape=(3,), action_space=None, seed=0):
 
 @pytest.fixture
 def tiny_data(tmp_path):
-    """A folder of episodes of 1 to 29 steps, 3 observations, 2 actions; and its episodes."""
+    """A data folder and its episodes: 1 to 29 steps, observations of size 3, actions of size 2."""
     episodes = make_episodes([7, 29, 1, 13, 2, 19])
     write_episodes(episodes, tmp_path / "tiny", Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,)))
     return str(tmp_path / "tiny"), episodes
 
 
 def tiny_config(data, **model):
-    """A config without environment, for spaces of `tiny_data`."""
+    """A config without an environment, with the spaces of `tiny_data`."""
     return (
         DTConfig()
         .environment(

@@ -1,4 +1,4 @@
-"""Environments whose every step is known."""
+"""An environment whose every step is predictable."""
 
 import gymnasium as gym
 import numpy as np
@@ -6,17 +6,17 @@ from gymnasium.spaces import Box
 
 
 class Lengths(gym.Env):
-    """Episodes of 3 or 41 steps, as the reset's seed decides; reward 1 a step.
+    """Episodes of 3 or 41 steps, chosen by the reset seed; the reward is 1 per step.
 
-    Observations are (timestep, length, last action); an episode ends by termination if it is
-    short, by truncation if long. `LOG` collects (length, actions) of each finished episode.
+    Observations are (timestep, length, last action). Short episodes end by termination, long
+    ones by truncation. `LOG` collects (length, actions) of each finished episode.
     """
 
     SHORT, LONG = 3, 41
     observation_space = Box(-np.inf, np.inf, (3,), np.float32)
     action_space = Box(-2.0, 2.0, (1,), np.float32)
 
-    # of the class, since configs are copied on their way to an environment
+    # a class attribute, since an environment gets only a copy of its config
     LOG = []
 
     def __init__(self, config=None):

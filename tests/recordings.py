@@ -1,4 +1,4 @@
-"""Small recordings of every format, whose values tell the episode and the step they belong to."""
+"""Small recordings in every format, whose values identify their episode and step."""
 
 import base64
 import gzip
@@ -31,7 +31,7 @@ ACTIONS = Box(-1.0, 1.0, (2,))
 
 
 def read(inputs, incomplete="error", **options):
-    """What the readers make of files, without Ray."""
+    """Reads files into episodes, without Ray."""
     inputs = [str(i) for i in inputs] if isinstance(inputs, list) else str(inputs)
     files = find_files(inputs)
     fragments = (f for path, _ in files for f in read_file(path, ReadOptions(**options)))
@@ -39,14 +39,14 @@ def read(inputs, incomplete="error", **options):
 
 
 def read_with_ray(inputs):
-    """As `read`, through Ray Data's tasks."""
+    """Like `read`, but through Ray Data's tasks."""
     groups = group_files(find_files(str(inputs)))
     return assembled(read_fragments(groups, ReadOptions()))
 
 
 @dataclass
 class Assembled:
-    """Whole episodes, in the order in which they became whole, and what was left out."""
+    """Whole episodes in the order of their completion, and a message for each dropped one."""
 
     episodes: list
     dropped: list
@@ -58,12 +58,12 @@ def assembled(fragments, incomplete="error"):
 
 
 def refused(match):
-    """Expects a DataError whose message fits the pattern."""
+    """Expects a DataError whose message matches the pattern."""
     return pytest.raises(DataError, match=match)
 
 
 def arrays(number, length, start=0):
-    """T+1 observations, T actions, T rewards, all exact in float32, from timestep `start` on."""
+    """T+1 observations, T actions and T rewards from timestep `start` on, all exact in float32."""
     t = np.arange(start, start + length + 1)
     return dict(
         obs=np.stack([t, np.full(length + 1, number), t / 4 - number], 1),
@@ -73,7 +73,7 @@ def arrays(number, length, start=0):
 
 
 def check(episode, number, length, *, last=True):
-    """Asserts that an episode holds what `arrays(number, length)` has, to the last digit."""
+    """Asserts that an episode equals `arrays(number, length)` exactly."""
     want = arrays(number, length)
     np.testing.assert_array_equal(episode.observations, want["obs"][: length + last])
     np.testing.assert_array_equal(episode.actions, want["actions"])
@@ -85,7 +85,7 @@ def ends(episodes):
 
 
 def rows(number, length, *, start=0, end="terminateds"):
-    """One dict a step in RLlib's new names; `end` names the flag of the last step, or None."""
+    """One dict per step in RLlib's new names; `end` is the last step's flag, or None."""
     a = arrays(number, length, start)
     return [
         dict(
@@ -103,7 +103,7 @@ def rows(number, length, *, start=0, end="terminateds"):
 
 
 def old_rows(number, length, *, start=0, end=True):
-    """As `rows`, in the old names: `dones`, and no timestep."""
+    """Like `rows`, in the old names: with `dones` and without a timestep."""
     step_rows = rows(number, length, start=start, end="terminateds" if end else None)
     return [
         {k: v for k, v in row.items() if k not in ("t", "truncateds", "terminateds")}
@@ -112,8 +112,8 @@ def old_rows(number, length, *, start=0, end=True):
     ]
 
 
-def alternate(*recordings):
-    """Rows of several episodes by turns, as parallel environments record them."""
+def interleave(*recordings):
+    """Interleaves the rows of several episodes, as parallel environments record them."""
     longest = max(map(len, recordings))
     return [r[i] for i in range(longest) for r in recordings if i < len(r)]
 
@@ -124,18 +124,18 @@ def write_rows(path, step_rows):
 
 
 def write_canonical(path, episodes=((2, 5), (3, 7)), **changes):
-    """Canonical columns without our metadata; `changes` replace values of the last episode."""
-    made = [
+    """Writes canonical columns without our metadata; `changes` go into the last episode."""
+    episode_rows = [
         {k: v.tolist() for k, v in arrays(*e).items()}
         | dict(episode_id=f"e{e[0]}", terminated=True, truncated=False)
         for e in episodes
     ]
-    made[-1].update(changes)
-    return write_rows(path, made)
+    episode_rows[-1].update(changes)
+    return write_rows(path, episode_rows)
 
 
 def batch(number, length, *, start=0, compressed=("obs", "new_obs"), **changes):
-    """An old `SampleBatch` as JSON values; `changes` replace columns, None removes one."""
+    """An old `SampleBatch` as JSON values; `changes` replace columns, and None removes one."""
     a = arrays(number, length, start)
     columns = dict(
         obs=a["obs"][:-1],
@@ -152,7 +152,7 @@ def batch(number, length, *, start=0, compressed=("obs", "new_obs"), **changes):
 
 
 def write_batches(path, batches):
-    """Lines of JSON in a `.json`, `.json.gz` or `.zip` file."""
+    """Writes batches as lines of JSON to a `.json`, `.json.gz` or `.zip` file."""
     text = "".join(json.dumps(b) + "\n" for b in batches)
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -165,7 +165,7 @@ def write_batches(path, batches):
 
 
 def rllib_episode(number, length, *, end="terminated"):
-    """An episode as an env runner holds it; discrete actions, infos of every step."""
+    """An episode as an env runner holds it, with discrete actions and infos at every step."""
     a = arrays(number, length)
     episode = SingleAgentEpisode(id_=f"e{number}")
     episode.add_env_reset(a["obs"][0], infos={"kept": {"not": "needed"}})
@@ -182,21 +182,24 @@ def rllib_episode(number, length, *, end="terminated"):
 
 
 def write_states(path, states):
-    """Serialised episodes, as `ray.rllib.offline.offline_env_runner` writes them."""
+    """Writes serialised episodes as `ray.rllib.offline.offline_env_runner` does."""
     items = [msgpack.packb(state, default=msgpack_numpy.encode) for state in states]
     pq.write_table(pa.table({"item": pa.array(items, pa.binary())}), path)
     return path
 
 
 def write_d4rl(path, lengths, *, terminals=(), timeouts=(), **changes):
-    """Episodes 0, 1, … end to end in D4RL's layout; `terminals` and `timeouts` name the steps
-    that have the flag, or are its array; `changes` replace arrays, None leaves one out."""
-    made = [arrays(i, n) for i, n in enumerate(lengths)]
+    """Writes episodes 0, 1, … one after another in D4RL's layout.
+
+    `terminals` and `timeouts` list the steps that have the flag, or are the flag's whole array.
+    `changes` replace arrays, and None omits one.
+    """
+    parts = [arrays(i, n) for i, n in enumerate(lengths)]
     steps = np.arange(sum(lengths))
     data = dict(
-        observations=np.concatenate([a["obs"][:-1] for a in made]).astype(np.float32),
-        actions=np.concatenate([a["actions"] for a in made]).astype(np.float32),
-        rewards=np.concatenate([a["rewards"] for a in made]).astype(np.float32),
+        observations=np.concatenate([a["obs"][:-1] for a in parts]).astype(np.float32),
+        actions=np.concatenate([a["actions"] for a in parts]).astype(np.float32),
+        rewards=np.concatenate([a["rewards"] for a in parts]).astype(np.float32),
         terminals=np.isin(steps, terminals) if isinstance(terminals, tuple) else terminals,
         timeouts=np.isin(steps, timeouts) if isinstance(timeouts, tuple) else timeouts,
     )
@@ -208,7 +211,7 @@ def write_d4rl(path, lengths, *, terminals=(), timeouts=(), **changes):
 
 
 def packed_pickle(data):
-    """Pickle bytes in the wrapping of RLlib's `pack`."""
+    """Wraps pickle bytes as RLlib's `pack` does."""
     return base64.b64encode(lz4.frame.compress(data)).decode("ascii")
 
 
@@ -216,12 +219,12 @@ def packed(value):
     return packed_pickle(pickle.dumps(value))
 
 
-def whole_file(path):
-    """A good file of two episodes, of the format that the path's name calls for."""
+def write_valid_file(path):
+    """Writes a valid file of two episodes, in the format of the path's suffix."""
     if path.suffix == ".hdf5":
         return write_d4rl(path, (5, 7), terminals=(4, 11))
     if path.suffix == ".parquet":
         folder = path.with_suffix("")
-        given = [arrays(n, 5) | dict(terminated=True, truncated=False) for n in (2, 3)]
-        return write_episodes(given, folder, OBSERVATIONS, ACTIONS)[0].rename(path)
+        episodes = [arrays(n, 5) | dict(terminated=True, truncated=False) for n in (2, 3)]
+        return write_episodes(episodes, folder, OBSERVATIONS, ACTIONS)[0].rename(path)
     return write_batches(path, [batch(2, 5), batch(3, 7)])

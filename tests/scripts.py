@@ -1,4 +1,4 @@
-"""Scripts in processes of their own: those that start, end or damage clusters."""
+"""Runs scripts that start, stop or damage clusters, each in its own process."""
 
 import contextlib
 import os
@@ -12,9 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_script(script, *args, timeout=280, check=True, **env):
-    """Runs Python code from the project's root; its standard output, or an AssertionError.
+    """Runs Python code from the project's root and returns its standard output.
 
-    Whatever the script has started ends with it.
+    Raises an AssertionError if the script fails or takes too long. Processes that the script
+    started are killed when it ends.
     """
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script), *map(str, args)],

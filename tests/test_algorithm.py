@@ -1,4 +1,4 @@
-"""DT as an RLlib algorithm: learning, reporting, and refusing what cannot work."""
+"""DT as an RLlib algorithm: learning, metrics, and refusal of invalid settings and data."""
 
 import math
 
@@ -15,7 +15,7 @@ from tests.training import NO_DROPOUT, learner_results, same, weights
 
 
 def use_sgd(learner):
-    """Plain gradient descent in AdamW's place: a step is lr times the gradient."""
+    """Replaces AdamW with plain gradient descent: a step is lr times the gradient."""
     (name,) = learner._named_optimizers
     old = learner._named_optimizers[name]
     new = torch.optim.SGD(old.param_groups[0]["params"], lr=1.0)
@@ -30,9 +30,9 @@ def algo(cluster, tiny_data):
     built.stop()
 
 
-def test_the_loss_falls_on_data_that_can_be_learned(cluster, tmp_path):
+def test_the_loss_falls_on_learnable_data(cluster, tmp_path):
     episodes = make_episodes([13] * 8)
-    for episode in episodes:  # an action that the observation tells
+    for episode in episodes:  # the observation determines the action
         episode["actions"] = np.tanh(episode["obs"][:-1, :2])
     write_episodes(episodes, tmp_path / "d", Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,)))
     config = tiny_config(str(tmp_path / "d"), **NO_DROPOUT)
@@ -45,13 +45,13 @@ def test_the_loss_falls_on_data_that_can_be_learned(cluster, tmp_path):
 
 
 @pytest.mark.trap(6, 18, 19)
-def test_each_iteration_reports_what_was_done(algo):
+def test_each_iteration_reports_its_updates_windows_steps_and_rates(algo):
     first, second = learner_results(algo), learner_results(algo)
     assert (first["num_updates"], second["num_updates"]) == (3, 3)
     assert (first["num_updates_lifetime"], second["num_updates_lifetime"]) == (3, 6)
     assert first["num_windows_trained"] == 3 * 8
     assert second["num_windows_trained_lifetime"] == 6 * 8
-    # windows are 1 to 5 steps long here: true steps, not windows times K
+    # windows hold 1 to 5 real steps here, so the step count is below windows times K
     assert 3 * 8 < first["num_steps_trained"] < 3 * 8 * 5
     total = first["num_steps_trained"] + second["num_steps_trained"]
     assert second["num_steps_trained_lifetime"] == total
@@ -77,7 +77,9 @@ def test_equal_seeds_train_equal_weights(cluster, tiny_data):
 
 
 @pytest.mark.semantics(32)
-def test_warm_up_multiplies_the_learning_rate_and_resumes(cluster, tiny_data, tmp_path):
+def test_warm_up_scales_the_learning_rate_and_continues_after_a_restore(
+    cluster, tiny_data, tmp_path
+):
     assert [warmup_factor(u, 4) for u in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
     assert warmup_factor(0, 0) == 1.0
     config = tiny_config(tiny_data[0]).training(warmup_steps=10, lr=1e-2)
@@ -91,10 +93,10 @@ def test_warm_up_multiplies_the_learning_rate_and_resumes(cluster, tiny_data, tm
 
 
 @pytest.mark.trap(18)
-def test_a_schedule_counts_the_steps_that_were_trained(cluster, tiny_data):
+def test_a_learning_rate_schedule_counts_trained_steps(cluster, tiny_data):
     config = tiny_config(tiny_data[0]).training(lr=[[0, 1.0e-2], [1000, 0.0]])
     algo = config.build_algo()
-    # the reported rate is that of the last update, before its own steps were trained
+    # the reported rate is the last update's, which does not count that update's own steps yet
     config2 = config.copy(copy_frozen=False).offline_data(dataset_num_iters_per_learner=2)
     other = config2.build_algo()
     before_last = learner_results(other)["num_steps_trained"]
@@ -106,7 +108,7 @@ def test_a_schedule_counts_the_steps_that_were_trained(cluster, tiny_data):
 
 
 @pytest.mark.semantics(33)
-def test_weight_decay_reaches_every_parameter(cluster, tiny_data):
+def test_weight_decay_applies_to_every_parameter(cluster, tiny_data):
     def optimizer_groups(learner):
         optimizer = learner.get_optimizer()
         count = sum(p.numel() for g in optimizer.param_groups for p in g["params"])
@@ -121,7 +123,7 @@ def test_weight_decay_reaches_every_parameter(cluster, tiny_data):
 
 
 def test_gradients_are_clipped_by_their_global_norm(cluster, tiny_data):
-    """With plain gradient descent in AdamW's place, the step's length is lr · clip."""
+    """With plain gradient descent instead of AdamW, the step's length is lr · clip."""
 
     config = tiny_config(tiny_data[0], **NO_DROPOUT).training(grad_clip=0.01, lr=1.0)
     algo = config.offline_data(dataset_num_iters_per_learner=1).build_algo()
@@ -136,7 +138,7 @@ def test_gradients_are_clipped_by_their_global_norm(cluster, tiny_data):
 
 
 @pytest.mark.trap(13)
-def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_weights(algo, tmp_path):
+def test_a_non_finite_loss_stops_the_run_and_leaves_the_weights_unchanged(algo, tmp_path):
     algo.train()
     algo.save_to_path(tmp_path / "good")
     good = weights(algo)
@@ -157,7 +159,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_weights(algo, tm
     restored.stop()
 
 
-def test_a_remote_learner_trains_what_a_local_one_does(cluster, tiny_data):
+def test_a_remote_learner_trains_the_same_weights_as_a_local_one(cluster, tiny_data):
     runs = []
     for learners in (0, 1):
         config = tiny_config(tiny_data[0], **NO_DROPOUT).learners(num_learners=learners)
@@ -171,8 +173,8 @@ def test_a_remote_learner_trains_what_a_local_one_does(cluster, tiny_data):
 
 
 @pytest.mark.semantics(13)
-def test_two_learners_take_the_gradient_of_all_their_valid_steps(cluster, tiny_data):
-    """Against one process on the concatenated batches, whose shards hold unequal steps."""
+def test_two_learners_apply_the_mean_gradient_of_all_their_valid_steps(cluster, tiny_data):
+    """Compares with one process on the joined batch; the shards hold unequal numbers of steps."""
 
     config = tiny_config(tiny_data[0], **NO_DROPOUT).training(grad_clip=None, lr=1.0)
     config.offline_data(dataset_num_iters_per_learner=1).learners(num_learners=2)
@@ -215,19 +217,19 @@ def test_bf16_trains_to_nearly_the_same_loss(cluster, tiny_data):
 
 
 @pytest.mark.semantics(20)
-def test_data_with_longer_episodes_than_the_model_counts_is_refused_at_set_up(cluster, tiny_data):
+def test_data_with_episodes_longer_than_max_ep_len_is_refused_at_setup(cluster, tiny_data):
     with pytest.raises(ValueError, match=r"episode 1: it has 29 steps, max_ep_len is 28; raise"):
         tiny_config(tiny_data[0], max_ep_len=28).build_algo()
     tiny_config(tiny_data[0], max_ep_len=29).build_algo().stop()
 
 
-def test_data_that_does_not_fit_the_environment_is_refused_at_set_up(cluster, tiny_data):
+def test_data_that_does_not_fit_the_environment_is_refused_at_setup(cluster, tiny_data):
     config = cartpole_config(data=tiny_data[0])
     with pytest.raises(ValueError, match=r"observations have the shape \(3,\).*\(4,\)"):
         config.build_algo()
 
 
-def test_targets_and_scale_are_derived_from_the_data_where_not_given(cluster):
+def test_targets_and_return_scale_are_derived_from_the_data_by_default(cluster):
     config = cartpole_config().evaluation(target_returns=None)
     algo = config.build_algo()
     summary = algo.offline_data.summary
@@ -237,7 +239,7 @@ def test_targets_and_scale_are_derived_from_the_data_where_not_given(cluster):
     algo.stop()
 
 
-def test_the_data_can_be_narrowed_to_the_best_episodes(cluster, tiny_data):
+def test_top_fraction_keeps_only_the_best_episodes(cluster, tiny_data):
     algo = tiny_config(tiny_data[0]).offline_data(top_fraction=0.5).build_algo()
     best = max(np.sum(e["rewards"]) for e in tiny_data[1])
     assert algo.offline_data.summary.return_max == pytest.approx(best)
@@ -276,14 +278,14 @@ def test_the_data_can_be_narrowed_to_the_best_episodes(cluster, tiny_data):
         ),
     ],
 )
-def test_settings_that_cannot_work_are_refused_before_training(tiny_data, change, message):
+def test_invalid_settings_are_refused_before_training(tiny_data, change, message):
     config = tiny_config(tiny_data[0])
     change(config)
     with pytest.raises(ValueError, match=message):
         config.validate()
 
 
-def test_relative_paths_are_meant_from_where_they_are_given(tiny_data, tmp_path, monkeypatch):
+def test_relative_paths_resolve_against_the_current_directory(tiny_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = tiny_config("tiny")
     assert config.input_ == str(tmp_path / "tiny")
@@ -296,16 +298,16 @@ def test_relative_paths_are_meant_from_where_they_are_given(tiny_data, tmp_path,
     assert config._model_config["pretrained"] == str(tmp_path / "hf")
 
 
-def test_neither_environment_nor_spaces_is_refused(tiny_data):
+def test_a_config_without_environment_and_spaces_is_refused(tiny_data):
     with pytest.raises(ValueError, match="spaces"):
         DTConfig().offline_data(input_=tiny_data[0]).validate()
 
 
 def test_the_learners_share_one_copy_of_the_data(algo):
-    (source,) = algo.offline_data.sample(8)
-    pool = ray.get(source.pool)
+    (supply,) = algo.offline_data.sample(8)
+    pool = ray.get(supply.pool)
     assert not pool.columns["obs"].flags.owndata
     assert not pool.columns["obs"].flags.writeable
     assert len(pool) == 71
-    # it goes to each learner at each `train()`, so it may hold nothing large
-    assert all(isinstance(value, int | ray.ObjectRef) for value in vars(source).values())
+    # it is sent to each learner at each `train()`, so it must be small
+    assert len(ray.cloudpickle.dumps(supply)) < 2000

@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic, and that its parts fit each other; nothing is timed here."""
+"""The benchmark's arithmetic, its result table and its script; no speed is asserted."""
 
 import json
 import subprocess
@@ -10,9 +10,9 @@ from benchmarks.speed import run, table
 from tests.scripts import ROOT
 
 
-def test_a_ratio_is_the_median_of_the_rounds_to_the_better_peer():
+def test_a_ratio_is_the_median_over_rounds_against_the_better_peer():
     mine, worse, better = [4.0, 6.0, 8.0], [1.0, 1.0, 9.0], [2.0, 2.0, 2.0]
-    # the rounds' ratios to the one of the higher median: 2, 3, 4
+    # the ratio of each round to the peer with the higher median: 2, 3, 4
     assert table.ratio(mine, [worse, better]) == "3.00 (2.50 … 3.50)"
     assert table.quartiles([1.0, 2.0, 3.0], "s") == "2.0 (1.5 … 2.5) s"
 
@@ -21,7 +21,7 @@ def rates_of(name):
     return {f"{who} {task}": [1.0, 2.0, 4.0] for who, task, _ in run.MEASUREMENTS[name].orders}
 
 
-def test_every_measurement_has_its_row_and_stands_between_the_marks(tmp_path):
+def test_every_measurement_has_a_row_in_the_table_between_the_markers(tmp_path):
     found = {
         "rates": {name: rates_of(name) for name in run.MEASUREMENTS},
         "memory": {"beyond": {"own": 50, "files": 1, "shared": 60}, "data": 61},
@@ -43,10 +43,10 @@ def test_every_measurement_has_its_row_and_stands_between_the_marks(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_contender_takes_orders(tmp_path):
+def test_a_short_run_reports_a_rate_for_every_selected_measurement(tmp_path):
     out = tmp_path / "bench.json"
     command = ["-m", "benchmarks.speed.run", "--no-d3rlpy", "--rounds", "1", "--threads", "1"]
-    wanted = ["--only", "training", "batches", "--out", str(out)]
-    subprocess.run([sys.executable, *command, *wanted], check=True, cwd=ROOT, timeout=280)
+    selection = ["--only", "training", "batches", "--out", str(out)]
+    subprocess.run([sys.executable, *command, *selection], check=True, cwd=ROOT, timeout=280)
     rates = json.loads(out.read_text())["rates"]
     assert all(len(v) == 1 and v[0] > 0 for part in rates.values() for v in part.values())

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or refused."""
+"""Checkpoints: saving is atomic, and incomplete or damaged checkpoints are refused."""
 
 import os
 import pickle
@@ -42,7 +42,7 @@ def files_of(folder):
     )
 
 
-def test_a_cut_file_is_refused_by_name_and_the_checkpoint_before_restores(saved, tmp_path):
+def test_a_truncated_file_is_named_and_an_earlier_checkpoint_restores(saved, tmp_path):
     first, second, kept = saved
     for name in files_of(second):
         damaged = tmp_path / "damaged"
@@ -56,7 +56,7 @@ def test_a_cut_file_is_refused_by_name_and_the_checkpoint_before_restores(saved,
     algo.restore_from_path(first)
     assert same(weights(algo), kept)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
         algo.restore_from_path(tmp_path / "empty")
     assert same(weights(algo), kept)
     algo.stop()
@@ -74,7 +74,7 @@ def test_a_changed_or_missing_file_is_refused(saved, tmp_path, change):
         DT.from_checkpoint(tmp_path / "ck")
 
 
-def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
+def test_the_error_for_a_missing_checkpoint_names_its_path(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*nowhere"):
         DT.from_checkpoint(tmp_path / "nowhere")
 
@@ -92,7 +92,7 @@ def test_saving_over_a_checkpoint_replaces_it(saved, tmp_path):
 
 
 @pytest.mark.parametrize("in_one_step", [True, False])
-def test_a_folder_takes_the_name_of_another_in_one_step_where_there_is_one(
+def test_a_folder_replaces_another_in_one_step_if_the_system_can_exchange_names(
     tmp_path, monkeypatch, in_one_step
 ):
     names = {}
@@ -105,7 +105,7 @@ def test_a_folder_takes_the_name_of_another_in_one_step_where_there_is_one(
         assert names == {"draft": ["final"], "final": ["draft"]}
         assert not checkpoints._exchange(tmp_path / "nowhere", tmp_path / "final")
         checkpoints._exchange(tmp_path / "draft", tmp_path / "final")
-        monkeypatch.setattr("pathlib.Path.rename", None)  # not two steps
+        monkeypatch.setattr("pathlib.Path.rename", None)  # a move in two steps would fail
     else:
         monkeypatch.setattr(checkpoints, "_exchange", lambda one, other: False)
     checkpoints._move(tmp_path / "draft", tmp_path / "final")
@@ -113,7 +113,9 @@ def test_a_folder_takes_the_name_of_another_in_one_step_where_there_is_one(
     assert [p.name for p in (tmp_path / "final").iterdir()] == ["draft"]
 
 
-def test_other_things_in_the_folder_are_not_replaced(saved, tmp_path, monkeypatch):
+def test_a_folder_with_other_files_is_not_replaced_and_relative_paths_work(
+    saved, tmp_path, monkeypatch
+):
     algo = DT.from_checkpoint(saved[0])
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "notes.txt").write_text("mine")
@@ -145,7 +147,7 @@ with writing(sys.argv[1]) as draft:
 
 @pytest.mark.parametrize("moment", range(len(STATES)))
 @pytest.mark.parametrize("exists", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_kill_in_mid_write_leaves_nothing_that_looks_whole(tmp_path, moment, exists):
+def test_a_kill_during_a_write_leaves_no_checkpoint_that_looks_complete(tmp_path, moment, exists):
     path = tmp_path / "ck"
     command = [sys.executable, "-c", textwrap.dedent(WRITER), str(path)]
     if exists:
@@ -164,7 +166,7 @@ def test_a_kill_in_mid_write_leaves_nothing_that_looks_whole(tmp_path, moment, e
 
 
 @pytest.mark.parametrize("num_learners", [0, 1])
-def test_a_full_disk_is_told_and_the_earlier_checkpoint_is_intact(
+def test_a_full_disk_raises_and_leaves_the_earlier_checkpoint_intact(
     cluster, tiny_data, tmp_path, num_learners
 ):
     disk = tmp_path / "disk"
@@ -181,7 +183,7 @@ def test_a_full_disk_is_told_and_the_earlier_checkpoint_is_intact(
         with pytest.raises(CheckpointError, match="earlier checkpoints are unharmed"):
             algo.save_to_path(disk / "second")
         assert sorted(os.listdir(disk)) == ["ballast", "first"]
-        learner = algo.train()["learners"]["default_policy"]  # goes on
+        learner = algo.train()["learners"]["default_policy"]  # training continues
         assert learner["num_updates_lifetime"] == 3 * 3
         algo.stop()
         again = DT.from_checkpoint(first)
@@ -191,7 +193,7 @@ def test_a_full_disk_is_told_and_the_earlier_checkpoint_is_intact(
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_what_was_written_is_read_back(tmp_path):
+def test_a_checkpoint_without_all_its_states_is_refused_and_not_saved(tmp_path):
     def write_all_but_one():
         with writing(tmp_path / "ck") as draft:
             for state in STATES[:-1]:

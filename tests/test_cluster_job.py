@@ -1,4 +1,4 @@
-"""`ray job submit` of a tuned example, as `docs/cluster.md` writes it, to a head that runs here."""
+"""The `ray job submit` command of `docs/cluster.md`, run against a local head node."""
 
 import os
 import re
@@ -33,9 +33,9 @@ def free_port():
 
 @pytest.fixture
 def head(tmp_path):
-    """The address of a head with token authentication, and an environment that knows the token."""
-    # a short path, for its sockets; and of its own, or the job would find another cluster of this
-    # machine that was started later
+    """The address of a head node with token authentication, and an environment with the token."""
+    # a short path, since socket paths are limited in length; a separate folder, or the job would
+    # find another cluster that was started later on this machine
     sessions = tempfile.mkdtemp(prefix="dt-", dir="/tmp")
     env = os.environ | {
         "RAY_TMPDIR": sessions,
@@ -82,7 +82,7 @@ def head(tmp_path):
 
 
 def documented_command():
-    """The command of `docs/cluster.md`, as a list of words."""
+    """The command from `docs/cluster.md`, as a list of words."""
     text = (ROOT / "docs" / "cluster.md").read_text()
     block = re.search(r"```sh\n(ray job submit.*?)```", text, re.DOTALL).group(1)
     return block.replace("\\\n", " ").split()

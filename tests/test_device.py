@@ -1,4 +1,4 @@
-"""What a GPU would run, without one: compiled graphs, and what waits for the device."""
+"""GPU behaviour, tested without a GPU: compiled graphs, and reads that wait for the device."""
 
 import importlib
 
@@ -23,7 +23,7 @@ def losses(config, backend=None):
     return found
 
 
-# torch 2.13 (2026-11): its compiler uses `torch.jit.script_method`, which torch deprecates
+# torch 2.13 (2026-11): its own compiler uses the deprecated `torch.jit.script_method`
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.trap(15)
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -31,7 +31,9 @@ def losses(config, backend=None):
     "backend",
     ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
 )
-def test_a_compiled_step_is_one_graph_and_trains_the_same(cluster, tiny_data, attention, backend):
+def test_a_compiled_step_is_one_graph_and_yields_the_same_losses(
+    cluster, tiny_data, attention, backend
+):
     data, _ = tiny_data
     want = losses(tiny_config(data, attention=attention, **NO_DROPOUT))
     torch._dynamo.reset()
@@ -43,7 +45,7 @@ def test_a_compiled_step_is_one_graph_and_trains_the_same(cluster, tiny_data, at
 
 
 @pytest.mark.trap(15)
-def test_compiled_dropout_follows_from_the_seed(cluster, tiny_data):
+def test_the_seed_determines_compiled_dropout(cluster, tiny_data):
     torch._dynamo.reset()
     first = losses(tiny_config(tiny_data[0]), "aot_eager")
     assert losses(tiny_config(tiny_data[0]), "aot_eager") == first
@@ -51,14 +53,14 @@ def test_compiled_dropout_follows_from_the_seed(cluster, tiny_data):
 
 
 @pytest.mark.trap(15)
-def test_two_learners_compile(cluster, tiny_data):
+def test_two_compiled_learners_yield_the_same_losses(cluster, tiny_data):
     torch._dynamo.reset()
     want = losses(tiny_config(tiny_data[0], **NO_DROPOUT).learners(num_learners=2))
     config = tiny_config(tiny_data[0], **NO_DROPOUT).learners(num_learners=2)
     assert losses(config, "aot_eager") == pytest.approx(want, rel=1e-5)
 
 
-def test_compiling_rllibs_whole_update_is_refused():
+def test_compiling_rllibs_complete_update_is_refused():
     config = tiny_config("nowhere").framework(
         torch_compile_learner=True, torch_compile_learner_what_to_compile="complete_update"
     )
@@ -67,7 +69,7 @@ def test_compiling_rllibs_whole_update_is_refused():
 
 
 class CountSynchronisations(TorchDispatchMode):
-    """Answers whoever asks a tensor for its value, which on a GPU waits for all work before."""
+    """Counts reads of a tensor's value, which wait for a GPU, and returns a placeholder."""
 
     def __init__(self):
         super().__init__()
@@ -82,8 +84,8 @@ class CountSynchronisations(TorchDispatchMode):
 
 
 @pytest.fixture
-def learner_without_values(cluster, tiny_data, monkeypatch):
-    """A learner on torch's "meta" device, whose tensors hold nothing, as if it were a GPU."""
+def learner_on_meta_device(cluster, tiny_data, monkeypatch):
+    """A learner on torch's "meta" device in place of a GPU; its tensors hold no values."""
     algo = tiny_config(tiny_data[0]).build_algo()
     algo.train()
     learner = algo.learner_group._learner
@@ -93,7 +95,7 @@ def learner_without_values(cluster, tiny_data, monkeypatch):
     for kept in ("_named_optimizers", "_optimizer_parameters", "_params", "_module_optimizers"):
         getattr(learner, kept).clear()
     learner.configure_optimizers_for_module("default_policy", learner.config)
-    # that it takes fused kernels' devices only is right, but nothing is to be computed here
+    # fused AdamW rejects the meta device; nothing is computed here, so the check can go
     adam = importlib.import_module("torch.optim.adam")
     monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda p: None)
 
@@ -107,14 +109,14 @@ def learner_without_values(cluster, tiny_data, monkeypatch):
 
 
 @pytest.mark.trap(13)
-def test_an_update_waits_for_the_device_for_its_metrics_only(learner_without_values):
-    learner = learner_without_values
+def test_updates_wait_for_the_device_only_to_read_their_metrics(learner_on_meta_device):
+    learner = learner_on_meta_device
     learner.before_gradient_based_update(timesteps={})
-    with CountSynchronisations() as asked:
+    with CountSynchronisations() as synchronisations:
         for batch in learner._create_iterator_if_necessary():
             learner._update(batch.policy_batches)
-        assert asked.count == 0
+        assert synchronisations.count == 0
         learner.after_gradient_based_update(timesteps={})
-    # whether a loss was bad, the steps, the loss, the gradient's norm: once for all five
-    assert asked.count == 4
+    # one read each for all five updates: bad-loss flag, steps, loss, gradient norm
+    assert synchronisations.count == 4
     assert learner.progress.updates == 3 + 5

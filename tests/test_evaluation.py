@@ -1,4 +1,4 @@
-"""Rollouts: exactly the episodes that were asked for, each as it would be alone."""
+"""Evaluation rollouts: exactly the requested episodes, each as if it ran alone."""
 
 import math
 
@@ -9,6 +9,7 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_dt import DTConfig, DTModelConfig, write_episodes
+from rllib_dt.episodes.windows import Window
 from rllib_dt.rollout.connector import TARGET_RETURN
 from rllib_dt.rollout.jobs import EpisodeFailure, EpisodeResult, Outcome, make_jobs
 from rllib_dt.rollout.results import NOTHING, normalized_score, summarize, target_name
@@ -52,12 +53,12 @@ def evaluate(config):
 
 @pytest.mark.semantics(24)
 @pytest.mark.trap(7)
-def test_any_layout_runs_the_same_episodes_and_no_other(cluster, lengths_data):
-    """Exactly 8 for each target, short and long, whatever the number of slots and runners."""
+def test_every_layout_of_slots_and_runners_runs_exactly_the_same_episodes(cluster, lengths_data):
+    """Exactly 8 per target, short and long ones, with any number of slots and runners."""
     want = evaluate(lengths_config(lengths_data))
     assert {r["num_episodes"] for r in want["by_target"].values()} == {8}
     assert list(want["by_target"]) == ["30", "3.5"]
-    # both targets start alike, so that they see the same lengths
+    # both targets use the same reset seeds, so their episodes have the same lengths
     assert want["by_target"]["30"]["episode_len_mean"] == want["episode_len_mean"]
     assert Lengths.SHORT < want["episode_len_mean"] < Lengths.LONG
     for envs, runners in ((3, 0), (16, 0), (1, 2), (3, 2)):
@@ -66,7 +67,7 @@ def test_any_layout_runs_the_same_episodes_and_no_other(cluster, lengths_data):
 
 
 @pytest.mark.semantics(24)
-def test_an_environment_among_others_gets_the_actions_it_would_get_alone(cluster, lengths_data):
+def test_an_environment_gets_the_same_actions_beside_others_as_alone(cluster, lengths_data):
     logs = []
     for envs in (1, 5):
         Lengths.LOG.clear()
@@ -79,8 +80,8 @@ def test_an_environment_among_others_gets_the_actions_it_would_get_alone(cluster
 
 
 @pytest.mark.semantics(2, 22, 23)
-def test_the_rollout_feeds_the_windows_that_training_would(cluster, lengths_data):
-    """Replays each evaluation episode by hand, from its own start, and asks for its actions."""
+def test_rollouts_feed_the_network_the_same_windows_as_training(cluster, lengths_data):
+    """Replays each evaluation episode by hand from its start and compares the actions."""
     Lengths.LOG.clear()
     algo = lengths_config(lengths_data, envs=4).build_algo()
     algo.evaluate()
@@ -104,20 +105,21 @@ def replay_error(network, length, actions, target):
         first = max(0, t - K + 1)
         n = t - first + 1
         taken = torch.tensor([*actions[first:t], 0.0])[None, :, None]
-        out = network.act(
-            torch.as_tensor(np.stack(observations[first:]))[None],
-            taken,
-            (target - torch.arange(first, t + 1).float())[None, :, None],
-            torch.arange(first, t + 1)[None],
-            torch.ones(1, n, dtype=torch.bool),
+        window = Window(
+            observations=torch.as_tensor(np.stack(observations[first:]))[None],
+            actions=taken,
+            returns_to_go=(target - torch.arange(first, t + 1).float())[None, :, None],
+            timesteps=torch.arange(first, t + 1)[None],
+            mask=torch.ones(1, n, dtype=torch.bool),
         )
+        out = network.act(window)
         worst = max(worst, abs(float(out[0, 0]) - action))
         observations.append(np.array([t + 1, length, action], np.float32))
     return worst
 
 
 @pytest.mark.trap(23)
-def test_the_same_seed_gives_the_same_episodes_and_none_gives_others(cluster):
+def test_a_seed_repeats_the_episodes_and_no_seed_draws_new_ones(cluster):
     algo = cartpole_config().build_algo()
     first, second = algo.evaluate(), algo.evaluate()
     assert first == second
@@ -130,7 +132,7 @@ def test_the_same_seed_gives_the_same_episodes_and_none_gives_others(cluster):
 
 
 @pytest.mark.semantics(27)
-def test_results_are_told_apart_by_target():
+def test_results_are_reported_per_target():
     jobs = make_jobs([100.0, -2.5], 2, seed=0)
     results = [
         EpisodeResult(job=job, episode_return=r, length=n)
@@ -156,14 +158,14 @@ def test_results_are_told_apart_by_target():
     assert got["num_env_steps_sampled"] == 14
 
 
-def test_nothing_measured_is_nan_and_zero_episodes():
+def test_without_episodes_the_results_are_nan_and_the_counts_are_zero():
     got = summarize(NOTHING, [5.0])
     assert math.isnan(got["episode_return_mean"])
     assert math.isnan(got["by_target"]["5"]["episode_return_mean"])
     assert got["by_target"]["5"]["num_episodes"] == got["num_episodes"] == 0
 
 
-def test_targets_and_scores_under_their_names():
+def test_targets_are_named_by_number_and_scores_are_normalized():
     names = [target_name(t) for t in (3600, 3600.0, -120, 0.5, 1e6)]
     assert names == ["3600", "3600", "-120", "0.5", "1000000"]
     # Hopper's reference in D4RL: random -20.272305, expert 3234.3
@@ -172,7 +174,7 @@ def test_targets_and_scores_under_their_names():
 
 
 @pytest.mark.trap(10)
-def test_iterations_without_evaluation_report_no_stale_value(cluster):
+def test_iterations_without_evaluation_report_nan_and_no_stale_value(cluster):
     config = cartpole_config().evaluation(evaluation_interval=2)
     algo = config.build_algo()
     means = [
@@ -193,7 +195,7 @@ class CountEpisodes(RLlibCallback):
 
 @pytest.mark.trap(9, 10)
 @pytest.mark.parametrize("runners", [0, 1])
-def test_users_callbacks_run_and_their_metrics_arrive_once(cluster, runners):
+def test_user_callbacks_run_and_their_metrics_arrive_once(cluster, runners):
     config = cartpole_config().callbacks(CountEpisodes)
     config.evaluation(evaluation_num_env_runners=runners)
     algo = config.build_algo()
@@ -202,13 +204,15 @@ def test_users_callbacks_run_and_their_metrics_arrive_once(cluster, runners):
 
 
 @pytest.mark.semantics(24)
-def test_the_asynchronous_vector_gives_the_same(cluster):
+def test_asynchronous_vector_environments_yield_the_same_results(cluster):
     want = evaluate(cartpole_config())
     assert evaluate(cartpole_config().env_runners(gym_env_vectorize_mode="async")) == want
 
 
-def test_the_connector_follows_episodes_and_replays_what_it_lost(cluster, lengths_data):
-    """As an RLlib user serves a policy: an episode, the pipeline, the module."""
+def test_the_connector_tracks_an_episode_and_rebuilds_its_context_if_it_joins_late(
+    cluster, lengths_data
+):
+    """Serves a policy as an RLlib user would: an episode goes through the pipeline step by step."""
     config = lengths_config(lengths_data)
     config.validate()
     spaces = (Lengths.observation_space, Lengths.action_space)
@@ -219,14 +223,14 @@ def test_the_connector_follows_episodes_and_replays_what_it_lost(cluster, length
     episode.custom_data[TARGET_RETURN] = 12.0
     episode.add_env_reset(np.array([0, 9, 0], np.float32))
     for t in range(9):
-        followed = run(pipelines[0], episode)
+        tracked = run(pipelines[0], episode)
         again = run(pipelines[0], episode)
-        for name, value in followed.items():
+        for name, value in tracked.items():
             np.testing.assert_array_equal(value, again[name])
         n = min(t + 1, K)
-        assert followed["loss_mask"][0].tolist() == [False] * (K - n) + [True] * n
+        assert tracked["loss_mask"][0].tolist() == [False] * (K - n) + [True] * n
         want = [12.0 - 0.5 * s for s in range(t + 1)][-n:]
-        np.testing.assert_allclose(followed["returns_to_go"][0, -n:, 0], want)
+        np.testing.assert_allclose(tracked["returns_to_go"][0, -n:, 0], want)
         episode.add_env_step(
             np.array([t + 1, 9, t], np.float32), np.array([t / 9], np.float32), 0.5
         )
@@ -242,7 +246,7 @@ def run(pipeline, episode):
     return pipeline(rl_module=None, episodes=[episode], batch={}, explore=False, shared_data={})
 
 
-def test_an_evaluation_needs_an_environment(cluster, tiny_data):
+def test_evaluation_without_an_environment_is_refused(cluster, tiny_data):
     from tests.conftest import tiny_config
 
     algo = tiny_config(tiny_data[0]).build_algo()

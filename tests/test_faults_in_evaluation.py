@@ -1,4 +1,4 @@
-"""Evaluation runners that are killed, and environments that raise or hang."""
+"""Evaluation when runners are killed and environments raise, hang or return invalid values."""
 
 import logging
 import os
@@ -22,10 +22,10 @@ EPISODES = 6
 
 
 class Troubled(gym.Env):
-    """Episodes of 12 steps, of which those with an unlucky seed go wrong.
+    """Episodes of 12 steps; those with an unlucky seed fail.
 
-    `trouble` is "raise", "hang", "exit" or None; `where` is "reset" or a step's number; `every`
-    says how many in 8 seeds are unlucky; `pause` is slept at each step.
+    `trouble` is "raise", "hang", "exit" or None. `where` is "reset" or a step's number. `every` is
+    the number of unlucky seeds in 8. `pause` is the time that each step sleeps, in seconds.
     """
 
     observation_space = Box(-np.inf, np.inf, (3,), np.float32)
@@ -38,16 +38,16 @@ class Troubled(gym.Env):
         super().reset(seed=seed)
         self.t = 0
         self.unlucky = seed is not None and seed % 8 < self.config.get("every", 0)
-        self.perhaps("reset")
+        self.fail_if_unlucky("reset")
         return np.zeros(3, np.float32), {}
 
     def step(self, action):
         self.t += 1
         time.sleep(self.config.get("pause", 0))
-        self.perhaps(self.t)
+        self.fail_if_unlucky(self.t)
         return np.full(3, self.t, np.float32), 1.0, self.t == 12, False, {}
 
-    def perhaps(self, where):
+    def fail_if_unlucky(self, where):
         if not self.unlucky or where != self.config["where"]:
             return
         if self.config["trouble"] == "raise":
@@ -91,7 +91,7 @@ def pids(algo):
     )
 
 
-def check_whole(result):
+def check_no_episode_failed(result):
     assert result["num_episodes"] == 2 * EPISODES
     assert result["num_episodes_failed"] == 0
     for target in ("12", "5"):
@@ -108,27 +108,27 @@ def check_whole(result):
         pytest.param(2, "during", marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_runner_costs_no_episode_and_is_back_by_the_next(cluster, data, runners, moment):
+def test_a_killed_runner_loses_no_episode_and_is_restarted(cluster, data, runners, moment):
     algo = config_of(data, runners=runners, pause=0.05).build_algo()
     want = algo.evaluate()["env_runners"]
-    check_whole(want)
+    check_no_episode_failed(want)
     victim = pids(algo)[0]
     if moment == "before":
         os.kill(victim, signal.SIGKILL)
     else:
         threading.Timer(0.5, os.kill, (victim, signal.SIGKILL)).start()
     result = algo.train()["evaluation"]["env_runners"]
-    check_whole(result)
+    check_no_episode_failed(result)
     deadline = time.monotonic() + 60
     while len(alive := pids(algo)) < runners and time.monotonic() < deadline:
         algo.evaluate()
     assert len(alive) == runners
     assert victim not in alive
-    check_whole(algo.evaluate()["env_runners"])
+    check_no_episode_failed(algo.evaluate()["env_runners"])
     algo.stop()
 
 
-def number_of_unlucky():
+def count_unlucky():
     jobs = make_jobs([12.0, 5.0], EPISODES, seed=3)
     unlucky = [job for job in jobs if job.seed % 8 < 2]
     assert 0 < len(unlucky) < len(jobs)
@@ -136,7 +136,7 @@ def number_of_unlucky():
 
 
 @pytest.mark.trap(11)
-# gymnasium 1.2 (2026-11) says by a warning which of its workers failed
+# gymnasium 1.2 (2026-11) reports failed workers in a warning
 @pytest.mark.filterwarnings("ignore::UserWarning:gymnasium.*")
 @pytest.mark.parametrize(
     ("trouble", "where", "runners", "mode"),
@@ -149,7 +149,7 @@ def number_of_unlucky():
         ("hang", "reset", 0, "async"),
     ],
 )
-def test_an_environment_in_trouble_costs_its_own_episodes_only(
+def test_a_failing_environment_loses_only_its_own_episodes(
     cluster, data, caplog, trouble, where, runners, mode
 ):
     settings = dict(runners=runners, mode=mode, every=2, trouble=trouble, where=where)
@@ -158,7 +158,7 @@ def test_an_environment_in_trouble_costs_its_own_episodes_only(
     with caplog.at_level(logging.ERROR, logger="rllib_dt"):
         result = algo.train()
     got = result["evaluation"]["env_runners"]
-    failed = number_of_unlucky()
+    failed = count_unlucky()
     assert got["num_episodes_failed"] == failed
     assert got["num_episodes"] == 2 * EPISODES - failed
     assert got["episode_len_mean"] == 12
@@ -171,28 +171,28 @@ def test_an_environment_in_trouble_costs_its_own_episodes_only(
 
 
 @pytest.mark.slow
-def test_an_episode_that_kills_its_runner_twice_is_given_up(cluster, data):
+def test_an_episode_that_kills_its_runner_twice_counts_as_failed(cluster, data):
     algo = config_of(data, runners=2, every=2, trouble="exit", where=5).build_algo()
     got = algo.train()["evaluation"]["env_runners"]
-    failed = number_of_unlucky()
+    failed = count_unlucky()
     assert got["num_episodes_failed"] == failed
     assert got["num_episodes"] == 2 * EPISODES - failed
     algo.stop()
 
 
 @pytest.mark.slow
-def test_a_runner_that_gives_no_sign_of_life_is_killed(cluster, data, monkeypatch):
-    """What no signal interrupts: the runner's process is stopped from outside."""
+def test_an_unresponsive_runner_is_killed_and_loses_no_episode(cluster, data, monkeypatch):
+    """The runner's process is stopped with SIGSTOP, so no signal can interrupt its step."""
     monkeypatch.setattr(dispatch, "_GRACE_SECONDS", 0.0)
     algo = config_of(data, runners=2, pause=0.05, timeout=10.0).build_algo()
     algo.evaluate()
     victim = pids(algo)[0]
     threading.Timer(0.3, os.kill, (victim, signal.SIGSTOP)).start()
-    check_whole(algo.evaluate()["env_runners"])
+    check_no_episode_failed(algo.evaluate()["env_runners"])
     algo.stop()
 
 
-def test_an_evaluation_without_any_runner_ends(cluster, data):
+def test_an_evaluation_with_no_runner_left_raises(cluster, data):
     algo = config_of(data, runners=2).build_algo()
     group = algo.eval_env_runner_group
     for actor in runner_actors(group).values():
@@ -202,7 +202,7 @@ def test_an_evaluation_without_any_runner_ends(cluster, data):
     algo.stop()
 
 
-def test_a_users_error_in_a_callback_is_raised(cluster, data):
+def test_an_error_in_a_user_callback_is_raised(cluster, data):
     def fail(**kwargs):
         raise ZeroDivisionError("my callback")
 
@@ -214,7 +214,7 @@ def test_a_users_error_in_a_callback_is_raised(cluster, data):
 
 
 class Awkward(Troubled):
-    """Goes wrong in ways that are no exception of its own; `trouble` says how."""
+    """Fails in less ordinary ways, such as SystemExit or invalid values; `trouble` says how."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -222,7 +222,7 @@ class Awkward(Troubled):
         if gone and os.path.exists(gone):
             raise RuntimeError("no licence is left")
 
-    def perhaps(self, where):
+    def fail_if_unlucky(self, where):
         if not self.unlucky or where != self.config["where"]:
             return
         if self.config["trouble"] == "quit":
@@ -252,7 +252,9 @@ def evaluate(config):
 
 
 @pytest.mark.parametrize("trouble", ["shape", "nothing", "nan", "quit"])
-def test_what_an_environment_gives_wrongly_costs_its_own_episodes_only(cluster, data, trouble):
+def test_an_environment_that_returns_invalid_values_or_exits_loses_only_its_own_episodes(
+    cluster, data, trouble
+):
     result = evaluate(config_of(data, runners=0, envs=3, trouble=trouble, where=5, every=3))
     seeds = [job.seed for job in make_jobs([12.0, 5.0], EPISODES, 3)]
     unlucky = sum(seed % 8 < 3 for seed in seeds)
@@ -262,20 +264,20 @@ def test_what_an_environment_gives_wrongly_costs_its_own_episodes_only(cluster, 
     assert result["episode_return_mean"] == 12
 
 
-def test_a_slot_whose_environment_cannot_be_made_again_takes_no_further_jobs(
+def test_a_slot_whose_environment_cannot_be_recreated_takes_no_further_jobs(
     cluster, data, tmp_path
 ):
     gone = str(tmp_path / "gone")
     result = evaluate(
         config_of(data, runners=0, envs=2, trouble="unmade", where=5, every=3, gone=gone)
     )
-    # the episode in which it happened; the other slot runs all the rest
+    # only the episode in which it happened fails; the other slot runs all the rest
     assert result["num_episodes_failed"] == 1
     assert result["num_episodes"] == 2 * EPISODES - 1
 
 
 @pytest.mark.slow
-def test_a_restarted_runner_waits_for_its_environment_to_be_makable(cluster, data, tmp_path):
+def test_a_restarted_runner_waits_until_its_environment_can_be_created(cluster, data, tmp_path):
     gone = tmp_path / "gone"
     config = config_of(data, runners=1, gone=str(gone)).environment(Awkward)
     algo = config.build_algo()
@@ -283,5 +285,5 @@ def test_a_restarted_runner_waits_for_its_environment_to_be_makable(cluster, dat
     gone.touch()
     os.kill(pids(algo)[0], signal.SIGKILL)
     threading.Timer(8.0, gone.unlink).start()
-    check_whole(algo.evaluate()["env_runners"])
+    check_no_episode_failed(algo.evaluate()["env_runners"])
     algo.stop()

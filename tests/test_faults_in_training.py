@@ -1,4 +1,4 @@
-"""Learners, nodes and drivers that are killed, under Tune."""
+"""Training under Tune: killed learners, drivers and nodes, population-based training, trials."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from tests.scripts import run_script
 
 
 class DyingLearner(DTTorchLearner):
-    """The second of two, killed in mid-update, once."""
+    """Kills the second of two learners during an update, once."""
 
     def compute_loss_for_module(self, **kwargs):
         mark = Path(self.config.mark)
@@ -38,7 +38,9 @@ def run_config(folder, iterations=4, **kwargs):
 
 
 @pytest.mark.slow
-def test_a_killed_learner_costs_the_updates_since_the_last_checkpoint(cluster, tiny_data, tmp_path):
+def test_a_killed_learner_loses_only_the_updates_since_the_last_checkpoint(
+    cluster, tiny_data, tmp_path
+):
     config = tiny_config(tiny_data[0]).learners(num_learners=2)
     config.training(learner_class=DyingLearner)
     config.mark = str(tmp_path / "died")
@@ -51,7 +53,7 @@ def test_a_killed_learner_costs_the_updates_since_the_last_checkpoint(cluster, t
     assert not results.errors
     learned = results[0].metrics["learners"]["default_policy"]
     assert learned["num_updates_lifetime"] == 12
-    # restored behind update 6, and begun once more
+    # restored from the checkpoint after update 6
     assert results[0].metrics["training_iteration"] == 4
 
 
@@ -138,7 +140,7 @@ cluster.shutdown()
 
 
 @pytest.mark.slow
-def test_a_removed_node_costs_the_updates_since_the_last_checkpoint(tiny_data, tmp_path):
+def test_a_removed_node_loses_only_the_updates_since_the_last_checkpoint(tiny_data, tmp_path):
     out = run_script(NODES, tiny_data[0], tmp_path)
     assert "removed" in out
     assert "updates 120" in out
@@ -168,7 +170,7 @@ def test_population_based_training_changes_the_learning_rate(cluster, tiny_data,
         learned = result.metrics["learners"]["default_policy"]
         assert learned["num_updates_lifetime"] == 18
         assert learned["learning_rate"] == result.config["lr"]
-    # the one that did not learn took the other's weights, and a rate near the other's
+    # the trial that did not learn took the other's weights, and a rate close to the other's
     assert min(result.config["lr"] for result in results) >= 5e-4
 
 
@@ -197,5 +199,5 @@ print("done", len(results))
 @pytest.mark.trap(4)
 @pytest.mark.parametrize(("cpus", "learners"), [(4, 1), (1, 0)])
 def test_trials_share_a_small_cluster_without_deadlock(tiny_data, tmp_path, cpus, learners):
-    """Two at the same time on 4 CPUs, one behind the other on 1; the data is streamed."""
+    """Two trials run in parallel on 4 CPUs and one after the other on 1; the data is streamed."""
     assert "done 2" in run_script(TRIALS, tiny_data[0], tmp_path / "tune", cpus, learners)

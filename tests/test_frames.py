@@ -1,4 +1,4 @@
-"""Frames kept once, and memory for batches that serves again."""
+"""Frame stacks that store each frame once, and reuse of the memory of batches."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ F, H, W, K = 3, 5, 7, 4
 
 
 def stacked_episode(number, length):
-    """Stacks as gymnasium's FrameStackObservation gives them: the reset's frame, repeated."""
+    """An episode stacked as by gymnasium's FrameStackObservation, which repeats the first frame."""
     rng = np.random.default_rng(number)
     frames = rng.integers(0, 255, (length, H, W), dtype=np.uint8)
     padded = np.concatenate([frames[:1]] * (F - 1) + [frames])
@@ -35,7 +35,7 @@ def stacked_episode(number, length):
 EPISODES = [stacked_episode(i, n) for i, n in enumerate([5, 1, 11, 2, 8])]
 
 
-def test_windows_of_stacks_are_those_of_the_whole_array():
+def test_windows_of_frame_stacks_equal_those_of_the_full_array():
     once = EpisodePool.from_episodes(EPISODES, stacked=True)
     whole = EpisodePool.from_episodes(EPISODES)
     last = np.arange(len(whole))
@@ -46,7 +46,7 @@ def test_windows_of_stacks_are_those_of_the_whole_array():
     assert got.observations.shape == (27, K, F, H, W)
 
 
-def test_each_frame_is_kept_once():
+def test_each_frame_is_stored_once():
     column = EpisodePool.from_episodes(EPISODES, stacked=True).columns["obs"]
     assert len(column.frames) == 27 + (F - 1) * 5
     assert column.shape == (27, F, H, W)
@@ -56,7 +56,7 @@ def test_each_frame_is_kept_once():
 CUTS = ((0, 2), (2, 3), (3, 5))
 
 
-def test_pools_of_stacks_are_joined_and_selected_from():
+def test_pools_of_frame_stacks_concatenate_and_select():
     parts = [EpisodePool.from_episodes(EPISODES[a:b], stacked=True) for a, b in CUTS]
     chosen = np.array([True, False, True, False, True])
     got = EpisodePool.concatenate(parts).select(chosen)
@@ -65,7 +65,7 @@ def test_pools_of_stacks_are_joined_and_selected_from():
     np.testing.assert_array_equal(got.columns["obs"].first, want.columns["obs"].first)
 
 
-def test_stacks_that_do_not_follow_each_other_are_refused():
+def test_stacks_that_do_not_continue_the_previous_stack_are_refused():
     broken = stacked_episode(0, 6)
     broken.observations[4] = 0
     with pytest.raises(ValueError, match="episode 1: the stack at step 4 is not the one before"):
@@ -79,7 +79,7 @@ def sampler(pool):
     return FixedSampler(pool.columns, pool.timesteps, DRAWS)
 
 
-def test_samplers_draw_the_same_whichever_way_frames_are_kept():
+def test_samplers_draw_the_same_windows_from_frame_stacks_and_full_arrays():
     whole = sampler(EpisodePool.from_episodes(EPISODES))
     once = sampler(EpisodePool.from_episodes(EPISODES, stacked=True))
     for update in range(5):
@@ -95,7 +95,7 @@ def test_samplers_draw_the_same_whichever_way_frames_are_kept():
         assert_same(a, b)
 
 
-# ---- memory that serves again
+# ---- reuse of memory
 
 SHAPE = (300, 1000)  # 1.2 MB of float32
 
@@ -105,11 +105,11 @@ def address(array):
 
 
 @pytest.mark.parametrize("hold", ["array", "slice", "reshaped", "tensor", "tensor's slice"])
-def test_memory_serves_again_only_once_nobody_holds_any_part_of_it(hold):
+def test_memory_is_reused_only_once_nothing_holds_any_part_of_it(hold):
     buffers = Buffers()
     first = buffers.empty(SHAPE, np.float32)
     first[:] = 7
-    where = address(first)
+    first_address = address(first)
     held = {
         "array": lambda a: a,
         "slice": lambda a: a[3:5, ::2],
@@ -120,13 +120,13 @@ def test_memory_serves_again_only_once_nobody_holds_any_part_of_it(hold):
     del first
     second = buffers.empty(SHAPE, np.float32)
     second[:] = 8
-    assert address(second) != where
+    assert address(second) != first_address
     assert (np.asarray(held) == 7).all()
     del held
-    assert address(buffers.empty(SHAPE, np.float32)) == where
+    assert address(buffers.empty(SHAPE, np.float32)) == first_address
 
 
-def test_small_arrays_and_other_sizes_keep_nothing():
+def test_small_arrays_and_arrays_of_earlier_sizes_are_not_kept():
     buffers = Buffers()
     buffers.empty((10, 10), np.float32)
     assert buffers._kept == []
@@ -135,7 +135,7 @@ def test_small_arrays_and_other_sizes_keep_nothing():
     assert len(buffers._kept) == 1
 
 
-def test_large_batches_of_a_sampler_take_turns():
+def test_large_batches_reuse_memory_but_never_that_of_a_held_batch():
     rows = np.arange(40_000, dtype=np.float32).reshape(-1, 1).repeat(50, 1)
     drawn = FixedSampler(
         {"obs": rows, "actions": rows[:, 0], "returns_to_go": rows[:, :1]},

@@ -1,7 +1,7 @@
-"""What Ray 2.60 does where we work around it or lean on it.
+"""Behaviour of Ray 2.60 that `rllib_dt` works around or relies on.
 
-A test that fails here after an upgrade says that a seam moved, or that a trap is gone and the
-repair in `rllib_dt` can go as well.
+If a test fails here after an upgrade, either an interface that we use has moved, or upstream has
+fixed a problem and the workaround in `rllib_dt` can go.
 """
 
 import inspect
@@ -25,13 +25,13 @@ from ray.tune.registry import _global_registry
 from tests.conftest import cartpole_config
 
 
-def test_the_version_is_the_one_that_was_read():
+def test_the_ray_version_is_the_one_that_the_workarounds_target():
     assert ray.__version__.startswith("2.60.")
 
 
 @pytest.mark.trap(1)
 def test_upstream_still_needs_training_runners_to_restore():
-    """Ours: `DT.restore_from_path`, `set_state`, `get_module`."""
+    """Our workaround: `DT.restore_from_path`, `set_state`, `get_module`."""
     for method in (Algorithm.restore_from_path, Algorithm.set_state, Algorithm.get_module):
         assert "self.env_runner_group." in inspect.getsource(method)
     assert BCConfig()._is_online is False or not BCConfig().is_online
@@ -39,13 +39,13 @@ def test_upstream_still_needs_training_runners_to_restore():
 
 @pytest.mark.trap(2)
 def test_upstream_still_restores_evaluation_runners_for_online_algorithms_only():
-    """Ours: `DT.restore_env_runners`."""
+    """Our workaround: `DT.restore_env_runners`."""
     assert "if self.config.is_online:" in inspect.getsource(Algorithm.restore_env_runners)
 
 
 @pytest.mark.trap(3, 7, 8, 9)
-def test_upstreams_evaluation_is_not_run(cluster, monkeypatch):
-    """Ours: fixed jobs. None of the upstream loops may be reached."""
+def test_upstream_evaluation_loops_are_not_run(cluster, monkeypatch):
+    """Our evaluation runs fixed jobs and must reach none of the upstream loops."""
     for name in (
         "_evaluate_with_fixed_duration",
         "_evaluate_with_auto_duration",
@@ -60,8 +60,8 @@ def test_upstreams_evaluation_is_not_run(cluster, monkeypatch):
 
 
 @pytest.mark.trap(5)
-def test_an_offline_data_class_need_not_run_upstreams_constructor():
-    """Ours: `DTOfflineData`. `validate` wants a subclass, `setup` calls it with the config."""
+def test_an_offline_data_class_need_not_call_the_upstream_constructor():
+    """Ours is `DTOfflineData`: `validate` requires a subclass, `setup` passes it the config."""
     assert "self.offline_data = offline_data_class(self.config)" in inspect.getsource(
         Algorithm.setup
     )
@@ -76,16 +76,16 @@ def test_learners_still_refuse_to_run_without_a_number_of_updates():
 
 
 @pytest.mark.trap(12)
-def test_tune_still_forgets_names_with_its_cluster():
-    """Ours: `register_algorithm` repeats itself behind every `ray.init()`."""
+def test_tune_still_forgets_registered_names_when_its_cluster_stops():
+    """Our workaround: `register_algorithm` registers again after every `ray.init()`."""
     assert "self._to_flush.clear()" in inspect.getsource(type(_global_registry).flush_values)
     hooks = ray._private.worker._post_init_hooks
     assert [getattr(hook, "rllib_dt_name", None) for hook in hooks].count("DT") == 1
 
 
 @pytest.mark.trap(14)
-def test_a_mean_still_keeps_what_it_is_given():
-    """Ours: only floats are logged from the learner."""
+def test_a_mean_metric_still_keeps_the_tensors_it_is_given():
+    """Our workaround: the learner logs only floats."""
     import torch
 
     logger = MetricsLogger(root=True)
@@ -96,20 +96,20 @@ def test_a_mean_still_keeps_what_it_is_given():
 
 
 @pytest.mark.trap(16)
-def test_a_config_still_loses_attributes_that_are_minus_one():
+def test_a_configs_state_still_loses_attributes_that_are_minus_one():
     config = AlgorithmConfig()
     config.some_setting = -1
     assert "some_setting" not in config.get_state()
 
 
 @pytest.mark.trap(20)
-def test_module_states_are_still_loaded_leniently():
+def test_module_states_are_still_loaded_without_strict_checks():
     from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 
     assert "strict=False" in inspect.getsource(TorchRLModule.set_state)
 
 
-def test_the_runners_parts_that_ours_leans_on():
+def test_the_env_runner_still_has_the_members_that_ours_relies_on():
     assert {"_make_on_episode_callback", "make_env", "make_module"} <= set(
         vars(SingleAgentEnvRunner)
     )
@@ -119,7 +119,7 @@ def test_the_runners_parts_that_ours_leans_on():
     assert {"insert_before", "append"} <= set(dir(EnvToModulePipeline))
 
 
-def test_gymnasium_steps_single_environments_without_autoreset():
+def test_a_single_environment_of_a_gymnasium_vector_can_be_reset_alone():
     vector = SyncVectorEnv(
         [lambda: gym.make("CartPole-v1")] * 2, autoreset_mode=AutoresetMode.DISABLED
     )

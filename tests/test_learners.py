@@ -1,4 +1,4 @@
-"""Several learners: what they share, and what they need."""
+"""Several learners: identical weights, even coverage of the data, resources."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,9 @@ def batch_of(learner):
 
 
 @pytest.mark.parametrize("lengths", [[30], pytest.param([60, *[1] * 30], marks=pytest.mark.slow)])
-def test_weights_are_identical_after_fifty_updates_of_other_windows(cluster, tmp_path, lengths):
+def test_learners_have_identical_weights_after_fifty_updates_on_different_windows(
+    cluster, tmp_path, lengths
+):
     spaces = Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,))
     write_episodes(make_episodes(lengths), tmp_path / "data", *spaces)
     config = tiny_config(str(tmp_path / "data")).learners(num_learners=2)
@@ -33,21 +35,21 @@ def test_weights_are_identical_after_fifty_updates_of_other_windows(cluster, tmp
     algo.stop()
 
 
-def test_together_the_learners_cover_the_data_evenly(cluster, tiny_data):
+def test_the_learners_together_cover_the_data_evenly(cluster, tiny_data):
     algo = tiny_config(tiny_data[0]).build_algo()
     (supply,) = algo.offline_data.sample(1)
     steps = supply.num_steps
     counts = np.zeros(steps)
     pool_obs = supply.sampler(0, 1).columns["obs"]
-    place = {row.tobytes(): i for i, row in enumerate(pool_obs)}
+    index_of = {row.tobytes(): i for i, row in enumerate(pool_obs)}
     updates = 2000
     for learner in range(2):
         sampler = supply.sampler(learner, 2)
         for update in range(updates):
             for row in sampler.sample(update).observations[:, -1]:
-                counts[place[row.tobytes()]] += 1
+                counts[index_of[row.tobytes()]] += 1
     want = 2 * updates * sampler.draws.batch_size / steps
-    # 71 counts of a binomial within 5 deviations: a false alarm in 24,000 seeds
+    # 71 binomial counts within 5 standard deviations: one false alarm in 24,000 seeds
     assert np.abs(counts - want).max() < 5 * np.sqrt(want)
     algo.stop()
 
@@ -71,7 +73,7 @@ def test_more_learners_than_the_cluster_holds_are_refused_at_once(
 
 
 @pytest.mark.trap(4)
-def test_tune_is_told_the_truth(cluster, tiny_data):
+def test_tune_reserves_resources_only_for_actors_that_exist(cluster, tiny_data):
     config = tiny_config(tiny_data[0]).learners(num_learners=2).env_runners(num_env_runners=3)
     bundles = config.algo_class.default_resource_request(config).bundles
-    assert [b["CPU"] for b in bundles] == [1, 1, 1]  # no training runner is ever made
+    assert [b["CPU"] for b in bundles] == [1, 1, 1]  # training env runners are never created

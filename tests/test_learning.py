@@ -1,4 +1,4 @@
-"""What policies reach, on small jobs; the full table with three seeds is in `docs/results.md`."""
+"""Returns of trained policies in short runs; `docs/results.md` has the full table."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def trained(config, updates):
     return {float(t): r["episode_return_mean"] for t, r in by_target.items()}
 
 
-def test_the_demos_policy_does_what_its_target_asks():
+def test_the_demo_policy_reaches_its_target_returns():
     achieved = trained(demo.make_config(str(demo.DATA)), demo.UPDATES)
     means = list(achieved.values())
     assert list(achieved) == demo.TARGETS
@@ -33,7 +33,7 @@ def test_the_demos_policy_does_what_its_target_asks():
         assert mean == pytest.approx(target, rel=0.25)
 
 
-def test_cartpole_from_old_recordings_reaches_what_the_data_reaches(shared_data):
+def test_cartpole_from_old_recordings_reaches_the_returns_of_the_data(shared_data):
     config = cartpole_dt.make_config([str(shared_data / "rllib" / "cartpole-large.json")])
     assert trained(config, 500)[200.0] >= 190
 

@@ -1,4 +1,4 @@
-"""A learner that died, or failed: it is said at once, by whatever is asked of the others."""
+"""Learners that die or fail: every later call raises at once."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ def kill(algo, rank):
     os.kill(pids[rank], signal.SIGKILL)
 
 
-def test_nothing_goes_on_without_a_learner_that_died(cluster, tiny_data, tmp_path):
+def test_every_call_raises_after_a_learner_has_died(cluster, tiny_data, tmp_path):
     config = tiny_config(tiny_data[0]).learners(num_learners=2)
     algo = config.offline_data(validation_fraction=0.3).build_algo()
     algo.train()
@@ -28,7 +28,7 @@ def test_nothing_goes_on_without_a_learner_that_died(cluster, tiny_data, tmp_pat
     kill(algo, rank=1)
     with pytest.raises(LearnerLostError, match="build the algorithm anew from its last checkpoint"):
         algo.validate()
-    for _ in range(2):  # not the second time either
+    for _ in range(2):  # the second call raises too
         with pytest.raises(LearnerLostError):
             algo.train()
         with pytest.raises(LearnerLostError):
@@ -48,7 +48,7 @@ def test_a_learner_that_dies_between_two_iterations_ends_the_run(cluster, tiny_d
     algo.stop()
 
 
-def test_a_folder_that_does_not_fit_is_refused_by_a_remote_learner_too(
+def test_pretrained_weights_that_do_not_fit_are_refused_by_a_remote_learner_too(
     cluster, tiny_data, tmp_path
 ):
     from gymnasium.spaces import Box
@@ -61,7 +61,7 @@ def test_a_folder_that_does_not_fit_is_refused_by_a_remote_learner_too(
 
 
 class OneGoesWrong(DTTorchLearner):
-    """The second of two learners, in its fifth update."""
+    """Fails in the fifth update of the second of two learners."""
 
     def compute_loss_for_module(self, *, batch, **kwargs):
         if self.rank == 1 and self.progress.updates == 4:
@@ -71,9 +71,9 @@ class OneGoesWrong(DTTorchLearner):
         return super().compute_loss_for_module(batch=batch, **kwargs)
 
 
-@pytest.mark.timeout(120)  # the others would wait for half an hour
+@pytest.mark.timeout(120)  # an unnoticed failure blocks the other for half an hour
 @pytest.mark.parametrize("trouble", ["raise", "not finite"])
-def test_where_one_of_two_learners_fails_both_do(cluster, tiny_data, trouble):
+def test_if_one_of_two_learners_fails_the_run_fails(cluster, tiny_data, trouble):
     config = tiny_config(tiny_data[0]).learners(num_learners=2)
     config.training(learner_class=OneGoesWrong)
     config.trouble = trouble

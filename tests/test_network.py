@@ -1,4 +1,4 @@
-"""The network: what it may see, what it predicts, and the loss of its predictions."""
+"""The network: padding, causality, predictions, action heads, loss and initialization."""
 
 import dataclasses
 
@@ -96,7 +96,7 @@ def test_left_padded_right_padded_and_unpadded_segments_agree():
 @pytest.mark.semantics(7)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("weights", [False, True])
-def test_a_row_without_valid_positions_gives_no_nan(dtype, weights):
+def test_a_row_without_valid_positions_yields_no_nan(dtype, weights):
     net = network()
     data = batch(lengths=(0, 7, 0))
     with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
@@ -112,8 +112,8 @@ def test_a_row_without_valid_positions_gives_no_nan(dtype, weights):
 
 @pytest.mark.semantics(10)
 @pytest.mark.parametrize("name", ["observations", "actions", "returns_to_go", "timesteps"])
-def test_a_prediction_sees_what_came_before_it_and_nothing_else(name):
-    """Which steps' inputs change action_preds[t]: R and s up to t, a up to t-1."""
+def test_a_prediction_depends_only_on_the_tokens_before_it(name):
+    """action_preds[t] depends on R and s up to step t, and on a up to step t-1."""
     net = network()
     data = batch(lengths=(K, K, K))
     base = net(**data).action_preds
@@ -148,7 +148,7 @@ def test_the_loss_is_a_mean_over_valid_action_elements():
     outputs = torch.tensor([[[9.0, 9.0], [0.5, 0.0]], [[0.1, 0.2], [1.0, -1.0]]])
     actions = torch.tensor([[[0.0, 0.0], [0.0, 0.0]], [[0.1, 0.0], [0.0, 0.0]]])
     mask = torch.tensor([[False, True], [True, True]])
-    # squares of the valid elements: .25, 0, 0, .04, 1, 1; six of them, two a step
+    # squares of the valid elements: .25, 0, 0, .04, 1, 1; six of them, two per step
     torch.testing.assert_close(head.loss_sum(outputs, actions, mask), torch.tensor(2.29 / 2))
 
 
@@ -189,7 +189,7 @@ def test_box_bounds_are_mapped_to_the_heads_range_and_back():
 
 
 @pytest.mark.semantics(14)
-def test_actions_are_within_the_bounds_also_without_a_tanh():
+def test_actions_are_within_the_bounds_even_without_a_tanh():
     space = Box(np.float32([-0.1, 0.3]), np.float32([0.2, 0.7]))
     config = dataclasses.replace(CONFIG, action_tanh=False)
     net = network(space, config)
@@ -214,7 +214,7 @@ def test_actions_are_within_the_bounds_also_without_a_tanh():
     ],
     ids=lambda s: str(s)[:30],
 )
-def test_other_action_spaces_are_refused_by_name(space):
+def test_unsupported_action_spaces_are_refused_by_name(space):
     with pytest.raises(UnsupportedSpaceError, match=rf"{type(space).__name__} spaces.*actions"):
         DecisionTransformer(CONFIG, UNBOUNDED, space)
 
@@ -222,13 +222,13 @@ def test_other_action_spaces_are_refused_by_name(space):
 @pytest.mark.parametrize(
     "space", [Discrete(3), Box(0, 255, (8, 8, 3), np.uint8), spaces.Dict({"a": UNBOUNDED})]
 )
-def test_other_observation_spaces_are_refused_by_name(space):
+def test_unsupported_observation_spaces_are_refused_by_name(space):
     with pytest.raises(UnsupportedSpaceError, match=f"{type(space).__name__} spaces.*observations"):
         DecisionTransformer(CONFIG, space, Box(-1.0, 1.0, (A,)))
 
 
 @pytest.mark.semantics(20)
-def test_steps_past_the_table_count_as_its_last_in_training_and_evaluation():
+def test_timesteps_beyond_the_table_use_its_last_row_in_training_and_evaluation():
     net = network()
     data = batch(lengths=(K, K, K))
     data["timesteps"] = data["timesteps"] + 96 - 5
@@ -240,7 +240,7 @@ def test_steps_past_the_table_count_as_its_last_in_training_and_evaluation():
 
 
 @pytest.mark.semantics(4, 28)
-def test_normalization_and_scale_are_inside_and_travel_with_the_weights():
+def test_the_network_normalizes_and_its_weights_include_the_statistics():
     net = network()
     data = batch()
     bare = network()
@@ -261,7 +261,7 @@ def test_normalization_and_scale_are_inside_and_travel_with_the_weights():
 
 
 @pytest.mark.semantics(25)
-def test_dropout_is_on_in_training_only():
+def test_dropout_is_active_only_in_training():
     config = DTModelConfig(context_length=K, hidden_size=26, n_head=2, max_ep_len=97)
     net = network(config=config)
     data = batch()
@@ -291,7 +291,7 @@ def test_a_cache_is_exact_while_the_window_grows_and_wrong_once_it_slides():
     assert (slid - run(6, x[:, 8:], evicted)[:, -1]).abs().max() > 1e-3
 
 
-def test_settings_that_make_no_network_are_refused():
+def test_invalid_network_settings_are_refused():
     with pytest.raises(ValueError, match="hidden_size=10 is not divisible by n_head=3"):
         DTModelConfig(hidden_size=10, n_head=3).validate()
     with pytest.raises(ValueError, match="did you mean 'hidden_size'"):
@@ -304,7 +304,7 @@ def test_settings_that_make_no_network_are_refused():
         DTModelConfig(attn_pdrop=1.0).validate()
 
 
-def test_equal_seeds_give_equal_initial_weights_of_the_stated_size():
+def test_equal_seeds_yield_equal_initial_weights_of_the_expected_scale():
     nets = [DecisionTransformer(CONFIG, UNBOUNDED, Discrete(4)) for _ in range(2)]
     for net in nets:
         torch.manual_seed(5)

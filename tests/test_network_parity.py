@@ -1,4 +1,4 @@
-"""Ours against transformers' DecisionTransformerModel, with the same random weights."""
+"""Parity of our network with transformers' DecisionTransformerModel at equal random weights."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def their_model(settings, seed=0):
         attn_pdrop=0, attn_implementation="eager", **settings,
     )  # fmt: skip
     model = transformers.DecisionTransformerModel(config).eval()
-    with torch.no_grad():  # biases and norms away from their neutral initial values
+    with torch.no_grad():  # moves biases and norms away from their neutral initial values
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return model
@@ -134,7 +134,7 @@ def test_hidden_states_and_attentions_equal_theirs(pair):
         )
 
 
-def test_the_saved_half_of_the_last_block_changes_nothing(pair):
+def test_skipping_tokens_in_the_last_block_does_not_change_the_actions(pair):
     ours, _ = pair
     data = batch()
     full = ours(**data).action_preds
@@ -144,8 +144,8 @@ def test_the_saved_half_of_the_last_block_changes_nothing(pair):
     torch.testing.assert_close(last, full[:, -1:], atol=1e-6, rtol=1e-6)
 
 
-def test_what_is_left_out_has_no_part_in_the_gradient(pair):
-    """Of the actions' loss: all tokens, against state tokens alone in the last block."""
+def test_skipping_tokens_in_the_last_block_does_not_change_the_gradient(pair):
+    """The gradient of the action loss, with all tokens or only state tokens in the last block."""
     ours, _ = pair
     data = batch()
     gradients = []
@@ -197,7 +197,7 @@ def test_backbone_equals_theirs_cached_and_uncached(case):
         )
 
 
-def test_round_trip_from_their_folder_is_bitwise(pair, tmp_path):
+def test_a_round_trip_of_their_weights_is_bitwise_exact(pair, tmp_path):
     ours, theirs = pair
     save_pretrained(ours, tmp_path / "again")
     again = transformers.DecisionTransformerModel.from_pretrained(tmp_path / "again")
@@ -214,7 +214,7 @@ def test_round_trip_from_their_folder_is_bitwise(pair, tmp_path):
     [Box(-1.0, 1.0, (A,)), Box(-2.5, 0.5, (A,)), Discrete(4, start=-3)],
     ids=["unit", "bounds", "discrete"],
 )
-def test_round_trip_of_our_network_keeps_weights_spaces_and_normalization(action_space, tmp_path):
+def test_a_round_trip_of_our_network_keeps_weights_spaces_and_normalization(action_space, tmp_path):
     torch.manual_seed(3)
     config = DTModelConfig(hidden_size=22, n_layer=2, n_head=2, max_ep_len=37, context_length=13)
     ours = DecisionTransformer(config, Box(-float("inf"), 7.0, (S,)), action_space).eval()

@@ -1,4 +1,4 @@
-"""Evaluation beside training."""
+"""Evaluation in parallel with training."""
 
 import os
 import time
@@ -16,7 +16,7 @@ from tests.training import same, weights
 
 
 def meet(folder, mine, theirs):
-    """Says that one half is there, and waits until the other is as well."""
+    """Signals that one side is running, and waits for the other."""
     Path(folder, mine).touch()
     deadline = time.monotonic() + 60
     while not Path(folder, theirs).exists():
@@ -25,7 +25,7 @@ def meet(folder, mine, theirs):
 
 
 class MeetingEnv(gym.Env):
-    """Whose first step waits for an update, where a meeting is arranged."""
+    """Waits for an update in its first step, if a meeting is arranged."""
 
     observation_space = Box(-np.inf, np.inf, (3,), np.float32)
     action_space = Box(-2.0, 2.0, (1,), np.float32)
@@ -46,7 +46,7 @@ class MeetingEnv(gym.Env):
 
 
 class MeetingLearner(DTTorchLearner):
-    """Whose update waits for an environment's step, where a meeting is arranged."""
+    """Waits for an environment's step before an update, if a meeting is arranged."""
 
     def before_gradient_based_update(self, *, timesteps):
         super().before_gradient_based_update(timesteps=timesteps)
@@ -57,7 +57,9 @@ class MeetingLearner(DTTorchLearner):
 
 @pytest.mark.trap(8)
 @pytest.mark.parametrize("num_learners", [0, 1])
-def test_evaluation_overlaps_training_with_the_weights_from_before(cluster, tmp_path, num_learners):
+def test_evaluation_overlaps_training_and_uses_the_weights_from_before_it(
+    cluster, tmp_path, num_learners
+):
     episodes = make_episodes([7, 12, 3], action_space=MeetingEnv.action_space)
     write_episodes(episodes, tmp_path / "d", MeetingEnv.observation_space, MeetingEnv.action_space)
     config = (

@@ -1,4 +1,4 @@
-"""What good Parquet and HDF5 files read to, value by value; see `recordings` for the values."""
+"""Valid Parquet and HDF5 files read exactly; `recordings` defines their values."""
 
 import json
 
@@ -65,7 +65,7 @@ def test_written_discrete_actions_and_bytes_read_back_exactly(tmp_path):
     assert episode.conform(*spaces).actions.tolist() == [3, 4, 5, 6, 3]
 
 
-def test_much_data_is_written_to_several_files_in_order(tmp_path, monkeypatch):
+def test_large_data_is_written_to_several_files_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(canonical, "_BYTES_PER_FILE", 300)
     given = [arrays(n, 7) | dict(terminated=True, truncated=False) for n in range(11)]
     files = write_episodes(given, tmp_path, OBSERVATIONS, ACTIONS)
@@ -78,7 +78,7 @@ def test_much_data_is_written_to_several_files_in_order(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("names", [{}, {"obs": "seen", "rewards": "paid"}], ids=["ours", "mapped"])
-def test_canonical_columns_of_another_tool_read_exactly(tmp_path, names):
+def test_canonical_columns_from_another_tool_read_exactly(tmp_path, names):
     frame = pd.DataFrame(
         {
             "obs": [list(arrays(n, 5)["obs"]) for n in (2, 3)],
@@ -97,7 +97,7 @@ def test_canonical_columns_of_another_tool_read_exactly(tmp_path, names):
     check(episodes[1], 3, 5)
 
 
-def test_canonical_columns_of_tensors_read_exactly(tmp_path):
+def test_canonical_tensor_columns_read_exactly(tmp_path):
     # as Ray Data writes arrays in rows: obs and actions differ in length, rewards are flat
     def column(name):
         steps = np.empty(2, object)
@@ -113,25 +113,25 @@ def test_canonical_columns_of_tensors_read_exactly(tmp_path):
     assert (first.id, second.id) == ("17", "19")
 
 
-# ---- one row a step
+# ---- one row per step
 
 
 @pytest.mark.semantics(1)
-def test_an_episode_without_timesteps_goes_on_in_the_next_file(tmp_path):
+def test_an_episode_without_timesteps_continues_in_the_next_file(tmp_path):
     a, b = rec.old_rows(2, 11), rec.old_rows(3, 7)
-    rec.write_rows(tmp_path / "1.parquet", rec.alternate(a[:4], b[:5]))
-    rec.write_rows(tmp_path / "2.parquet", rec.alternate(b[5:], a[4:8]))
+    rec.write_rows(tmp_path / "1.parquet", rec.interleave(a[:4], b[:5]))
+    rec.write_rows(tmp_path / "2.parquet", rec.interleave(b[5:], a[4:8]))
     rec.write_rows(tmp_path / "3.parquet", a[8:])
     episodes = {episode.id: episode for episode in read(tmp_path).episodes}
     assert episodes.keys() == {"2", "3"}
     first, second = episodes["2"], episodes["3"]
     check(first, 2, 11)
     check(second, 3, 7)
-    # the return-to-go is the whole episode's, though three files hold it
+    # the return-to-go covers the whole episode, which spans three files
     assert returns_to_go(first.rewards)[0] == sum(i / 8 + 2 for i in range(11))
 
 
-def test_old_recordings_end_at_dones_and_where_an_id_ends(tmp_path):
+def test_old_recordings_split_at_dones_and_at_changes_of_the_id(tmp_path):
     same_id = [row | dict(eps_id=2) for row in rec.old_rows(5, 3)]
     step_rows = [*rec.old_rows(2, 5), *same_id, *rec.old_rows(3, 7, end=False)]
     episodes = read(rec.write_rows(tmp_path / "a.parquet", step_rows)).episodes
@@ -139,23 +139,23 @@ def test_old_recordings_end_at_dones_and_where_an_id_ends(tmp_path):
     check(episodes[0], 2, 5)
     check(episodes[1], 5, 3)
     check(episodes[2], 3, 7)
-    # `dones` are all that it marks, so that without it a time limit ended the episode
+    # `dones` is the only flag, so an episode that ends without it counts as truncated
     assert ends(episodes) == [(True, False), (True, False), (False, True)]
 
 
 @pytest.mark.parametrize("change", [dict(dones=False), dict(new_obs=None)])
-def test_an_id_that_another_file_uses_anew_is_another_episode(tmp_path, change):
-    # without ends, what followed the first's last action is not the second's start; with ends,
-    # nothing joins what had ended
+def test_an_id_that_another_file_reuses_is_another_episode(tmp_path, change):
+    # without end flags, the first episode's last new_obs differs from the second's first obs;
+    # with end flags, nothing joins an episode that has ended
     for name, number in [("1", 4), ("2", 6)]:
-        anew = [row | dict(eps_id=0) | change for row in rec.old_rows(number, 5)]
-        rec.write_rows(tmp_path / f"{name}.parquet", anew)
+        reused = [row | dict(eps_id=0) | change for row in rec.old_rows(number, 5)]
+        rec.write_rows(tmp_path / f"{name}.parquet", reused)
     first, second = read(tmp_path).episodes
     check(first, 4, 5, last="new_obs" not in change)
     check(second, 6, 5, last="new_obs" not in change)
 
 
-def test_end_flags_alone_tell_episodes_apart(tmp_path):
+def test_end_flags_alone_separate_episodes(tmp_path):
     step_rows = [*rows(2, 5), *rows(3, 7, end="truncateds"), *rows(4, 1)]
     for row in step_rows:
         del row["eps_id"], row["t"], row["new_obs"]
@@ -166,7 +166,7 @@ def test_end_flags_alone_tell_episodes_apart(tmp_path):
 
 
 @pytest.mark.semantics(30)
-def test_rows_with_timesteps_may_stand_in_any_order_and_file(tmp_path):
+def test_rows_with_timesteps_may_be_in_any_order_and_file(tmp_path):
     mixed = shuffled([*rows(2, 11), *rows(3, 7, end="truncateds"), *rows(4, 13)])
     whole = rec.write_rows(tmp_path / "whole.parquet", mixed)
     assert sorted(map(len, read_file(str(whole), ReadOptions()))) == [7, 11, 13]
@@ -182,8 +182,8 @@ def test_rows_with_timesteps_may_stand_in_any_order_and_file(tmp_path):
 
 
 @pytest.mark.parametrize("common", [False, True])
-def test_names_of_the_users_own_are_mapped(tmp_path, common):
-    # gymnasium's names for ends are the canonical format's, too, but a row is a step here
+def test_user_defined_column_names_are_mapped(tmp_path, common):
+    # the canonical format has gymnasium's names for end flags too, but here a row is a step
     names = dict(terminateds="terminated", truncateds="truncated", eps_id="run", t="k")
     if not common:
         names |= dict(obs="x", actions="u", rewards="c", new_obs="x_next")
@@ -193,7 +193,7 @@ def test_names_of_the_users_own_are_mapped(tmp_path, common):
     assert ends([episode]) == [(True, False)]
 
 
-def test_every_way_to_store_an_array_reads_to_the_same(tmp_path):
+def test_every_array_encoding_reads_to_the_same_values(tmp_path):
     a = arrays(2, 7)
     flags = np.arange(7) == 6
     common = dict(rewards=a["rewards"][:, None].tolist(), terminateds=flags)
@@ -225,7 +225,7 @@ def test_a_d4rl_step_with_both_flags_ends_one_episode(tmp_path):
     for number, (episode, length) in enumerate(zip(assembly.episodes, (5, 7, 3), strict=True)):
         check(episode, number, length, last=False)
     assert ends(assembly.episodes) == [(True, True), (False, True), (True, False)]
-    # the fourth has no end: left out, and said so
+    # the fourth episode has no end, so it is dropped with a message
     (message,) = assembly.dropped
     assert message.startswith(f"{path}, episode (without id): the last of its 2 steps is neither")
     assert "returns-to-go are not known" in message
@@ -234,7 +234,7 @@ def test_a_d4rl_step_with_both_flags_ends_one_episode(tmp_path):
 
 @pytest.mark.semantics(30)
 def test_d4rl_without_timeouts_splits_at_the_time_limit(tmp_path):
-    # 5 + 5 without a terminal, then one that ends early, one at the limit, and 2 of the next
+    # two without a terminal, one that ends early, one that ends at the limit, 2 steps of a fifth
     path = rec.write_d4rl(tmp_path / "a.h5", (5, 5, 3, 5, 2), terminals=(12, 17), timeouts=None)
     assembly = read(path, time_limit=5)
     for number, (episode, length) in enumerate(zip(assembly.episodes, (5, 5, 3, 5), strict=True)):
@@ -251,7 +251,7 @@ def test_d4rl_columns_of_width_one_are_read(tmp_path):
 
 
 @pytest.mark.semantics(28)
-def test_statistics_come_from_the_episodes_that_are_left(tmp_path):
+def test_statistics_come_only_from_the_episodes_that_were_kept(tmp_path):
     path = rec.write_d4rl(tmp_path / "a.hdf5", (5, 7, 3), terminals=(4, 11))
     episodes = [e.conform(OBSERVATIONS, ACTIONS) for e in read(path).episodes]
     statistics = Statistics.of(EpisodePool.from_episodes(episodes)).normalization()
@@ -260,10 +260,10 @@ def test_statistics_come_from_the_episodes_that_are_left(tmp_path):
     np.testing.assert_allclose(statistics.observation_std, kept.std(axis=0) + 1e-6, rtol=1e-12)
 
 
-# ---- which files
+# ---- finding files
 
 
-def test_folders_patterns_and_lists_name_files_in_a_fixed_order(tmp_path):
+def test_folders_patterns_and_lists_expand_to_files_in_a_fixed_order(tmp_path):
     for name in ("b/2.json", "b/10.json", "a.json", "_hidden/x.json", ".y.json", "b/note.txt"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Files and columns that cannot be trained on are refused, naming the file and the remedy."""
+"""Invalid files and columns are refused with an error that names the file and the fix."""
 
 import re
 import zipfile
@@ -60,12 +60,12 @@ def test_a_file_without_steps_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, -1])
-def test_a_file_that_was_cut_is_refused(tmp_path, name, kept):
-    path = rec.whole_file(tmp_path / name)
+def test_a_truncated_file_is_refused(tmp_path, name, kept):
+    path = rec.write_valid_file(tmp_path / name)
     assert len(read(path).episodes) == 2
     data = path.read_bytes()
     path.write_bytes(data[: kept if kept < 0 else int(len(data) * kept)])
-    if name == "a.json" and kept == -1:  # the last newline only: nothing is lost
+    if name == "a.json" and kept == -1:  # only the last newline is missing: nothing is lost
         assert len(read(path).episodes) == 2
         return
     with refused(f"{name}: (it is no whole|line [12] is no whole JSON).*; .*copy"):
@@ -101,7 +101,7 @@ def test_an_archive_without_recordings_is_refused(tmp_path):
         read(tmp_path / "a.zip")
 
 
-def test_json_that_is_no_sample_batch_is_refused(tmp_path):
+def test_json_that_is_not_a_sample_batch_is_refused(tmp_path):
     for value, kind in [({"type": "MultiAgentBatch"}, "MultiAgentBatch"), ([1, 2], "list")]:
         path = rec.write_batches(tmp_path / "a.json", [rec.batch(2, 3), value])
         with refused(f"a.json: line 2 is a {kind}, wanted a SampleBatch"):
@@ -112,7 +112,7 @@ def test_json_that_is_no_sample_batch_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("column", ["obs", "actions", "rewards"])
-def test_a_missing_column_is_named_with_those_that_there_are(tmp_path, column):
+def test_the_error_for_a_missing_column_names_it_and_the_existing_columns(tmp_path, column):
     others = "".join(f".*'{n}'" for n in sorted({"obs", "actions", "rewards"} - {column}))
     remedy = r"; .*input_read_schema=\{\"obs\": \"my_observations\""
     rec.write_rows(tmp_path / "a.parquet", without(rows(2, 3), column))
@@ -127,13 +127,13 @@ def test_a_missing_column_is_named_with_those_that_there_are(tmp_path, column):
         read(tmp_path / "a.hdf5")
 
 
-def test_the_users_own_name_of_a_missing_column_is_named(tmp_path):
+def test_a_missing_column_is_named_by_the_users_own_name(tmp_path):
     path = rec.write_rows(tmp_path / "a.parquet", rows(2, 3))
     with refused(r"columns \['seen'\] are missing; it has .*'obs'"):
         read(path, names={"obs": "seen"})
 
 
-def test_rows_that_say_nothing_of_episodes_are_refused(tmp_path):
+def test_rows_that_do_not_identify_their_episodes_are_refused(tmp_path):
     bare = without(rows(2, 3), "eps_id", "terminateds", "truncateds")
     path = rec.write_rows(tmp_path / "a.parquet", bare)
     with refused(r"no column tells where episodes end \(none of \['terminateds', 'dones', 'eps_id"):
@@ -194,7 +194,7 @@ def test_missing_values_within_lists_are_refused(tmp_path):
         read(path)
 
 
-def test_an_optional_column_without_any_value_is_as_if_absent(tmp_path):
+def test_an_optional_column_without_values_counts_as_absent(tmp_path):
     nothing = {"truncateds": None, "new_obs": None, "t": None}
     (episode,) = read(
         rec.write_rows(tmp_path / "a.parquet", [row | nothing for row in rows(2, 3)])

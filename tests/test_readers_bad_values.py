@@ -1,4 +1,4 @@
-"""Values and episodes that cannot be trained on are refused, naming the episode and the remedy."""
+"""Invalid values and episodes are refused with an error that names the episode and the fix."""
 
 import re
 
@@ -19,21 +19,21 @@ FORMATS = ["a.parquet", "a.hdf5", "a.json", "a.json.gz", "a.zip"]
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["obs", "actions", "rewards"])
-def test_values_that_are_not_finite_name_file_episode_and_step(tmp_path, name, value):
+def test_the_error_for_non_finite_values_names_file_episode_and_step(tmp_path, name, value):
     bad = arrays(3, 7)
     bad[name][4] = value
     long = {"obs": "observations"}.get(name, name)
-    told = rf"{long} at step 4 are .*{value}.*; remove the episode or repair its values"
+    want = rf"{long} at step 4 are .*{value}.*; remove the episode or repair its values"
     columns = {k: v.tolist() for k, v in bad.items()}
     path = rec.write_canonical(tmp_path / "a.parquet", **columns)
-    with refused(rf"a.parquet, episode e3: {told}"):
+    with refused(rf"a.parquet, episode e3: {want}"):
         read(path)
     columns["obs"] = columns["obs"][:-1]
     path = rec.write_batches(tmp_path / "a.json", [rec.batch(2, 5), rec.batch(3, 7, **columns)])
-    with refused(rf"a.json, episode 3: {told}"):
+    with refused(rf"a.json, episode 3: {want}"):
         read(path)
     path = rec.write_d4rl(tmp_path / "a.hdf5", (7,), timeouts=(6,), **{long: bad[name][:7]})
-    with refused(rf"a.hdf5, episode 0: {told}"):
+    with refused(rf"a.hdf5, episode 0: {want}"):
         read(path)
 
 
@@ -58,13 +58,13 @@ def test_ragged_shapes_are_refused(tmp_path):
         read(rec.write_batches(tmp_path / "b.json", lines))
 
 
-def test_lengths_that_do_not_fit_are_refused(tmp_path):
-    told = "it holds {} observations, {} actions and 7 rewards; record an action and a reward"
+def test_mismatched_lengths_are_refused(tmp_path):
+    want = "it holds {} observations, {} actions and 7 rewards; record an action and a reward"
     for observations, actions in [(9, 7), (6, 7), (8, 6)]:
         made = dict(obs=[[0.0] * 3] * observations, actions=[[0.0] * 2] * actions)
         path = rec.write_canonical(tmp_path / "a.parquet", **made)
-        # observations past T+1 are not looked at; all other lengths are
-        with refused(f"a.parquet, episode e3: {told.format(observations, actions)}"):
+        # T = 7: 9 observations are one too many; 6 observations or 6 actions are one too few
+        with refused(f"a.parquet, episode e3: {want.format(observations, actions)}"):
             read(path)
 
 
@@ -84,7 +84,7 @@ def test_an_episode_that_changes_its_shape_between_files_is_refused(tmp_path):
         read(tmp_path)
 
 
-def test_data_that_does_not_fit_the_spaces_names_both(tmp_path):
+def test_the_error_for_data_that_does_not_fit_the_spaces_shows_both(tmp_path):
     rec.write_canonical(tmp_path / "1.parquet", [(2, 5)])
     wider = [[0.0] * 4] * 8
     rec.write_canonical(tmp_path / "2.parquet", [(3, 7)], obs=wider)
@@ -99,7 +99,7 @@ def test_data_that_does_not_fit_the_spaces_names_both(tmp_path):
         first.conform(OBSERVATIONS, Discrete(3))
 
 
-def test_actions_outside_the_space_name_the_step_and_the_other_unit(tmp_path):
+def test_the_error_for_actions_outside_the_space_names_the_step_and_the_fix(tmp_path):
     actions = arrays(3, 7)["actions"]
     actions[5, 1] = -1.5
     path = rec.write_canonical(tmp_path / "a.parquet", actions=actions.tolist())
@@ -121,12 +121,12 @@ def test_discrete_actions_outside_the_space_are_refused(tmp_path, action, step):
         read(path).episodes[0].conform(OBSERVATIONS, Discrete(3, start=3))
 
 
-# ---- episodes without beginning or end
+# ---- episodes without a beginning or an end
 
 
 @pytest.mark.semantics(1)
 @pytest.mark.parametrize("name", ["a.parquet", "b.parquet", "c.json"])
-def test_an_episode_without_end_is_refused_left_out_or_kept(tmp_path, name):
+def test_an_episode_without_an_end_is_refused_dropped_or_kept_as_configured(tmp_path, name):
     path = tmp_path / name
     if name == "a.parquet":
         rec.write_rows(path, [*rows(2, 5), *rows(3, 7, end=None)])
@@ -139,13 +139,13 @@ def test_an_episode_without_end_is_refused_left_out_or_kept(tmp_path, name):
         for line in lines:
             line["terminateds"] = line.pop("dones")
         rec.write_batches(path, lines)
-    told = rf"{name}, episode 3: the last of its 7 steps is neither terminated nor truncated"
-    with refused(rf"{told}.*; record whole episodes, or choose .*incomplete=\"drop\"\).*\"keep\""):
+    want = rf"{name}, episode 3: the last of its 7 steps is neither terminated nor truncated"
+    with refused(rf"{want}.*; record whole episodes, or choose .*incomplete=\"drop\"\).*\"keep\""):
         read(path)
     assembly = read(path, "drop")
     assert [len(e) for e in assembly.episodes] == [5]
     (message,) = assembly.dropped
-    assert re.search(told, message)
+    assert re.search(want, message)
     assembly = read(path, "keep")
     assert [len(e) for e in assembly.episodes] == [5, 7]
     assert (assembly.episodes[1].terminated, assembly.episodes[1].truncated) == (False, True)
@@ -156,12 +156,12 @@ def test_an_episode_without_end_is_refused_left_out_or_kept(tmp_path, name):
 @pytest.mark.semantics(1)
 def test_an_episode_whose_first_or_middle_steps_are_missing_is_refused(tmp_path):
     path = rec.write_rows(tmp_path / "a.parquet", [*rows(2, 5), *rows(3, 7)[2:]])
-    told = "a.parquet, episode 3: its steps 0 … 1 are missing, 5 steps follow; add the missing rows"
-    with refused(told):
+    want = "a.parquet, episode 3: its steps 0 … 1 are missing, 5 steps follow; add the missing rows"
+    with refused(want):
         read(path)
     assembly = read(path, "drop")
     assert [e.id for e in assembly.episodes] == ["2"]
-    assert re.search(told, assembly.dropped[0])
+    assert re.search(want, assembly.dropped[0])
     assert len(read(path, "keep").episodes[1]) == 5
     path = rec.write_rows(tmp_path / "b.parquet", [*rows(2, 7)[:3], *rows(2, 7)[4:]])
     with refused("b.parquet, episode 2: the last of its 3 steps is neither"):
@@ -176,7 +176,7 @@ def good_episode(**changes):
     return arrays(2, 5) | dict(terminated=True, truncated=False) | changes
 
 
-def test_the_writer_refuses_what_the_readers_would(tmp_path):
+def test_the_writer_refuses_what_the_readers_would_refuse(tmp_path):
     nan, outside = np.full(5, np.nan), np.full((5, 2), 1.5)
     ragged = [[0.0] * 3] * 5 + [[0.0]]
     for changes, message in [
@@ -195,7 +195,7 @@ def test_the_writer_refuses_what_the_readers_would(tmp_path):
         assert list((tmp_path / "a").iterdir()) == []
 
 
-def test_the_writer_asks_for_what_is_missing(tmp_path):
+def test_the_writer_names_the_missing_columns(tmp_path):
     given = good_episode(rewards_to_go=0)
     del given["rewards"], given["truncated"]
     with refused(
@@ -205,7 +205,7 @@ def test_the_writer_asks_for_what_is_missing(tmp_path):
         write_episodes([given], tmp_path, OBSERVATIONS, ACTIONS)
 
 
-def test_the_writer_spares_a_folder_with_data(tmp_path):
+def test_the_writer_does_not_overwrite_existing_data(tmp_path):
     (path,) = write_episodes([good_episode()], tmp_path, OBSERVATIONS, ACTIONS)
     before = path.read_bytes()
     with pytest.raises(FileExistsError, match="already holds Parquet files; choose an empty"):
@@ -216,7 +216,7 @@ def test_the_writer_spares_a_folder_with_data(tmp_path):
 # ---- through Ray Data
 
 
-def test_an_error_in_a_task_arrives_as_it_was_raised(cluster, tmp_path):
+def test_an_error_in_a_task_arrives_unchanged(cluster, tmp_path):
     rec.write_rows(tmp_path / "1.parquet", rows(2, 5))
     path = rec.write_canonical(tmp_path / "2.parquet", obs=None)
     with refused("2.parquet, episode e3: obs are not a list of steps, or empty") as caught:

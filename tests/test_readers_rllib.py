@@ -1,4 +1,4 @@
-"""What RLlib's own recordings read to, old and new, and the way through Ray Data's tasks."""
+"""RLlib's own recordings, old and new, read exactly, directly and through Ray Data's tasks."""
 
 import json
 import logging
@@ -43,7 +43,7 @@ def test_serialised_episodes_read_exactly(tmp_path, finalized):
 def test_chunks_of_a_serialised_episode_join_by_their_timesteps(tmp_path):
     whole = rec.rllib_episode(2, 11)
     chunks = [whole[0:4], whole[4:9], whole[9:11]]
-    # a lookback repeats the last steps of the chunk before, in front of its own
+    # a lookback buffer repeats the previous chunk's last steps in front of the chunk's own
     chunks[1] = whole.slice(slice(4, 9), len_lookback_buffer=2)
     assert [c.t_started for c in chunks] == [0, 4, 9]
     assert len(chunks[1].rewards.data) == 7
@@ -74,7 +74,7 @@ def test_sample_batches_read_exactly(tmp_path, suffix, compressed):
     assert (first.id, second.id, *ends([first])) == ("2", "3", (True, False))
 
 
-def test_batches_of_one_step_and_without_ids_read_exactly(tmp_path):
+def test_batches_of_one_step_without_ids_read_exactly(tmp_path):
     a = arrays(2, 5)
     lines = [
         {
@@ -104,18 +104,18 @@ def test_an_archive_may_hold_several_recordings(tmp_path):
 # ---- fitting the spaces
 
 
-def test_normalised_actions_come_out_in_the_environments_units(tmp_path):
+def test_normalised_actions_are_converted_to_the_environments_units(tmp_path):
     actions = [[-1.0, 0.5], [0.0, -1.0], [1.0, 1.25]]
     path = rec.write_canonical(tmp_path / "a.parquet", [(0, 3)], actions=actions)
     (episode,) = read(path).episodes
     space = Box(np.float32([-2, 0]), np.float32([2, 8]))
     got = episode.conform(OBSERVATIONS, space, actions_normalized=True)
-    # low + (a + 1)(high - low)/2, clipped as RLlib clips what a policy gives
+    # low + (a + 1)(high - low)/2, clipped as RLlib clips a policy's actions
     np.testing.assert_array_equal(got.actions, [[-2, 6], [0, 0], [2, 8]])
     assert (got.observations.dtype, got.actions.dtype) == (np.float32, np.float32)
 
 
-def test_one_number_a_step_fits_with_and_without_an_axis(tmp_path):
+def test_scalar_actions_fit_with_and_without_an_axis(tmp_path):
     path = rec.write_canonical(tmp_path / "a.parquet", [(0, 3)], actions=[[4.0], [3.0], [5.0]])
     got = read(path).episodes[0].conform(OBSERVATIONS, Discrete(3, start=3))
     assert (got.actions.tolist(), got.actions.dtype) == ([4, 3, 5], np.int64)
@@ -127,7 +127,7 @@ def test_one_number_a_step_fits_with_and_without_an_axis(tmp_path):
 # ---- through Ray Data
 
 
-def test_ray_datas_tensors_come_through_its_tasks_exactly(cluster, tmp_path):
+def test_tensors_written_by_ray_data_read_exactly_through_its_tasks(cluster, tmp_path):
     def numpy_rows(number, length):
         for row in rows(number, length):
             arrays_of = {k: np.array(row[k]) for k in ("obs", "actions", "new_obs")}
@@ -145,7 +145,7 @@ def test_ray_datas_tensors_come_through_its_tasks_exactly(cluster, tmp_path):
     check(episodes[1], 3, 7)
 
 
-def test_reading_in_tasks_equals_reading_without_them_and_reports(
+def test_reading_in_tasks_equals_reading_without_them_and_logs_progress(
     cluster, tmp_path, caplog, monkeypatch
 ):
     numbers = [{**row, "obs": row["obs"][0], "new_obs": row["new_obs"][0]} for row in rows(2, 5)]
@@ -170,7 +170,7 @@ def test_reading_in_tasks_equals_reading_without_them_and_reports(
     assert any(m.startswith("read 3 files, 25 steps in ") for m in messages)
 
 
-def test_what_is_left_out_is_logged(cluster, tmp_path, caplog):
+def test_dropped_episodes_are_logged(cluster, tmp_path, caplog):
     path = rec.write_d4rl(tmp_path / "a.hdf5", (5, 7), terminals=(4,))
     spaces = dict(observation_space=rec.OBSERVATIONS, action_space=rec.ACTIONS)
     with caplog.at_level(logging.WARNING, "rllib_dt"):
@@ -181,7 +181,7 @@ def test_what_is_left_out_is_logged(cluster, tmp_path, caplog):
     assert algo.offline_data.summary.num_episodes == 1
 
 
-def test_ids_of_sample_batches_may_be_text(tmp_path):
+def test_ids_of_sample_batches_may_be_strings(tmp_path):
     batch = dict(
         type="SampleBatch", obs=[[1.0], [2.0]], actions=[0, 1], rewards=[3.0, 4.0], dones=[0, 0],
         eps_id=["one", "two"],
@@ -192,8 +192,8 @@ def test_ids_of_sample_batches_may_be_text(tmp_path):
     assert [e.rewards.tolist() for e in got] == [[3.0], [4.0]]
 
 
-def test_lengths_are_held_batch_by_batch(tmp_path):
-    """One line lacks the reward that the next has too many: the sums agree, the steps do not."""
+def test_column_lengths_are_checked_batch_by_batch(tmp_path):
+    """One line lacks a reward and the next has one too many, so only the totals agree."""
     lines = [
         dict(obs=[[1.0], [2.0]], actions=[0, 1], rewards=[3.0], dones=[0, 0]),
         dict(obs=[[1.0]], actions=[0], rewards=[3.0, 4.0], dones=[1]),

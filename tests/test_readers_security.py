@@ -1,4 +1,4 @@
-"""Nothing that a file holds is run: pickles of anything but arrays are refused by name."""
+"""No content of a file is executed: pickles of anything but arrays are refused by name."""
 
 import os
 import pickle
@@ -17,7 +17,7 @@ FORMATS = ["a.parquet", "a.hdf5", "a.json", "a.json.gz", "a.zip"]
 
 
 class Stranger:
-    """Something that is no array."""
+    """A class that is not an array."""
 
 
 class Runs:
@@ -29,7 +29,7 @@ class Runs:
 
 
 def hostile_values(target):
-    """What a pickle may hold beside numbers, and how the refusal names it."""
+    """Pickles of other things than arrays, each with a pattern for its refusal."""
     objects = np.array([Runs(target)], dtype=object)
     return [
         (pickle.dumps(Runs(target)), rf"it holds {os.system.__module__}.system"),
@@ -83,7 +83,7 @@ def test_object_arrays_of_msgpack_are_not_unpickled(tmp_path):
     observed = state | dict(observations=dict(data=hostile, lookback=0))
     with refused("b.parquet: row 0 is not an episode that RLlib serialised .*no numbers"):
         read(rec.write_states(tmp_path / "b.parquet", [observed]))
-    # an array of objects that says it is none
+    # an array of objects that claims to be an array of numbers
     packed = msgpack.packb(observed, default=msgpack_numpy.encode)
     renamed = packed.replace(b"\xc4\x04kind\xc4\x01O", b"\xc4\x04kind\xc4\x01f")
     assert renamed != packed
@@ -91,7 +91,7 @@ def test_object_arrays_of_msgpack_are_not_unpickled(tmp_path):
     with refused("c.parquet: row 0 is not an episode that RLlib serialised"):
         read(tmp_path / "c.parquet")
     assert not target.exists()
-    # the same bytes do run where they are unpickled, so that the refusal is not for nothing
+    # unpickling does run the same bytes, so the check above can fail
     msgpack.unpackb(packed, object_hook=msgpack_numpy.decode, strict_map_key=False)
     assert target.exists()
 
@@ -121,7 +121,7 @@ def damaged_states():
 
 
 @pytest.mark.parametrize("case", damaged_states())
-def test_a_row_that_is_no_serialised_episode_is_refused(tmp_path, case):
+def test_a_row_that_is_not_a_serialised_episode_is_refused(tmp_path, case):
     whole = msgpack.packb(rec.rllib_episode(3, 5).get_state(), default=msgpack_numpy.encode)
     items = pa.array([whole, damaged_states()[case]], pa.binary())
     pq.write_table(pa.table({"item": items}), tmp_path / "a.parquet")

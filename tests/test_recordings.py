@@ -1,4 +1,4 @@
-"""What RLlib's own recorder writes, read back."""
+"""Recordings made by RLlib's own recorder, and the shipped data, read back."""
 
 import gymnasium as gym
 import numpy as np
@@ -56,7 +56,7 @@ def test_recordings_of_ppos_module_read_back_exactly(record, output):
         assert (got.terminated, got.truncated) == (want.is_terminated, want.is_truncated)
 
 
-def test_a_recording_of_normalised_actions_trains(record):
+def test_a_recording_of_normalised_actions_can_be_trained_on(record):
     folder, recorded = record("Pendulum-v1", output_write_episodes=True)
     config = (
         DTConfig()
@@ -72,7 +72,7 @@ def test_a_recording_of_normalised_actions_trains(record):
 
 
 def test_the_shipped_data_is_what_its_script_records():
-    """The first episodes again; a few suffice, since one generator draws them all in turn."""
+    """Records the first episodes again; a few suffice, since one generator draws all of them."""
     env = gym.make("CartPole-v1")
     rng = np.random.default_rng(0)
     path = SHIPPED / "part-00000.parquet"

@@ -1,4 +1,4 @@
-"""Data on S3: a real server on this machine, broken connections, credentials."""
+"""Data on S3, served on this machine: reading, broken connections, credentials."""
 
 import io
 import logging
@@ -16,6 +16,7 @@ from rllib_dt.formats import remote_files
 from rllib_dt.formats.files import find_files, read_file
 from rllib_dt.formats.fragments import ReadOptions
 from rllib_dt.formats.remote_files import PersistentFile, RemoteReadError
+from rllib_dt.reading import credentials
 from rllib_dt.reading.credentials import Sealed
 from tests.conftest import make_episodes, tiny_config
 
@@ -27,7 +28,7 @@ KEY = "AKIAFORTESTSONLY0000"
 
 @pytest.fixture(scope="module")
 def server():
-    """The port of an S3 server with the bucket `recordings`, and what it holds."""
+    """The port of an S3 server with the bucket `recordings`, and a file system to access it."""
     s3 = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     s3.start()
     port = s3.get_host_and_port()[1]
@@ -54,7 +55,7 @@ def settings(port):
 
 @pytest.fixture(scope="module")
 def recorded(server, tmp_path_factory):
-    """Episodes in s3://recordings/many."""
+    """The number of steps of the episodes in s3://recordings/many, which this fixture writes."""
     folder = tmp_path_factory.mktemp("local")
     spaces = Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,))
     episodes = []
@@ -67,7 +68,7 @@ def recorded(server, tmp_path_factory):
 
 
 class Proxy:
-    """Forwards to a port, and cuts the first so many answers after so many bytes."""
+    """Forwards to a port, and cuts the first `cuts` responses after more than `after` bytes."""
 
     def __init__(self, target, cuts, after):
         self.target, self.cuts, self.after = target, cuts, after
@@ -137,7 +138,7 @@ def test_a_uri_is_read_with_its_options(server, recorded, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_connection_that_breaks_in_mid_read_is_tried_again(server, recorded):
+def test_a_read_is_retried_after_its_connection_breaks(server, recorded):
     proxy = Proxy(server[0], cuts=3, after=8192)
     system = filesystem(proxy.port)
     files = find_files("recordings/many", system)
@@ -148,7 +149,7 @@ def test_a_connection_that_breaks_in_mid_read_is_tried_again(server, recorded):
 
 
 class Flaky:
-    """A file system whose reads fail so often."""
+    """A file system whose next `failures` reads fail."""
 
     def __init__(self, content, failures):
         self.content, self.failures, self.opened = content, failures, 0
@@ -173,7 +174,7 @@ class Flaky:
         return File()
 
 
-def test_reads_go_on_where_they_broke(monkeypatch):
+def test_failed_reads_resume_where_they_stopped(monkeypatch):
     monkeypatch.setattr(remote_files, "_FIRST_PAUSE_SECONDS", 0.001)
     content = bytes(range(256)) * 10
     system = Flaky(content, failures=0)
@@ -192,7 +193,7 @@ def test_reads_go_on_where_they_broke(monkeypatch):
         file.read(1)
 
 
-def test_credentials_reach_no_checkpoint_no_result_and_no_log(
+def test_credentials_appear_in_no_checkpoint_result_or_log(
     cluster, server, recorded, tmp_path, caplog
 ):
     for given in (
@@ -225,11 +226,11 @@ def test_credentials_reach_no_checkpoint_no_result_and_no_log(
     assert SECRET not in caplog.text
 
 
-def test_a_checkpoint_without_its_credentials_says_so(monkeypatch):
+def test_unsealing_credentials_that_ray_does_not_know_raises(monkeypatch):
     sealed = Sealed.seal({"secret_key": SECRET})
     assert SECRET not in repr(sealed)
     monkeypatch.setattr(Sealed, "_known", {})
-    monkeypatch.setattr(remote_files.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(credentials.ray, "is_initialized", lambda: False)
     with pytest.raises(ValueError, match="credentials of input_filesystem are not saved"):
         Sealed.unseal(sealed)
 

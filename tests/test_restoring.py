@@ -9,6 +9,7 @@ from gymnasium.spaces import Box
 from ray.rllib.algorithms.algorithm import Algorithm
 
 from rllib_dt import DT, DTConfig, DTModelConfig
+from rllib_dt.algorithm.environment import complete_from_environment
 from rllib_dt.huggingface import load_pretrained, save_pretrained
 from rllib_dt.network.network import DecisionTransformer
 from tests.conftest import TINY, cartpole_config, tiny_config
@@ -27,7 +28,7 @@ def test_an_evaluation_after_restoring_equals_the_one_before_saving(cluster, tmp
     algo.train()
     moved = weights(algo)
     assert not same(kept, moved)
-    # into the same algorithm, whose weights are newer than the checkpoint's
+    # restores into the same algorithm, whose weights are newer than the checkpoint's
     algo.restore_from_path(path)
     assert same(weights(algo), kept)
     assert algo.evaluate() == before
@@ -44,7 +45,7 @@ def test_an_evaluation_after_restoring_equals_the_one_before_saving(cluster, tmp
 
 
 @pytest.mark.trap(1)
-def test_states_can_be_taken_and_set(cluster, tiny_data):
+def test_get_state_and_set_state_copy_an_algorithm(cluster, tiny_data):
     algo, other = (tiny_config(tiny_data[0]).debugging(seed=s).build_algo() for s in (0, 1))
     algo.train()
     assert not same(weights(algo), weights(other))
@@ -56,10 +57,10 @@ def test_states_can_be_taken_and_set(cluster, tiny_data):
 
 
 @pytest.mark.parametrize(("seed", "num_learners"), [(5, 0), (None, 0), (5, 2)])
-def test_resuming_goes_on_as_if_nothing_had_happened(
+def test_a_resumed_run_trains_as_if_it_had_never_stopped(
     cluster, tiny_data, tmp_path, seed, num_learners
 ):
-    """With dropout: its random numbers follow from the update, as the windows do."""
+    """Dropout is on; the update determines its random numbers, as it does the windows."""
     config = tiny_config(tiny_data[0], resid_pdrop=0.3)
     config.training(warmup_steps=20, lr=[[0, 1e-3], [500, 1e-4]])
     config.debugging(seed=seed).learners(num_learners=num_learners)
@@ -69,7 +70,7 @@ def test_resuming_goes_on_as_if_nothing_had_happened(
     want = [whole.train() for _ in range(2)]
     final = weights(whole)
     whole.stop()
-    torch.manual_seed(1234)  # whatever state the new process is in
+    torch.manual_seed(1234)  # a new process has another random state
     resumed = DT.from_checkpoint(path)
     for wanted in want:
         result = resumed.train()
@@ -86,7 +87,7 @@ def test_resuming_goes_on_as_if_nothing_had_happened(
     resumed.stop()
 
 
-def test_training_leaves_the_users_random_numbers_alone(cluster, tiny_data):
+def test_training_does_not_change_the_users_random_state(cluster, tiny_data):
     algo = tiny_config(tiny_data[0]).build_algo()
     torch.manual_seed(7)
     before = torch.get_rng_state()
@@ -99,8 +100,7 @@ def test_training_leaves_the_users_random_numbers_alone(cluster, tiny_data):
 def test_training_and_evaluation_start_from_a_hugging_face_folder(cluster, tmp_path):
     torch.manual_seed(4)
     model = DTModelConfig(**(TINY | dict(max_ep_len=500, context_length=7) | NO_DROPOUT))
-    config = cartpole_config()
-    config.validate()
+    config = complete_from_environment(cartpole_config())
     source = DecisionTransformer(model, config.observation_space, config.action_space)
     source.set_normalization(torch.rand(4), torch.rand(4) + 0.5, 123.0)
     save_pretrained(source, tmp_path / "hf")
@@ -116,7 +116,7 @@ def test_training_and_evaluation_start_from_a_hugging_face_folder(cluster, tmp_p
     path = algo.save_to_path(tmp_path / "ck")
     algo.stop()
     shutil.rmtree(tmp_path / "hf")
-    restored = DT.from_checkpoint(path)  # without the folder
+    restored = DT.from_checkpoint(path)  # the folder is no longer needed
     assert weights(restored)["return_scale"] == 123.0
     restored.train()
     restored.stop()
@@ -125,7 +125,7 @@ def test_training_and_evaluation_start_from_a_hugging_face_folder(cluster, tmp_p
         cartpole_config().rl_module(model_config={"pretrained": str(tmp_path / "hf")}).build_algo()
 
 
-def test_a_folder_for_other_spaces_is_refused(cluster, tmp_path):
+def test_pretrained_weights_for_other_spaces_are_refused(cluster, tmp_path):
     model = DTModelConfig(**TINY)
     source = DecisionTransformer(model, Box(-1, 1, (3,)), Box(-1.0, 1.0, (2,)))
     save_pretrained(source, tmp_path / "hf")
@@ -136,7 +136,7 @@ def test_a_folder_for_other_spaces_is_refused(cluster, tmp_path):
 
 
 @pytest.mark.trap(16)
-def test_a_config_survives_its_state(tiny_data):
+def test_a_config_survives_a_round_trip_through_its_state(tiny_data):
     config = tiny_config(tiny_data[0]).evaluation(target_returns=(5, 6), score_reference=(0, 1))
     config.training(adam_betas=(0.9, 0.95), lr=[[0, 0.1], [10, 0.2]])
     again = DTConfig.from_state(pickle.loads(pickle.dumps(config.get_state())))

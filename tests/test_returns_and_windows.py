@@ -1,4 +1,4 @@
-"""Returns-to-go, windows, the context of evaluation, statistics of pools."""
+"""Returns-to-go, windows of training, the context of evaluation, statistics of pools."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ rewards_strategy = arrays(
 
 
 def episode(length, *, number=0, reward=None, seed=0, extra_observation=False):
-    """Observations, actions and rewards that tell the episode and the step they belong to."""
+    """An episode whose observations and actions identify the episode and the step."""
     steps = np.arange(length + extra_observation)
     return Episode(
         id=str(number),
@@ -53,7 +53,7 @@ def sampler_of(pool, batch_size=64, context_length=K, seed=0, learner=0):
 
 
 @pytest.mark.semantics(1)
-def test_returns_to_go_sum_from_the_current_reward_to_the_end():
+def test_returns_to_go_sum_rewards_from_the_current_step_to_the_end():
     np.testing.assert_array_equal(
         returns_to_go(np.array([1.0, -2.0, 4.0, 0.5])), [3.5, 2.5, 4.5, 0.5]
     )
@@ -69,7 +69,7 @@ def test_returns_to_go_never_cross_an_episodes_end():
 
 @pytest.mark.semantics(2)
 @given(rewards_strategy, st.sampled_from([1.0, 0.9]), st.booleans())
-def test_evaluation_walks_through_the_trainings_returns_to_go(rewards, gamma, delayed):
+def test_evaluation_steps_through_the_same_returns_to_go_as_training(rewards, gamma, delayed):
     want = returns_to_go(rewards, gamma=gamma, delayed=delayed)
     value = want[0]
     for t in range(1, len(rewards)):
@@ -78,7 +78,7 @@ def test_evaluation_walks_through_the_trainings_returns_to_go(rewards, gamma, de
 
 
 @pytest.mark.semantics(2)
-def test_rewards_are_clipped_alike_and_stay_floats():
+def test_training_and_evaluation_clip_rewards_alike_and_keep_floats():
     rewards = np.array([-3.0, 0.0, 0.25, 7.0])
     np.testing.assert_array_equal(process_rewards(rewards, True), [-1, 0, 1, 1])
     np.testing.assert_array_equal(process_rewards(rewards, 0.5), [-0.5, 0, 0.25, 0.5])
@@ -121,7 +121,7 @@ def windows_by_hand(ep, last, k):
 
 @pytest.mark.semantics(9, 15, 21)
 @pytest.mark.parametrize("context_length", [1, 2, 5, 11])
-def test_windows_equal_those_made_by_hand(context_length):
+def test_windows_equal_those_computed_by_hand(context_length):
     lengths = [1, 2, 7, 13]
     pool = pool_of(lengths)
     flat = 0
@@ -135,7 +135,7 @@ def test_windows_equal_those_made_by_hand(context_length):
 
 
 @pytest.mark.semantics(15)
-def test_every_step_of_every_episode_is_trained_the_last_included():
+def test_every_step_of_every_episode_is_trained_including_the_last():
     lengths = [1, 3, 17, K, K - 1]
     sampler = sampler_of(pool_of(lengths), batch_size=512)
     seen = set()
@@ -172,7 +172,7 @@ def test_contexts_of_every_length_are_trained_and_short_ones_only_at_an_episodes
 
 
 @pytest.mark.semantics(19)
-def test_a_batch_follows_from_seed_learner_and_update():
+def test_seed_learner_and_update_determine_a_batch():
     pool = pool_of([29, 5])
 
     def draw(update, **kwargs):
@@ -188,7 +188,7 @@ def test_a_batch_follows_from_seed_learner_and_update():
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 7), st.lists(st.integers(1, 33), min_size=1, max_size=4), st.booleans())
 def test_the_context_shows_what_training_would_show(context_length, lengths, one_slot):
-    """Stepping through episodes, also one after another in a slot, gives training's windows."""
+    """Stepping through episodes, in slots of their own or in one, yields training's windows."""
     layout = ((3,), np.dtype("f4")), ((2,), np.dtype("f4"))
     buffer = ContextBuffer(len(lengths), context_length, *layout)
     for number, length in enumerate(lengths):
@@ -217,7 +217,7 @@ def test_statistics_come_from_exactly_the_steps_trained_on():
     assert Statistics.of(zero).normalization().return_scale == 1
 
 
-def test_the_summary_says_what_is_there():
+def test_the_summary_describes_episodes_steps_returns_and_shapes():
     pool = EpisodePool.from_episodes([episode(n, reward=np.full(n, 2.0)) for n in (1, 3, 11)])
     summary = Statistics.of(pool).summary()
     assert (summary.num_episodes, summary.num_steps) == (3, 15)
@@ -232,7 +232,7 @@ def test_the_summary_says_what_is_there():
 @pytest.mark.semantics(18)
 @pytest.mark.parametrize(
     ("fraction", "chosen"),
-    # by return: "2" (4 steps), "0" (3), "3" (2), "1" (1); 10 steps in all
+    # best return first: "2" (4 steps), "0" (3), "3" (2), "1" (1); 10 steps in all
     [(0.1, "2"), (0.39, "2"), (0.6, "2"), (0.7, "02"), (0.8, "02"), (0.9, "023"), (1.0, "0123")],
 )
 def test_the_top_fraction_counts_steps_and_includes_its_boundary(fraction, chosen):
@@ -241,7 +241,7 @@ def test_the_top_fraction_counts_steps_and_includes_its_boundary(fraction, chose
     assert "".join(map(str, got)) == chosen
 
 
-def test_an_episode_checks_itself():
+def test_an_invalid_episode_cannot_be_constructed():
     good = dict(
         id="7", source="a.file", observations=np.zeros((3, 2)), actions=np.zeros((2, 1)),
         rewards=np.zeros(2), terminated=True, truncated=False,
@@ -257,7 +257,7 @@ def test_an_episode_checks_itself():
         Episode(**good | dict(actions=np.array(["a", "b"])))
 
 
-def test_an_episode_is_held_against_the_spaces():
+def test_an_episode_is_checked_against_the_spaces():
     ep = episode(4)
     observations, actions = Box(-np.inf, np.inf, (3,)), Box(-9.0, 9.0, (2,))
     fitting = ep.conform(observations, actions)

@@ -1,4 +1,4 @@
-"""The given recordings read to exactly the episodes, steps and returns that their README states."""
+"""The shared recordings hold exactly the episodes, steps and returns that their README states."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,9 @@ def whole_episodes(path):
     ],
 )
 @pytest.mark.semantics(30)
-def test_mujoco_files_read_as_stated(shared_data, name, steps, number, mean, std, low, high):
+def test_mujoco_files_read_as_their_readme_states(
+    shared_data, name, steps, number, mean, std, low, high
+):
     episodes = whole_episodes(shared_data / "mujoco" / f"{name}.hdf5")
     assert (len(episodes), sum(map(len, episodes))) == (number, steps)
     got = returns(episodes)
@@ -41,7 +43,7 @@ def test_mujoco_files_read_as_stated(shared_data, name, steps, number, mean, std
     assert all(e.conform(*spaces).actions.shape == (len(e), sizes[1]) for e in episodes)
 
 
-def test_both_forms_of_cartpole_read_to_the_same_episodes(shared_data):
+def test_both_formats_of_cartpole_read_to_the_same_episodes(shared_data):
     spaces = Box(-np.inf, np.inf, (4,)), Discrete(2)
     old, steps = (
         [e.conform(*spaces) for e in whole_episodes(shared_data / "rllib" / name)]

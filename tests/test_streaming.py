@@ -1,4 +1,4 @@
-"""Data larger than the pool: chunks that come and go, and what is drawn from them."""
+"""Streaming of data larger than the pool: chunks, draws, held-out episodes, resuming, faults."""
 
 import contextlib
 import itertools
@@ -47,7 +47,7 @@ def numbered(lengths):
 
 
 class ListedChunks:
-    """A feed of episodes in memory, pass after pass."""
+    """A feed of chunks of episodes in memory, repeated pass after pass."""
 
     def __init__(self, episodes, steps, first=(0, 0)):
         self.pools = list(pack(episodes, steps, ReturnRule()))
@@ -74,7 +74,7 @@ def rolling(
     )
 
 
-def test_a_window_is_the_one_that_its_episode_has():
+def test_a_drawn_window_equals_that_of_the_whole_episode():
     episodes = numbered([5, 1, 30, 2, 9, 17, 3] * 3)
     whole = EpisodePool.from_episodes(episodes)
     starts = np.cumsum(whole.lengths) - whole.lengths
@@ -86,7 +86,7 @@ def test_a_window_is_the_one_that_its_episode_has():
         assert_same(got, want)
 
 
-def test_the_pool_keeps_within_its_capacity_and_goes_through_the_data_in_order():
+def test_the_pool_stays_within_its_capacity_and_reads_the_data_in_order():
     episodes = numbered([5, 1, 30, 2, 9, 17, 3] * 3)
     sampler = rolling(episodes, capacity=120, batch_size=4)
     seen = []
@@ -102,24 +102,24 @@ def test_the_pool_keeps_within_its_capacity_and_goes_through_the_data_in_order()
 
 
 @pytest.mark.parametrize("num_learners", [1, 2])
-def test_a_pass_of_the_chunks_is_a_pass_over_the_data(num_learners):
+def test_a_pass_over_the_chunks_trains_as_many_steps_as_the_data_has(num_learners):
     episodes = numbered([20] * 50)
     sampler = rolling(episodes, capacity=300, num_learners=num_learners, batch_size=10)
     for update in itertools.count():
         sampler.sample(update)
         if sampler.positions[0][0] == 10:
             break
-    # in all, K steps of each window were trained; the first pass counts half of its pool's
+    # each window trains K steps; the first pass draws half as often from the pool's first fill
     trained = update * 10 * K * num_learners
     assert trained / 1000 == pytest.approx(10, rel=0.05)
 
 
-def test_draws_are_proportional_to_the_episodes_lengths():
+def test_draws_are_proportional_to_episode_length():
     lengths = [3, 40, 1, 12, 150, 7, 2, 25] * 4
     episodes = numbered(lengths)
     sampler = rolling(episodes, capacity=220, batch_size=64, draws_per_step=1.0)
     counts = np.zeros(len(lengths))
-    # what the first fill holds is drawn less in its first pass, so counting starts behind it
+    # the first pass draws less often from the pool's first fill, so counting starts after it
     update = 0
     while sampler.positions[0] < (1, 0):
         sampler.sample(update)
@@ -129,9 +129,9 @@ def test_draws_are_proportional_to_the_episodes_lengths():
         np.add.at(counts, ends, 1)
         update += 1
     want = counts.sum() * np.array(lengths) / sum(lengths)
-    # the draws that straddle the edges of the 200 passes are at most a pool's, 1/4 of a pass
+    # at most one pool of draws, 1/4 of a pass, straddles the ends of the 200 passes
     z = (counts - want) / np.sqrt(want + (0.25 * want / 200) ** 2)
-    # 32 counts within 5 deviations: a false alarm in 50,000 runs (the seed is fixed all the same)
+    # 32 counts within 5 standard deviations: one false alarm in 50,000 runs, and the seed is fixed
     assert np.abs(z).max() < 5
     assert (z**2).mean() < 3
 
@@ -149,20 +149,20 @@ def test_every_episode_is_seen_in_every_pass():
     assert all(held[p] == set(range(21)) for p in range(3))
 
 
-def test_a_sampler_goes_on_from_a_state_with_the_same_batches():
+def test_a_sampler_resumed_from_a_state_draws_the_same_batches():
     episodes = numbered([5, 1, 30, 2, 9, 17, 3] * 3)
-    straight = rolling(episodes, capacity=60)
+    uninterrupted = rolling(episodes, capacity=60)
     for update in range(25):
-        straight.sample(update)
-    state = straight.state()
+        uninterrupted.sample(update)
+    state = uninterrupted.state()
     resumed = rolling(episodes, capacity=60, first=state["first"], state=state)
     for update in range(25, 60):
-        a, b = straight.sample(update), resumed.sample(update)
+        a, b = uninterrupted.sample(update), resumed.sample(update)
         assert_same(a, b)
-        assert straight.positions == resumed.positions
+        assert uninterrupted.positions == resumed.positions
 
 
-def test_learners_hold_the_same_chunks_and_draw_other_windows():
+def test_learners_hold_the_same_chunks_and_draw_different_windows():
     episodes = numbered([5, 1, 30, 2, 9, 17, 3] * 3)
     first, second = (rolling(episodes, 60, learner=i, num_learners=2) for i in (0, 1))
     for update in range(50):
@@ -178,7 +178,7 @@ def test_one_giant_episode_among_tiny_ones_is_one_chunk():
     assert min(sizes) >= 1
 
 
-def test_statistics_of_parts_are_those_of_the_whole():
+def test_statistics_added_up_over_parts_equal_those_of_the_whole():
     rng = np.random.default_rng(0)
     episodes = [
         replace(e, observations=(1e3 + rng.standard_normal((len(e), 2))).astype(np.float32))
@@ -194,17 +194,17 @@ def test_statistics_of_parts_are_those_of_the_whole():
     np.testing.assert_allclose(got.observation_std, want.observation_std, rtol=1e-9)
 
 
-# ---- keeping episodes back
+# ---- holding episodes out
 
 
-def test_a_holdout_is_the_same_in_every_pass_whatever_else_there_is():
+def test_a_holdout_is_the_same_in_every_pass_and_for_any_subset_of_the_data():
     episodes = numbered([3] * 400)
     holdout = Holdout(0.1, seed=5)
     train = {e.id for e in holdout.train(iter(episodes))}
     kept = {e.id for e in holdout.episodes}
     assert train | kept == {e.id for e in episodes}
     assert not train & kept
-    # binomial(400, 0.1): 10 … 75 but for one in 10 million seeds
+    # binomial(400, 0.1): only one in 10 million seeds falls outside 10 … 75
     assert 10 < len(kept) < 75
     assert {e.id for e in holdout.rule().skip(iter(episodes[::-1]))} == train
     fewer = Holdout(0.1, seed=5)
@@ -213,7 +213,7 @@ def test_a_holdout_is_the_same_in_every_pass_whatever_else_there_is():
     }
 
 
-def test_a_holdout_of_few_episodes_holds_one():
+def test_a_holdout_of_few_episodes_holds_at_least_one():
     for seed in range(20):
         holdout = Holdout(0.01, seed)
         train = {e.id for e in holdout.train(iter(numbered([2] * 4)))}
@@ -222,7 +222,7 @@ def test_a_holdout_of_few_episodes_holds_one():
         assert {e.id for e in holdout.rule().skip(iter(numbered([2] * 4)))} == train
 
 
-def test_a_holdout_holds_no_more_steps_than_it_may():
+def test_a_holdout_holds_at_most_max_steps():
     holdout = Holdout(0.5, seed=0, max_steps=50)
     train = list(holdout.train(iter(numbered([10] * 100))))
     assert sum(map(len, holdout.episodes)) == 50
@@ -234,7 +234,7 @@ def test_a_holdout_holds_no_more_steps_than_it_may():
 
 @pytest.fixture(scope="module")
 def many_files(tmp_path_factory):
-    """A folder of 12 files, 240 episodes in all; and its episodes."""
+    """A folder of 12 files with 240 episodes in all, and those episodes."""
     folder = tmp_path_factory.mktemp("many")
     spaces = Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,))
     rng = np.random.default_rng(1)
@@ -250,7 +250,7 @@ def streamed(data, capacity=1200, **kwargs):
     return tiny_config(data, **kwargs).offline_data(pool_capacity_steps=capacity)
 
 
-def test_data_beyond_the_capacity_is_streamed_with_the_statistics_of_all(cluster, many_files):
+def test_data_beyond_the_capacity_is_streamed_with_statistics_of_all_episodes(cluster, many_files):
     folder, episodes = many_files
     resident = tiny_config(folder).build_algo()
     algo = streamed(folder).build_algo()
@@ -274,7 +274,7 @@ def test_data_beyond_the_capacity_is_streamed_with_the_statistics_of_all(cluster
 
 
 @pytest.mark.parametrize("num_learners", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_streaming_goes_on_after_a_restore_with_the_same_losses(
+def test_streaming_resumes_after_a_restore_with_the_same_losses(
     cluster, many_files, tmp_path, num_learners
 ):
     config = (
@@ -283,10 +283,10 @@ def test_streaming_goes_on_after_a_restore_with_the_same_losses(
         .training(train_batch_size_per_learner=16)
         .offline_data(dataset_num_iters_per_learner=7)
     )
-    straight = config.build_algo()
-    losses = [learner_results(straight)["action_loss"] for _ in range(6)]
-    final = weights(straight)
-    straight.stop()
+    uninterrupted = config.build_algo()
+    losses = [learner_results(uninterrupted)["action_loss"] for _ in range(6)]
+    final = weights(uninterrupted)
+    uninterrupted.stop()
     first = config.build_algo()
     assert [learner_results(first)["action_loss"] for _ in range(3)] == losses[:3]
     path = first.save_to_path(str(tmp_path / "saved"))
@@ -302,7 +302,7 @@ def test_streaming_goes_on_after_a_restore_with_the_same_losses(
     second.stop()
 
 
-def test_a_killed_feeder_costs_nothing_but_time(cluster, many_files):
+def test_a_killed_feeder_does_not_change_the_losses(cluster, many_files):
     config = streamed(many_files[0], 300).training(train_batch_size_per_learner=64)
     config.offline_data(dataset_num_iters_per_learner=2)
     losses = []
@@ -319,7 +319,7 @@ def test_a_killed_feeder_costs_nothing_but_time(cluster, many_files):
     assert losses[0] == losses[1]
 
 
-def test_streaming_leaves_out_what_is_kept_back_or_not_among_the_best(cluster, many_files):
+def test_streaming_skips_held_out_episodes_and_those_below_the_top_fraction(cluster, many_files):
     folder, episodes = many_files
     algo = (
         streamed(folder, 500).offline_data(validation_fraction=0.2, top_fraction=0.5).build_algo()
@@ -337,8 +337,8 @@ def test_streaming_leaves_out_what_is_kept_back_or_not_among_the_best(cluster, m
     algo.stop()
 
 
-def test_episodes_that_never_end_do_not_fill_the_memory(cluster, tmp_path):
-    for part in range(3):  # ids that go on from file to file, without any end
+def test_episodes_that_never_end_are_refused_before_they_fill_the_memory(cluster, tmp_path):
+    for part in range(3):  # ids continue from file to file without an end
         rows = 200
         pq.write_table(
             pa.table(
@@ -354,12 +354,12 @@ def test_episodes_that_never_end_do_not_fill_the_memory(cluster, tmp_path):
             ),
             tmp_path / f"{part}.parquet",
         )
-    with pytest.raises(DataError, match="whose end did not come yet, more than the pool holds"):
+    with pytest.raises(DataError, match="whose end has not come yet, more than the pool holds"):
         streamed(str(tmp_path), 100).build_algo()
 
 
-def test_a_batch_larger_than_the_pool_is_drawn_evenly_all_the_same():
-    """The pool then holds what one update draws, whatever its capacity."""
+def test_a_batch_larger_than_the_pool_is_still_drawn_evenly():
+    """The pool then holds as much as one update draws, even beyond its capacity."""
     lengths = [100] * 40 + [1000]
     sampler = rolling(numbered(lengths), capacity=90, batch_size=256)
     counts = np.zeros(len(lengths))
@@ -375,12 +375,12 @@ def test_a_batch_larger_than_the_pool_is_drawn_evenly_all_the_same():
     assert abs(share[-1] - 1) < 0.05
 
 
-def test_an_order_that_tells_episodes_apart_is_kept(cluster, tmp_path):
-    """Rows of an id that go on in the next file, without a timestep: no other order is theirs."""
+def test_an_order_of_files_that_separates_episodes_is_kept(cluster, tmp_path):
+    """Without timesteps, an episode that continues in the next file depends on the files' order."""
     for part in range(6):
         rows = 200
         index = np.arange(part * rows, (part + 1) * rows)
-        ends = index % 50 == 24  # in mid-file, so that every other episode crosses over
+        ends = index % 50 == 24  # never at a file's end, so episodes span files
         pq.write_table(
             pa.table(
                 {
@@ -409,12 +409,12 @@ def test_an_order_that_tells_episodes_apart_is_kept(cluster, tmp_path):
     algo.stop()
 
 
-def test_chunks_and_capacity():
+def test_the_pools_chunks_and_the_waiting_one_fill_the_capacity():
     assert chunk_steps(900) * (CHUNKS_PER_POOL + 1) == 900
     assert chunk_steps(1) == 1
 
 
-# ---- what goes wrong while streaming
+# ---- faults while streaming
 
 
 class Stumbling:
@@ -431,7 +431,7 @@ class Stumbling:
             yield (0, index), EpisodePool.from_episodes(numbered([capacity + index]))
 
 
-def test_every_learner_is_told_of_a_read_that_failed_and_then_it_is_tried_again(cluster):
+def test_a_failed_read_raises_for_every_learner_and_is_then_retried(cluster):
     feeder = ChunkFeeder(Stumbling(), num_learners=2)
     at = {0: None, 1: None}
     for index in range(2):
@@ -447,7 +447,7 @@ def test_every_learner_is_told_of_a_read_that_failed_and_then_it_is_tried_again(
         assert len(ray.get(reference)) == 7
 
 
-def test_files_that_vanish_are_named_and_once_back_the_run_goes_on(cluster, tmp_path):
+def test_vanished_files_are_named_and_the_run_resumes_once_they_are_back(cluster, tmp_path):
     spaces = Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,))
     for part in range(4):
         write_episodes(make_episodes([30] * 5), tmp_path / f"d/{part}", *spaces)
@@ -460,14 +460,14 @@ def test_files_that_vanish_are_named_and_once_back_the_run_goes_on(cluster, tmp_
         learner_results(algo, times=100)
     (tmp_path / "away").rename(tmp_path / "d")
     before = algo.iteration
-    with contextlib.suppress(DataError):  # what was asked for in the meantime
+    with contextlib.suppress(DataError):  # from a read requested while the files were away
         algo.train()
     assert all(np.isfinite(learner_results(algo)["action_loss"]) for _ in range(10))
     assert algo.iteration > before
     algo.stop()
 
 
-def test_a_run_resumed_with_another_default_capacity_draws_the_same(cluster, tmp_path):
+def test_a_run_resumed_with_another_capacity_draws_the_same_batches(cluster, tmp_path):
     spaces = Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,))
     write_episodes(make_episodes([10] * 60), tmp_path / "d", *spaces)
 
@@ -486,7 +486,7 @@ def test_a_run_resumed_with_another_default_capacity_draws_the_same(cluster, tmp
     again.stop()
 
 
-def test_a_resumed_run_that_would_hold_what_was_streamed_says_so(cluster, tiny_data, caplog):
+def test_a_resumed_run_that_no_longer_streams_its_data_logs_a_warning(cluster, tiny_data, caplog):
     algo = tiny_config(tiny_data[0]).offline_data(pool_capacity_steps=30).build_algo()
     assert algo.offline_data.is_streamed
     algo.train()
@@ -497,4 +497,4 @@ def test_a_resumed_run_that_would_hold_what_was_streamed_says_so(cluster, tiny_d
     with caplog.at_level("WARNING", logger="rllib_dt"):
         again.train()
     again.stop()
-    assert "had its data streamed, now it is held as a whole" in caplog.text
+    assert "had its data streamed, now it is held in memory" in caplog.text

@@ -1,4 +1,4 @@
-"""DT under Ray Tune and by name."""
+"""DT under Ray Tune, and its registration by name."""
 
 import math
 import subprocess
@@ -42,7 +42,7 @@ def test_both_registries_know_dt(cluster):
     assert rllib_registry._get_algorithm_class("DT") is DT
 
 
-def test_a_grid_over_algorithm_and_model_settings(cluster, tiny_data, tmp_path):
+def test_a_grid_search_covers_algorithm_and_model_settings(cluster, tiny_data, tmp_path):
     config = tiny_config(tiny_data[0]).training(lr=tune.grid_search([1e-3, 2e-3]))
     config.rl_module(model_config=TINY | {"hidden_size": tune.grid_search([16, 24])})
     results = tune.Tuner("DT", param_space=config, run_config=run_config(tmp_path, 1)).fit()
@@ -58,8 +58,8 @@ def test_a_grid_over_algorithm_and_model_settings(cluster, tiny_data, tmp_path):
 
 
 @pytest.mark.trap(10)
-def test_asha_on_a_targets_return(cluster, tmp_path):
-    """With evaluations in every second iteration only: the others must not disturb it."""
+def test_asha_can_schedule_by_a_targets_return(cluster, tmp_path):
+    """Only every second iteration evaluates; the others must not disturb the scheduler."""
     config = cartpole_config().evaluation(evaluation_interval=2, evaluation_duration=2)
     config.training(lr=tune.grid_search([1e-3, 1e-2]))
     results = tune.Tuner(
@@ -79,7 +79,7 @@ def test_asha_on_a_targets_return(cluster, tmp_path):
 @pytest.mark.semantics(27)
 @pytest.mark.trap(10)
 def test_the_best_checkpoint_is_kept_beside_the_last(cluster, tmp_path):
-    """By a target's return, though only every second iteration measures it."""
+    """The best is chosen by a target's return, which only every second iteration measures."""
     config = cartpole_config().evaluation(evaluation_interval=2, evaluation_duration=2)
     keep = CheckpointConfig(
         num_to_keep=2, checkpoint_score_attribute=RETURN_AT_20, checkpoint_frequency=1
@@ -97,7 +97,7 @@ def test_the_best_checkpoint_is_kept_beside_the_last(cluster, tmp_path):
 
 
 class FailOnce(RLlibCallback):
-    """Raises in the third iteration, the first time that it is reached."""
+    """Raises the first time that a run reaches the third iteration."""
 
     MARK = None
 
@@ -134,7 +134,7 @@ def test_a_trial_resumes_from_its_checkpoint_within_a_run(cluster, tiny_data, tm
 
 @pytest.mark.slow
 @pytest.mark.trap(1)
-def test_a_tuner_restores_an_experiment(cluster, tiny_data, tmp_path):
+def test_a_restored_tuner_finishes_a_failed_experiment(cluster, tiny_data, tmp_path):
     first = tune.Tuner(
         "DT",
         param_space=failing_config(tiny_data[0], tmp_path),
@@ -155,8 +155,8 @@ def test_a_tuner_restores_an_experiment(cluster, tiny_data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.trap(4, 12)
-def test_by_name_on_one_cpu_after_a_new_init_and_without_pillow(tiny_data, tmp_path):
-    """In a process of its own, since it ends and starts clusters."""
+def test_dt_trains_by_name_on_one_cpu_after_a_new_init_and_without_pillow(tiny_data, tmp_path):
+    """Runs in its own process, since it starts and stops clusters."""
     script = f"""
         import sys
         sys.modules["PIL"] = None  # as if Pillow were not installed
@@ -188,7 +188,7 @@ def test_by_name_on_one_cpu_after_a_new_init_and_without_pillow(tiny_data, tmp_p
     assert done.stdout.count("updates 3") == 2, done.stderr[-3000:]
 
 
-def test_the_public_names():
+def test_the_package_exports_exactly_its_public_names():
     assert sorted(rllib_dt.__all__) == [
         "DT",
         "DTConfig",

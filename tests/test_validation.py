@@ -1,4 +1,4 @@
-"""The loss on held-out episodes, without an environment."""
+"""Validation: the loss on held-out episodes, without an environment."""
 
 import math
 
@@ -22,13 +22,13 @@ def test_covering_windows_hold_each_step_once():
     last = covering_windows(lengths, 5)
     columns = dict.fromkeys(("obs", "actions", "returns_to_go"), numbers)
     got = gather_windows(columns, last, timesteps[last], 5)
-    # an episode's first window may reach back into no other, so padding is all that is left out
+    # an episode's first window must not reach into the previous one, so it masks only padding
     mask = got.mask & (got.timesteps > timesteps[last][:, None] - 5)
     assert sorted(got.observations[mask]) == list(numbers)
 
 
 def expected(algo, episodes):
-    """The loss, step by step, of a plain loop over episodes cut from their ends on."""
+    """Loss and accuracy from a plain loop over episodes, cut into windows from the end."""
     network, k = algo.get_module().network, TINY["context_length"]
     losses, right = [], []
     for episode in episodes:
@@ -69,7 +69,7 @@ def test_the_loss_is_the_mean_over_all_held_out_steps(cluster, tiny_data, tmp_pa
     algo.stop()
 
 
-def test_discrete_actions_have_an_accuracy_and_an_interval(cluster, tmp_path):
+def test_discrete_actions_report_an_accuracy_at_every_validation_interval(cluster, tmp_path):
     space = Discrete(3, start=2)
     observations = Box(-np.inf, np.inf, (3,))
     episodes = make_episodes([9] * 30, action_space=space)
@@ -92,7 +92,7 @@ def test_discrete_actions_have_an_accuracy_and_an_interval(cluster, tmp_path):
     algo.stop()
 
 
-def test_training_does_not_see_what_is_held_out(cluster, tiny_data):
+def test_training_never_sees_held_out_episodes(cluster, tiny_data):
     folder, episodes = tiny_data
     algo = tiny_config(folder).offline_data(validation_fraction=0.4).build_algo()
     held = {row.tobytes() for row in algo.offline_data.validation.columns["obs"]}
@@ -117,7 +117,7 @@ def test_without_held_out_episodes_there_is_no_validation(cluster, tiny_data):
         both.build_algo()
 
 
-def test_the_held_out_loss_steers_tune(cluster, tiny_data, tmp_path):
+def test_tune_can_schedule_by_the_held_out_loss(cluster, tiny_data, tmp_path):
     config = tiny_config(tiny_data[0]).offline_data(validation_input=tiny_data[0])
     config.training(lr=tune.grid_search([1e-2, 1e-30]))
     results = tune.Tuner(
@@ -127,7 +127,7 @@ def test_the_held_out_loss_steers_tune(cluster, tiny_data, tmp_path):
             metric="validation/action_loss",
             mode="min",
             scheduler=ASHAScheduler(grace_period=2, max_t=8, reduction_factor=2),
-            max_concurrent_trials=1,  # one behind the other: the second is held to the first
+            max_concurrent_trials=1,  # so that the second is compared with the first
         ),
         run_config=tune.RunConfig(
             storage_path=str(tmp_path), stop={"training_iteration": 8}, verbose=0

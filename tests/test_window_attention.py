@@ -1,4 +1,4 @@
-"""Attention over a band of 3K tokens: what is kept of running episodes is exact for ever."""
+"""Attention over a band of 3K tokens: the cache of a running episode stays exact forever."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def network(space, seed=0, **model):
 
 
 def recorded(space, steps, seed):
-    """An episode as `forward` takes it, (1, T, …)."""
+    """A random episode as `forward` takes it, with shapes (1, T, …)."""
     g = torch.Generator().manual_seed(seed)
     if isinstance(space, Discrete):
         actions = torch.randint(0, int(space.n), (1, steps), generator=g) + int(space.start)
@@ -59,7 +59,7 @@ def outputs_and_actions(net, data):
 @pytest.mark.parametrize("space", SPACES, ids=IDS)
 @pytest.mark.parametrize("n_layer", [1, 3])
 def test_the_cache_is_exact_over_a_thousand_steps_with_resets_in_some_slots(space, n_layer):
-    """Slots reset at times of their own, rest now and then, and come in any order."""
+    """Slots reset at different times, pause now and then, and come in any order."""
     net = network(space, n_layer=n_layer)
     cache = RollingCache(net.config, 4)
     rng = np.random.default_rng(0)
@@ -91,11 +91,11 @@ def test_the_cache_is_exact_over_a_thousand_steps_with_resets_in_some_slots(spac
     assert compared > 2000
 
 
-def test_the_band_is_the_last_tokens_and_the_padding_is_no_part_of_it():
+def test_the_band_covers_the_last_tokens_and_excludes_padding():
     real = torch.tensor([[False, True, True, True, True]])
     got = causal_mask(real, 5, band=3)[0, 0].int().tolist()
     assert got == [
-        [1, 0, 0, 0, 0],  # itself, so that its softmax is finite
+        [1, 0, 0, 0, 0],  # padding attends to itself, so that its softmax is finite
         [0, 1, 0, 0, 0],
         [0, 1, 1, 0, 0],
         [0, 1, 1, 1, 0],
@@ -104,7 +104,7 @@ def test_the_band_is_the_last_tokens_and_the_padding_is_no_part_of_it():
 
 
 def test_a_token_looks_no_further_back_than_the_layers_reach():
-    """n_layer · K steps and the action before; the cut-out of the paper's model reaches K."""
+    """A token reaches n_layer · K steps and the action before; in the paper's model, K steps."""
     net = network(SPACES[0], n_layer=2)
     data = recorded(SPACES[0], 40, seed=1)
     base = net(**data, only_actions=True).action_preds[0, -1]
@@ -117,12 +117,12 @@ def test_a_token_looks_no_further_back_than_the_layers_reach():
         assert bool(moved.abs().max() > 1e-6) is wanted, t
 
 
-def test_the_cache_of_a_context_model_is_refused():
+def test_a_rolling_cache_for_a_context_model_is_refused():
     with pytest.raises(ValueError, match="a rolling cache needs attention='window'"):
         RollingCache(DTModelConfig(), 1)
 
 
-def test_settings_of_segments_are_checked():
+def test_segment_settings_are_checked():
     assert DTModelConfig(**WINDOW).window_length == 3 * K
     assert DTModelConfig(**WINDOW, segment_length=7).window_length == 7
     assert DTModelConfig(context_length=K).window_length == K
@@ -164,7 +164,7 @@ def ask(pipeline, module, episodes):
 
 
 def wanted(module, episode):
-    """The newest step's action, from the whole episode at once."""
+    """The newest step's action, computed from the whole episode at once."""
     T = len(episode) + 1
     space = episode.action_space
     shape, dtype = step_layout(space)
@@ -184,15 +184,15 @@ def wanted(module, episode):
 
 @pytest.mark.semantics(22, 23, 24, 26)
 @pytest.mark.parametrize("space", SPACES, ids=IDS)
-def test_a_runner_computes_new_steps_only_and_acts_as_on_the_whole_episode(cluster, space):
+def test_a_runner_computes_only_new_steps_and_acts_as_if_on_the_whole_episode(cluster, space):
     pipeline, module = serve(space)
     running = [started(space, seed) for seed in range(3)]
     for step in range(60):
         if step == 7:  # one slot's episode ends, another begins
             running[1] = started(space, 10)
-        if step == 20:  # the pipeline sees one more
+        if step == 20:  # one more episode joins
             running.append(started(space, 11))
-        if step == 30:  # other weights: nothing that is held is of use
+        if step == 30:  # new weights make the whole cache invalid
             state = {k: v * 1.1 for k, v in module.get_state().items()}
             module.set_state(state)
         asked = [e for e, _ in running] if step % 5 else [e for e, _ in running][::-1][:2]
@@ -210,7 +210,7 @@ def test_a_runner_computes_new_steps_only_and_acts_as_on_the_whole_episode(clust
             )
 
 
-def test_nothing_of_the_cache_is_in_episodes_or_states(cluster):
+def test_the_cache_is_in_neither_outputs_nor_states(cluster):
     space = SPACES[0]
     pipeline, module = serve(space)
     episode, _ = started(space, 0)
@@ -227,7 +227,7 @@ def window_cartpole(**evaluation):
 
 
 @pytest.mark.semantics(24)
-def test_any_layout_of_runners_gives_the_same_episodes(cluster):
+def test_every_layout_of_slots_and_runners_yields_the_same_results(cluster):
     def run(envs, runners):
         config = window_cartpole(evaluation_num_env_runners=runners)
         algo = config.env_runners(num_envs_per_env_runner=envs).build_algo()
@@ -242,9 +242,9 @@ def test_any_layout_of_runners_gives_the_same_episodes(cluster):
     assert run(2, 1) == want
 
 
-def test_an_update_trains_as_many_steps_in_longer_windows(cluster, tiny_data):
+def test_an_update_trains_as_many_steps_in_fewer_longer_windows(cluster, tiny_data):
     config = tiny_config(tiny_data[0], **WINDOW).training(train_batch_size_per_learner=12)
-    assert config.windows_per_learner == 4  # segments of 9 for 12 windows of 3
+    assert config.windows_per_learner == 4  # 4 segments of 9 steps instead of 12 windows of 3
     algo = config.build_algo()
     results = learner_results(algo)
     assert results["num_windows_trained"] == 3 * 4
@@ -252,7 +252,7 @@ def test_an_update_trains_as_many_steps_in_longer_windows(cluster, tiny_data):
     algo.stop()
 
 
-def test_it_trains_checkpoints_and_restores(cluster, tiny_data, tmp_path):
+def test_a_window_model_trains_saves_and_restores(cluster, tiny_data, tmp_path):
     def build():
         config = tiny_config(tiny_data[0], **WINDOW).offline_data(validation_fraction=0.3)
         return config.build_algo()
@@ -270,11 +270,11 @@ def test_it_trains_checkpoints_and_restores(cluster, tiny_data, tmp_path):
     again.stop()
 
 
-def test_the_loss_falls(cluster, tmp_path):
+def test_the_loss_of_a_window_model_falls(cluster, tmp_path):
     from rllib_dt import write_episodes
 
     episodes = make_episodes([40] * 8)
-    for episode in episodes:  # actions that follow from what is seen
+    for episode in episodes:  # the observation determines the action
         episode["actions"] = np.tanh(np.asarray(episode["obs"])[:40, :2])
     spaces = Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,))
     write_episodes(episodes, tmp_path / "d", *spaces)
@@ -285,7 +285,7 @@ def test_the_loss_falls(cluster, tmp_path):
     assert losses[2] < 0.5 * losses[0]
 
 
-def test_a_folder_keeps_it_and_hugging_faces_own_are_contexts(tmp_path):
+def test_a_saved_folder_keeps_window_attention_and_a_hugging_face_one_uses_context(tmp_path):
     net = network(SPACES[0], segment_length=11)
     save_pretrained(net, tmp_path / "ours")
     assert load_pretrained(tmp_path / "ours").config == net.config

@@ -1,4 +1,4 @@
-"""What tests of training share."""
+"""Helpers shared by the tests of training."""
 
 import torch
 
@@ -20,6 +20,6 @@ def same(a, b):
 
 
 def mean_loss(network, out, data):
-    """The action loss of a forward pass, the mean over valid steps; 0 if there is none."""
+    """The action loss of a forward pass: the mean over valid steps, or 0 if there are none."""
     head, mask = network.action_head, data["mask"]
     return head.loss_sum(out.action_outputs, data["actions"], mask) / mask.sum().clamp(min=1)

@@ -17,12 +17,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import msgpack
 import pyarrow.fs as pafs
 
 from rllib_dt.formats.paths import locate
+from rllib_dt.types import JsonObject
 
 MANIFEST = "rllib_dt_manifest.json"
 _RLLIB_METADATA = "rllib_checkpoint.json"
@@ -117,7 +117,7 @@ def verify(path: str | Path, filesystem: pafs.FileSystem | None = None) -> None:
             )
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path) -> JsonObject:
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():

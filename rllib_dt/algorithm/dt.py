@@ -20,6 +20,7 @@ from ray.rllib.utils.metrics import (
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
     TIMERS,
 )
+from ray.rllib.utils.typing import ResultDict
 from ray.tune import PlacementGroupFactory
 
 from rllib_dt.algorithm.config import DTConfig
@@ -33,6 +34,7 @@ from rllib_dt.rollout.dispatch import run_jobs
 from rllib_dt.rollout.jobs import make_jobs
 from rllib_dt.rollout.results import NOTHING, report_failures, summarize
 from rllib_dt.spaces.heads import action_head
+from rllib_dt.types import State
 
 VALIDATION_RESULTS = "validation"
 NUM_UPDATES_LIFETIME = "num_updates_lifetime"
@@ -58,7 +60,9 @@ class DT(OfflineAlgorithm):
 
     @classmethod
     @override(Algorithm)
-    def default_resource_request(cls, config: Any) -> PlacementGroupFactory:
+    def default_resource_request(
+        cls, config: AlgorithmConfig | dict[str, Any]
+    ) -> PlacementGroupFactory:
         """What a trial reserves: its own process, its learners, its evaluation runners.
 
         Reading asks for no CPU, and an offline algorithm has no training runners.
@@ -72,7 +76,7 @@ class DT(OfflineAlgorithm):
         return request
 
     @classmethod
-    def _resources(cls, config: Any) -> PlacementGroupFactory:
+    def _resources(cls, config: AlgorithmConfig | dict[str, Any]) -> PlacementGroupFactory:
         settings = config.to_dict() if isinstance(config, AlgorithmConfig) else config
         request: PlacementGroupFactory = super().default_resource_request(
             {**settings, "num_env_runners": 0}
@@ -80,7 +84,7 @@ class DT(OfflineAlgorithm):
         return request
 
     @override(Algorithm)
-    def setup(self, config: Any) -> None:
+    def setup(self, config: AlgorithmConfig) -> None:
         if needs_environment(self.config):
             self.config = complete_from_environment(self.config)
             self.config.validate()
@@ -121,7 +125,7 @@ class DT(OfflineAlgorithm):
 
     @classmethod
     @override(Algorithm)
-    def _should_create_evaluation_env_runners(cls, eval_config: Any) -> bool:
+    def _should_create_evaluation_env_runners(cls, eval_config: AlgorithmConfig) -> bool:
         # `evaluate()` may be called by hand, with or without an interval
         return eval_config.env is not None
 
@@ -156,11 +160,11 @@ class DT(OfflineAlgorithm):
     # --- evaluation
 
     @override(Algorithm)
-    def step(self) -> dict[str, Any]:
+    def step(self) -> ResultDict:
         if self.config.evaluation_parallel_to_training:
             # before training occupies the learners: they would answer only after their update
             self._snapshot = self.take_snapshot()
-        results: dict[str, Any] = super().step()
+        results: ResultDict = super().step()
         if self.config.evaluation_interval and EVALUATION_RESULTS not in results:
             # Tune expects its metrics in every result: NaN, since nothing was measured
             nothing = summarize(NOTHING, self.target_returns, self.config.score_reference)
@@ -191,7 +195,7 @@ class DT(OfflineAlgorithm):
         return self.validation.run(self.learner_group)
 
     @override(Algorithm)
-    def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
+    def evaluate(self, parallel_train_future: Any = None) -> ResultDict:
         """Runs exactly `evaluation_duration` episodes for each target return, to their ends.
 
         In parallel to training (`evaluation_parallel_to_training`) it uses the weights from before.
@@ -234,12 +238,12 @@ class DT(OfflineAlgorithm):
         )
         return evaluation
 
-    def _custom_metrics(self) -> dict[str, Any]:
+    def _custom_metrics(self) -> ResultDict:
         """What users' callbacks logged on the runners; deleted at once, so it is never stale."""
         logged = self.eval_env_runner_group.foreach_env_runner(lambda runner: runner.get_metrics())
         key = (EVALUATION_RESULTS, ENV_RUNNER_RESULTS)
         self.metrics.aggregate(logged, key=key)
-        custom: dict[str, Any] = self.metrics.peek(key, default={}, latest_merged_only=True)
+        custom: ResultDict = self.metrics.peek(key, default={}, latest_merged_only=True)
         self.metrics.delete(EVALUATION_RESULTS, key_error=False)
         return custom
 
@@ -253,7 +257,7 @@ class DT(OfflineAlgorithm):
             )
 
     @override(Algorithm)
-    def set_state(self, state: Any) -> None:
+    def set_state(self, state: State) -> None:
         super().set_state(state)
         self._awaits_restore = False
 

@@ -1,16 +1,16 @@
 """Settings that name data: made absolute, and refused if they hold credentials."""
 
 import os
-from typing import Any
 
 from rllib_dt.formats.paths import absolute
 from rllib_dt.reading.credentials import check_no_credentials
+from rllib_dt.types import Paths
 
 _ONLINE = "sampler"
 """RLlib's `input_` of algorithms that collect their own data; not a path."""
 
 
-def absolute_inputs(paths: Any) -> Any:
+def absolute_inputs(paths: Paths) -> Paths:
     """Makes local paths absolute: Tune's trials run in folders of their own.
 
     Args:
@@ -23,12 +23,12 @@ def absolute_inputs(paths: Any) -> Any:
     return paths
 
 
-def are_paths(paths: Any) -> bool:
+def are_paths(paths: Paths) -> bool:
     """Whether a setting holds paths, and not, for example, one of Tune's search spaces."""
     return isinstance(paths, str | os.PathLike | list | tuple)
 
 
-def check_inputs(paths: Any) -> None:
+def check_inputs(paths: Paths) -> None:
     """Raises a ValueError if a path holds credentials."""
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
         check_no_credentials(os.fspath(path))

@@ -9,19 +9,25 @@ import copy
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pyarrow.fs as pafs
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.env import INPUT_ENV_SPACES
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import Checkpointable
+from ray.tune import Checkpoint
 
 from rllib_dt.algorithm import checkpoints
-from rllib_dt.compat import EnvRunnerGroup, on_every_learner, recall_learners
+from rllib_dt.compat import on_every_learner, recall_learners
 from rllib_dt.formats.paths import absolute
 from rllib_dt.learning.learner import COUNTERS
+from rllib_dt.types import EnvRunnerGroup, State
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # Python 3.10 has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +39,7 @@ class Snapshot:
         num_updates: the update that they come from.
     """
 
-    weights: Any
+    weights: State
     num_updates: int
 
 
@@ -91,13 +97,13 @@ class OfflineAlgorithm(Algorithm):
     @override(Algorithm)
     def get_state(
         self, components: Any = None, *, not_components: Any = None, **kwargs: Any
-    ) -> Any:
+    ) -> State:
         state = super().get_state(components, not_components=not_components, **kwargs)
         state.pop("eval_env_runner", None)
         return state
 
     @override(Algorithm)
-    def set_state(self, state: Any) -> None:
+    def set_state(self, state: State) -> None:
         if "learner_group" in state:
             self.learner_group.set_state(state["learner_group"])
             self._check_restored()
@@ -117,8 +123,8 @@ class OfflineAlgorithm(Algorithm):
         self,
         path: str | Path | None = None,
         *,
-        state: Any = None,
-        filesystem: Any = None,
+        state: State = None,
+        filesystem: pafs.FileSystem | None = None,
         use_msgpack: bool = False,
     ) -> str:
         """Saves a checkpoint, which appears under `path` as a whole or not at all.
@@ -140,7 +146,12 @@ class OfflineAlgorithm(Algorithm):
 
     @override(Algorithm)
     def restore_from_path(
-        self, path: Any, *, component: str | None = None, filesystem: Any = None, **kwargs: Any
+        self,
+        path: str | Path,
+        *,
+        component: str | None = None,
+        filesystem: pafs.FileSystem | None = None,
+        **kwargs: Any,
     ) -> None:
         """Restores from a checkpoint, or a component of one.
 
@@ -158,7 +169,12 @@ class OfflineAlgorithm(Algorithm):
 
     @classmethod
     @override(Algorithm)
-    def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> Any:
+    def from_checkpoint(
+        cls,
+        path: str | Path | Checkpoint,
+        filesystem: pafs.FileSystem | None = None,
+        **kwargs: Any,
+    ) -> "Self":
         """Makes a new algorithm from a checkpoint: a path, a URI or a `ray.tune.Checkpoint`.
 
         Raises:
@@ -169,4 +185,5 @@ class OfflineAlgorithm(Algorithm):
         if filesystem is None:
             path = absolute(path)
         checkpoints.verify(path, filesystem)
-        return super().from_checkpoint(path, filesystem=filesystem, **kwargs)
+        algorithm: Self = super().from_checkpoint(path, filesystem=filesystem, **kwargs)
+        return algorithm

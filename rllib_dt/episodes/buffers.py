@@ -1,10 +1,11 @@
 """Reuses the memory of batches: fresh pages cost more than writing to them."""
 
 import weakref
-from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from rllib_dt.types import Array
 
 _WORTH_KEEPING = 2**20
 """Bytes; the allocator itself keeps smaller blocks."""
@@ -19,7 +20,7 @@ class Buffers:
     def __init__(self) -> None:
         self._kept: list[tuple[NDArray[np.uint8], weakref.ref]] = []
 
-    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         """An uninitialised array."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if size < _WORTH_KEEPING:

@@ -1,15 +1,12 @@
 """One recorded episode, checked: the only form in which data reaches training."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from numpy.typing import NDArray
 
 from rllib_dt.spaces.leaves import out_of_space, step_layout, unsquash_actions
-
-Array = NDArray[Any]
+from rllib_dt.types import Array
 
 
 class DataError(ValueError):

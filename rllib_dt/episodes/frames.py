@@ -5,13 +5,12 @@ Letters: F frames in a stack, T steps of an episode, N steps in all.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from rllib_dt.types import Array
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from rllib_dt.episodes.episode import Episode
 from rllib_dt.episodes.frames import FrameStacks
 from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.episodes.windows import ACTIONS, OBSERVATIONS, RETURNS_TO_GO, Column
-
-Array = NDArray[Any]
+from rllib_dt.types import Array
 
 
 @dataclass(frozen=True, kw_only=True)

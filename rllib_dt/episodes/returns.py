@@ -6,12 +6,11 @@ what it was shown in training.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from rllib_dt.types import Array
 
 
 def process_rewards(rewards: Array, clip: bool | float | None = None) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ share of the steps. A batch depends on (seed, learner, update) and on nothing th
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,8 @@ from rllib_dt.episodes.windows import (
     empty_windows,
     gather_windows,
 )
+from rllib_dt.types import Array, SamplerState
 
-Array = NDArray[Any]
 Position = tuple[int, int]
 """(pass over the data, chunk within that pass), both from 0."""
 
@@ -64,7 +64,7 @@ class Sampler(Protocol):
     def sample(self, update: int) -> Window:
         """Draws the B windows of one update."""
 
-    def state(self) -> dict[str, Any] | None:
+    def state(self) -> SamplerState | None:
         """What another sampler needs, beside the update's number, to draw the same windows."""
 
 
@@ -142,7 +142,7 @@ class RollingSampler:
         capacity: int,
         draws_per_step: float,
         draws: Draws,
-        state: Mapping[str, Any] | None = None,
+        state: SamplerState | None = None,
     ):
         self._feed, self._draws = feed, draws
         self._capacity = capacity
@@ -169,7 +169,7 @@ class RollingSampler:
         """The chunks that are held, oldest first."""
         return [chunk.position for chunk in self._resident]
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> SamplerState:
         """See `Sampler`."""
         return {
             "capacity": self._capacity,

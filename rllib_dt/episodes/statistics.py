@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from rllib_dt.episodes.pool import EpisodePool
 from rllib_dt.episodes.windows import ACTIONS, OBSERVATIONS
-
-Array = NDArray[Any]
+from rllib_dt.types import Array
 
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 _MIN_STD = 1e-6

@@ -19,12 +19,10 @@ from numpy.typing import NDArray
 
 from rllib_dt.episodes.buffers import Buffers
 from rllib_dt.episodes.frames import FrameStacks
+from rllib_dt.types import Array, Columns, Tree
 
-Array = NDArray[Any]
 Column = Array | FrameStacks
 """(N, …) values of N steps, or what stands for such an array."""
-Tree = Any
-"""An array or tensor; for a composite space a mapping from leaf path to array or tensor."""
 
 # a window's columns; RLlib's names where it has them
 OBSERVATIONS, ACTIONS, RETURNS_TO_GO = "obs", "actions", "returns_to_go"
@@ -45,12 +43,12 @@ class Window:
 
     observations: Tree
     actions: Tree
-    returns_to_go: Any
-    timesteps: Any
-    mask: Any
+    returns_to_go: Tree
+    timesteps: Tree
+    mask: Tree
 
     @classmethod
-    def from_columns(cls, columns: Mapping[str, Any]) -> "Window":
+    def from_columns(cls, columns: Mapping[str, Tree]) -> "Window":
         """Picks a window out of named columns; the inverse of `columns`. Others are ignored."""
         return cls(
             observations=_tree(columns, OBSERVATIONS),
@@ -60,7 +58,7 @@ class Window:
             mask=columns[MASK],
         )
 
-    def columns(self) -> dict[str, Any]:
+    def columns(self) -> Columns:
         """Flat and by name: `obs`, or `obs/camera` and `obs/joints` for a composite."""
         return {
             **dict(_leaves(OBSERVATIONS, self.observations)),
@@ -70,7 +68,7 @@ class Window:
             MASK: self.mask,
         }
 
-    def map(self, function: Callable[[Any], Any]) -> "Window":
+    def map(self, function: Callable[[Tree], Tree]) -> "Window":
         """Applies a function to every array."""
         return self.from_columns({name: function(c) for name, c in self.columns().items()})
 
@@ -82,14 +80,14 @@ class Window:
         return len(self.mask)
 
 
-def _leaves(name: str, tree: Tree) -> Iterator[tuple[str, Any]]:
+def _leaves(name: str, tree: Tree) -> Iterator[tuple[str, Tree]]:
     if isinstance(tree, Mapping):
         yield from ((f"{name}/{path}", leaf) for path, leaf in tree.items())
     else:
         yield name, tree
 
 
-def _tree(columns: Mapping[str, Any], name: str) -> Tree:
+def _tree(columns: Mapping[str, Tree], name: str) -> Tree:
     if name in columns:
         return columns[name]
     return {k.removeprefix(f"{name}/"): v for k, v in columns.items() if k.startswith(f"{name}/")}

@@ -9,7 +9,6 @@ import gymnasium as gym
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from rllib_dt.episodes.episode import DataError, Episode
 from rllib_dt.formats.columns import (
@@ -20,8 +19,10 @@ from rllib_dt.formats.columns import (
 )
 from rllib_dt.formats.fragments import Fragment, ReadOptions
 from rllib_dt.spaces.leaves import describe_space, step_layout
+from rllib_dt.types import Array
 
-Array = NDArray[Any]
+RecordedEpisode = Mapping[str, Any]
+"""An episode as `write_episodes` takes it: a dict with the columns of the format."""
 
 FORMAT_VERSION = 1
 EPISODE_COLUMNS = ("obs", "actions", "rewards", "terminated", "truncated")
@@ -95,7 +96,7 @@ def _values(episode: pa.Scalar, where: str, name: str) -> Array:
 
 
 def write_episodes(
-    episodes: Iterable[Mapping[str, Any]],
+    episodes: Iterable[RecordedEpisode],
     folder: str | Path,
     observation_space: gym.Space,
     action_space: gym.Space,
@@ -133,7 +134,7 @@ def write_episodes(
 
 
 def _checked(
-    episodes: Iterable[Mapping[str, Any]], observation_space: gym.Space, action_space: gym.Space
+    episodes: Iterable[RecordedEpisode], observation_space: gym.Space, action_space: gym.Space
 ) -> Iterator[Episode]:
     for number, given in enumerate(episodes):
         episode = _episode(given, str(given.get("episode_id", number)))
@@ -144,7 +145,7 @@ def _checked(
         yield episode.conform(observation_space, action_space)
 
 
-def _episode(given: Mapping[str, Any], name: str) -> Episode:
+def _episode(given: RecordedEpisode, name: str) -> Episode:
     missing = [column for column in EPISODE_COLUMNS if column not in given]
     if missing:
         raise DataError(

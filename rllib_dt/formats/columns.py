@@ -5,12 +5,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.safe_pickle import RefusedPickleError, unpack_array
-
-Array = NDArray[Any]
+from rllib_dt.types import Array
 
 _RAGGED = "record arrays of one shape at every step"
 

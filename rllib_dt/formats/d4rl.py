@@ -1,7 +1,7 @@
 """D4RL's HDF5 layout: flat arrays, `terminals` and (in most files) `timeouts`."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import IO
 
 import h5py
 import numpy as np
@@ -21,7 +21,7 @@ ROWS_AT_ONCE = 500_000
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
 
 
-def read_d4rl(file: Any, source: str, options: ReadOptions) -> Iterator[Fragment]:
+def read_d4rl(file: IO[bytes], source: str, options: ReadOptions) -> Iterator[Fragment]:
     """Yields the fragments of a D4RL file; either flag, or both, ends an episode.
 
     Args:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, cast
 
 import pyarrow.fs as pafs
 
@@ -28,7 +28,7 @@ class Format:
     """
 
     suffixes: tuple[str, ...]
-    read: Callable[[Any, str, ReadOptions], Iterator[Fragment]]
+    read: Callable[[IO[bytes], str, ReadOptions], Iterator[Fragment]]
 
 
 FORMATS = (
@@ -77,7 +77,7 @@ def read_file(
     with opened as file:
         if file.size() == 0:
             raise DataError(path, "it is empty", "remove it from the input")
-        yield from _format_of(inner).read(file, path, options)
+        yield from _format_of(inner).read(cast(IO[bytes], file), path, options)
 
 
 def _format_of(path: str) -> Format:

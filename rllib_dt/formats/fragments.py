@@ -2,14 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rllib_dt.episodes.episode import DataError
-
-Array = NDArray[Any]
+from rllib_dt.types import Array, Columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,14 +166,12 @@ class StepTable:
         return self._rows(slice(0, cut)), self._rows(slice(cut, None))
 
     def _rows(self, rows: slice) -> "StepTable | None":
-        columns: dict[str, Any] = {
-            k: v[rows] for k, v in vars(self).items() if isinstance(v, np.ndarray)
-        }
+        columns: Columns = {k: v[rows] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
         return replace(self, **columns) if len(columns["rewards"]) else None
 
     def followed_by(self, other: "StepTable") -> "StepTable":
         """Joins both tables' rows."""
-        columns: dict[str, Any] = {
+        columns: Columns = {
             k: np.concatenate([v, getattr(other, k)])
             for k, v in vars(self).items()
             if isinstance(v, np.ndarray)

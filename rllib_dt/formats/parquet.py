@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,7 +33,7 @@ LAYOUTS = (
 )
 
 
-def read_parquet(file: Any, source: str, options: ReadOptions) -> Iterator[Fragment]:
+def read_parquet(file: IO[bytes], source: str, options: ReadOptions) -> Iterator[Fragment]:
     """Yields the fragments of a Parquet file of any known layout.
 
     Args:

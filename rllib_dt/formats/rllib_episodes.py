@@ -7,12 +7,10 @@ import msgpack
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.fragments import Fragment, ReadOptions
-
-Array = NDArray[Any]
+from rllib_dt.types import Array
 
 # raised by damaged or foreign msgpack bytes on their way to a fragment
 _NO_EPISODE = (ValueError, LookupError, TypeError, AttributeError, msgpack.UnpackException)

@@ -6,18 +6,16 @@ import json
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.columns import array_from_values
 from rllib_dt.formats.fragments import Fragment, ReadOptions
 from rllib_dt.formats.steps import OPTIONAL, REQUIRED, check_columns, step_table
-
-Array = NDArray[Any]
+from rllib_dt.types import Array, JsonObject
 
 # raised by damaged bytes: in gzip and zip, in UTF-8, by seeking outside the file
 _DAMAGED = (
@@ -31,7 +29,7 @@ _DAMAGED = (
 )
 
 
-def read_sample_batches(file: Any, source: str, options: ReadOptions) -> Iterator[Fragment]:
+def read_sample_batches(file: IO[bytes], source: str, options: ReadOptions) -> Iterator[Fragment]:
     """Yields the fragments of a `.json`, `.jsonl`, `.json.gz` or `.zip` file of sample batches."""
     try:
         for lines, name in _text_files(file, source):
@@ -44,7 +42,7 @@ def read_sample_batches(file: Any, source: str, options: ReadOptions) -> Iterato
         ) from error
 
 
-def _text_files(file: Any, source: str) -> Iterator[tuple[Iterable[str], str]]:
+def _text_files(file: IO[bytes], source: str) -> Iterator[tuple[Iterable[str], str]]:
     path = source.split("?", 1)[0]  # a URI may end in options
     if path.endswith(".zip"):
         archive = zipfile.ZipFile(file)
@@ -101,9 +99,9 @@ def _check_lengths(lengths: list[int], parts: list[Array], source: str, name: st
             )
 
 
-def _batch(line: str, number: int, source: str) -> dict[str, Any]:
+def _batch(line: str, number: int, source: str) -> JsonObject:
     try:
-        batch: dict[str, Any] = json.loads(line)
+        batch: JsonObject = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(
             source,

@@ -1,17 +1,14 @@
 """Parquet with one row a step, as RLlib's recordings in columns."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from rllib_dt.formats.columns import array_from_arrow, check_no_nulls
 from rllib_dt.formats.fragments import Fragment, ReadOptions, fragments_of_parts
 from rllib_dt.formats.steps import OPTIONAL, REQUIRED, check_columns, step_table
-
-Array = NDArray[Any]
+from rllib_dt.types import Array
 
 MAX_BYTES_AT_ONCE = 128 * 2**20
 """A larger file is read in parts of about this size."""

@@ -1,21 +1,18 @@
 """Turns columns of steps, under RLlib's old or new names, into a `StepTable`."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.fragments import StepTable, one_a_step
-
-Array = NDArray[Any]
+from rllib_dt.types import Array
 
 REQUIRED = ("obs", "actions", "rewards")
 OPTIONAL = ("eps_id", "t", "new_obs", "terminateds", "truncateds", "dones")
 
 
-def check_columns(present: Any, names: Mapping[str, str], source: str) -> None:
+def check_columns(present: Collection[str], names: Mapping[str, str], source: str) -> None:
     """Raises a DataError that lists the columns that a step recording lacks."""
     missing = [names.get(name, name) for name in REQUIRED if names.get(name, name) not in present]
     ends = [names.get(name, name) for name in ("terminateds", "dones", "eps_id")]

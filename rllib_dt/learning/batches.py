@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 
 from rllib_dt.episodes.samplers import Sampler
 from rllib_dt.episodes.windows import Window
+from rllib_dt.types import SamplerState
 
 
 class PrefetchedBatches:
@@ -29,7 +29,7 @@ class PrefetchedBatches:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dt-batches")
         self._next = self._draw_next()
 
-    def next(self) -> tuple[Window, Any]:
+    def next(self) -> tuple[Window, SamplerState | None]:
         """The next update's batch, of tensors, and the sampler's state after it."""
         try:
             drawn = self._next.result()
@@ -40,11 +40,11 @@ class PrefetchedBatches:
         self._next = self._draw_next()
         return drawn
 
-    def _draw_next(self) -> "Future[tuple[Window, Any]]":
+    def _draw_next(self) -> "Future[tuple[Window, SamplerState | None]]":
         return self._thread.submit(_draw, self._sampler, self._update, self._pinned)
 
 
-def _draw(sampler: Sampler, update: int, pinned: bool) -> tuple[Window, Any]:
+def _draw(sampler: Sampler, update: int, pinned: bool) -> tuple[Window, SamplerState | None]:
     # a function, so that the thread's queue does not keep the owner alive
     batch = sampler.sample(update).map(torch.from_numpy)
     if pinned:

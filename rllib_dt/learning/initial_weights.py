@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import torch
 
-from rllib_dt.compat import LearnerGroup, on_every_learner
+from rllib_dt.compat import on_every_learner
 from rllib_dt.episodes.statistics import Normalization
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.policy.folders import load_pretrained
+from rllib_dt.types import LearnerGroup
 
 
 def change_networks(

@@ -7,13 +7,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.columns import Columns
+from ray.rllib.core.columns import Columns as ColumnNames
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.schedules.scheduler import Scheduler
+from ray.rllib.utils.typing import ParamDict
 from torch import Tensor
 
 from rllib_dt.episodes.windows import Window
@@ -21,6 +24,7 @@ from rllib_dt.learning.batches import PrefetchedBatches, seeded_torch
 from rllib_dt.learning.metrics import Progress, UpdateCall
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.reading.supply import Supply
+from rllib_dt.types import Columns, State
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +74,9 @@ class DTTorchLearner(TorchLearner):
             )
 
     @override(TorchLearner)
-    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+    def configure_optimizers_for_module(
+        self, module_id: str, config: AlgorithmConfig = None
+    ) -> None:
         """AdamW over every parameter, norms and biases included (kzl @ e2d82e6, gym)."""
         parameters = self.get_parameters(self._module[module_id])
         optimizer = torch.optim.AdamW(
@@ -90,7 +96,7 @@ class DTTorchLearner(TorchLearner):
 
     @override(Learner)
     def _create_iterator_if_necessary(
-        self, *, training_data: Any, num_iters: int, **kwargs: Any
+        self, *, training_data: TrainingData, num_iters: int, **kwargs: Any
     ) -> Iterator[MultiAgentBatch]:
         if self._batches is None:
             supply: Supply = training_data.data_iterators[0]
@@ -153,11 +159,11 @@ class DTTorchLearner(TorchLearner):
 
     @override(Learner)
     def compute_loss_for_module(
-        self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
+        self, *, module_id: str, config: AlgorithmConfig, batch: Columns, fwd_out: Columns
     ) -> Tensor:
         assert self._call is not None
         window = Window.from_columns(batch)
-        outputs = fwd_out[Columns.ACTION_DIST_INPUTS]
+        outputs = fwd_out[ColumnNames.ACTION_DIST_INPUTS]
         loss_sum = self.network.action_head.loss_sum(outputs, window.actions, window.mask)
         valid = window.mask.sum()
         # agreed upon by all learners: those with a finite loss would wait for the others
@@ -186,8 +192,8 @@ class DTTorchLearner(TorchLearner):
 
     @override(Learner)
     def postprocess_gradients_for_module(
-        self, *, module_id: str, config: Any = None, module_gradients_dict: dict[Any, Any]
-    ) -> Any:
+        self, *, module_id: str, config: AlgorithmConfig, module_gradients_dict: ParamDict
+    ) -> ParamDict:
         assert self._call is not None
         parameters = [p for p in module_gradients_dict if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
@@ -202,7 +208,7 @@ class DTTorchLearner(TorchLearner):
         )
 
     @override(TorchLearner)
-    def apply_gradients(self, gradients_dict: dict[Any, Any]) -> None:
+    def apply_gradients(self, gradients_dict: ParamDict) -> None:
         """Steps the optimiser. Losses that are not finite never get here, so nothing is zeroed."""
         assert self._call is not None
         lr = self._current_lr(self._call)
@@ -256,14 +262,14 @@ class DTTorchLearner(TorchLearner):
     @override(Learner)
     def get_state(
         self, components: Any = None, *, not_components: Any = None, **kwargs: Any
-    ) -> Any:
+    ) -> State:
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component(COUNTERS, components, not_components):
             state[COUNTERS] = self.progress.state()
         return state
 
     @override(Learner)
-    def set_state(self, state: Any) -> None:
+    def set_state(self, state: State) -> None:
         # RLlib keeps newer weights when an older checkpoint is loaded; restoring must not
         self._weights_seq_no = 0
         super().set_state(state)

@@ -4,10 +4,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from rllib_dt.types import SamplerState, State
 
 
 class UpdateCall:
@@ -137,8 +138,8 @@ class Progress:
     updates: int = 0
     steps: int = 0
     seed: int | None = None
-    sampler: dict[str, Any] | None = None
+    sampler: SamplerState | None = None
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """As plain values, for a checkpoint."""
         return dict(vars(self))

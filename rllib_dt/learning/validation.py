@@ -4,17 +4,17 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import ray
 import torch
 
-from rllib_dt.compat import LearnerGroup, on_every_learner
+from rllib_dt.compat import on_every_learner
 from rllib_dt.episodes.pool import EpisodePool
-from rllib_dt.episodes.windows import covering_windows, gather_windows
+from rllib_dt.episodes.windows import Window, covering_windows, gather_windows
 from rllib_dt.learning.learner import DTTorchLearner
 from rllib_dt.network.network import DecisionTransformer
+from rllib_dt.types import LearnerGroup
 
 _LOSS, _STEPS = "action_loss", "num_steps"
 
@@ -90,7 +90,7 @@ class _Share:
         return dict(sums)
 
 
-def _batch_sums(network: DecisionTransformer, window: Any) -> dict[str, float]:
+def _batch_sums(network: DecisionTransformer, window: Window) -> dict[str, float]:
     head, actions, mask = network.action_head, window.actions, window.mask
     outputs = network.predict(window, only_actions=True).action_outputs
     metrics = head.metric_sums(outputs, actions, mask)

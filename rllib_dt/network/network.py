@@ -349,11 +349,7 @@ class DecisionTransformer(nn.Module):
         returns_to_go: Tensor,
         timesteps: Tensor,
         mask: Tensor | None = None,
-        *,
-        only_actions: bool = False,
-        last_only: bool = False,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        **options: bool,
     ) -> DTOutput:
         """Predicts every step's action from what came before it; `predict` for loose tensors.
 
@@ -363,7 +359,7 @@ class DecisionTransformer(nn.Module):
             returns_to_go: (B, K, 1), in reward units.
             timesteps: (B, K) int, 0 where padded.
             mask: (B, K), True or 1 where real, on either side; all real by default.
-            only_actions, last_only, output_hidden_states, output_attentions: see `predict`.
+            options: those of `predict`.
         """
         if mask is None:
             mask = torch.ones(timesteps.shape, dtype=torch.bool, device=timesteps.device)
@@ -374,13 +370,7 @@ class DecisionTransformer(nn.Module):
             timesteps=timesteps,
             mask=mask,
         )
-        return self.predict(
-            window,
-            only_actions=only_actions,
-            last_only=last_only,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-        )
+        return self.predict(window, **options)
 
     def predict(
         self,

@@ -1,15 +1,15 @@
 """Acting in environments of one's own: a policy, and the contexts of the episodes it plays."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.policy.context import Contexts
 from rllib_dt.policy.policy import Policy, as_tensors
+from rllib_dt.types import Array
 
 
 class Actor:
@@ -39,14 +39,14 @@ class Actor:
         self._contexts = Contexts(
             num_envs, network.config, network.observation_space, network.action_space, rule
         )
-        self._actions: list[Any] = [None] * num_envs
+        self._actions: list[Array | None] = [None] * num_envs
 
     def reset(self, slots: Sequence[int] | None = None) -> None:
         """Starts new episodes in the given slots, in all by default, with the next observation."""
         for slot in self._slots if slots is None else slots:
             self._actions[slot] = None
 
-    def predict(self, observations: ArrayLike, rewards: ArrayLike = 0.0) -> NDArray[Any]:
+    def predict(self, observations: ArrayLike, rewards: ArrayLike = 0.0) -> Array:
         """Picks the next actions.
 
         Args:
@@ -66,6 +66,6 @@ class Actor:
             else:
                 self._contexts.append(slot, action, reward, observation)
         steps = as_tensors(self._contexts.steps(self._slots, self._policy.version), self._device)
-        actions: NDArray[Any] = self._policy.act(steps, sample=self._sample).cpu().numpy()
+        actions: Array = self._policy.act(steps, sample=self._sample).cpu().numpy()
         self._actions = list(actions)
         return actions

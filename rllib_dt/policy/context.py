@@ -8,11 +8,9 @@ Numpy only: a runner can hold contexts without torch.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from numpy.typing import NDArray
 
 from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.episodes.windows import (
@@ -24,8 +22,8 @@ from rllib_dt.episodes.windows import (
 )
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.spaces.leaves import step_layout
+from rllib_dt.types import Array, Columns, Tree
 
-Array = NDArray[Any]
 Layout = tuple[tuple[int, ...], np.dtype]
 """Shape and dtype of one step's value."""
 
@@ -45,15 +43,15 @@ class NewSteps:
     """
 
     window: Window
-    slots: Any
-    counts: Any
+    slots: Tree
+    counts: Tree
 
-    def columns(self) -> dict[str, Any]:
+    def columns(self) -> Columns:
         """Flat and by name, as `Window.columns`."""
         return {**self.window.columns(), SLOTS: self.slots, NEW_STEPS: self.counts}
 
 
-def steps_from_columns(columns: Mapping[str, Any]) -> Window | NewSteps:
+def steps_from_columns(columns: Mapping[str, Tree]) -> Window | NewSteps:
     """Rebuilds what `columns()` of either kind returned."""
     window = Window.from_columns(columns)
     if SLOTS not in columns:

@@ -24,6 +24,7 @@ from torch import Tensor
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.network import DecisionTransformer, current_names
 from rllib_dt.spaces.leaves import describe_space, space_from_description
+from rllib_dt.types import JsonObject
 
 _SHARED_SETTINGS = (
     "hidden_size", "n_layer", "n_head", "n_inner", "activation_function", "resid_pdrop",
@@ -38,7 +39,7 @@ _THEIR_POSITIONS = 1024
 _OURS_JSON, _OURS_TENSORS = "rllib_dt.json", "rllib_dt.safetensors"
 
 
-def pretrained_settings(folder: str | Path) -> dict[str, Any]:
+def pretrained_settings(folder: str | Path) -> JsonObject:
     """Reads a Hugging Face folder's settings for `DTModelConfig`, without its weights."""
     folder = Path(folder)
     theirs, ours = _read_config(folder), _read_sidecar(folder)
@@ -115,11 +116,11 @@ def save_pretrained(network: DecisionTransformer, folder: str | Path) -> None:
     save_file(own, folder / _OURS_TENSORS)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> JsonObject:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {folder} is not a Hugging Face model folder")
-    theirs: dict[str, Any] = json.loads(path.read_text())
+    theirs: JsonObject = json.loads(path.read_text())
     kind = theirs.get("model_type")
     if kind != "decision_transformer":
         raise ValueError(f"{path}: model_type is {kind!r}, wanted 'decision_transformer'")
@@ -139,12 +140,12 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     raise FileNotFoundError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
 
 
-def _read_sidecar(folder: Path) -> dict[str, Any]:
+def _read_sidecar(folder: Path) -> JsonObject:
     path = folder / _OURS_JSON
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _spaces(theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[gym.Space, gym.Space]:
+def _spaces(theirs: JsonObject, ours: JsonObject) -> tuple[gym.Space, gym.Space]:
     if "observation_space" in ours:
         return (
             space_from_description(ours["observation_space"]),

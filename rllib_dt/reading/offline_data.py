@@ -2,7 +2,7 @@
 
 import logging
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import ray
@@ -14,8 +14,9 @@ from rllib_dt.episodes.samplers import Draws
 from rllib_dt.episodes.statistics import DataSummary, Normalization
 from rllib_dt.reading.stream import ChunkRecipe, start_feeder
 from rllib_dt.reading.supply import ResidentSupply, StreamedSupply, Supply
-from rllib_dt.reading.survey import Survey, survey
+from rllib_dt.reading.survey import ReadingSettings, Survey, survey
 from rllib_dt.spaces.leaves import step_layout
+from rllib_dt.types import ActorHandle
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,19 @@ DEFAULT_SHARE_OF_OBJECT_STORE = 0.5
 
 _BYTES_BESIDE_SPACES = 8
 """Of each step: its return-to-go and its timestep."""
+
+
+class DataSettings(ReadingSettings, Protocol):
+    """The settings that holding and streaming data need; `DTConfig` has them."""
+
+    pool_capacity_steps: int | None
+    pool_capacity_bytes: int | None
+    pool_reuse: float
+    return_scale: float | None
+    num_learners: int
+
+    @property
+    def windows_per_learner(self) -> int: ...
 
 
 class DTOfflineData(OfflineData):
@@ -44,7 +58,7 @@ class DTOfflineData(OfflineData):
         supply: what the learners draw from.
     """
 
-    def __init__(self, config: Any):
+    def __init__(self, config: DataSettings):
         self.config = config
         self.iter_batches_kwargs: dict[str, Any] = {}
         self.locality_hints = None
@@ -60,7 +74,7 @@ class DTOfflineData(OfflineData):
         self.derived_targets = statistics.derived_targets()
         self.validation: EpisodePool | None = found.validation
         self.sampling_seed = _seed(config.seed)
-        self._feeder: Any = None
+        self._feeder: ActorHandle = None
         self.supply: Supply = self._supply(found)
         self.is_streamed = self.supply.is_streamed
         logger.info("data: %s", self.summary)
@@ -103,13 +117,13 @@ class DTOfflineData(OfflineData):
         )
 
 
-def _capacity(config: Any) -> int:
+def _capacity(config: DataSettings) -> int:
     """The pool's capacity in steps, from the settings or else from the cluster."""
     if config.pool_capacity_steps is not None:
         return int(config.pool_capacity_steps)
     layouts = map(step_layout, (config.observation_space, config.action_space))
     arrays = [int(np.prod(shape)) * dtype.itemsize for shape, dtype in layouts]
-    size = config.pool_capacity_bytes
+    size: float | None = config.pool_capacity_bytes
     if size is None:
         stores = [
             node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]

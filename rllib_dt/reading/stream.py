@@ -6,7 +6,6 @@ pass after pass       each chunk once            one copy a node   asks one chun
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import ray
@@ -16,6 +15,7 @@ from rllib_dt.episodes.samplers import Position, chunk_steps
 from rllib_dt.formats.assembly import Assembler
 from rllib_dt.reading.holdout import Holdout
 from rllib_dt.reading.passes import Passes
+from rllib_dt.types import ActorHandle
 
 _ATTEMPTS = 5
 """Times that the feeder may die over one chunk before a learner gives up."""
@@ -116,7 +116,7 @@ class ChunkFeeder:
         return self._last, ray.put(pool)
 
 
-def start_feeder(recipe: ChunkRecipe, num_learners: int) -> Any:
+def start_feeder(recipe: ChunkRecipe, num_learners: int) -> ActorHandle:
     """Starts a `ChunkFeeder` as an actor, which asks for no CPU and restarts if it dies."""
     remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=_ATTEMPTS)(ChunkFeeder)
     return remote.remote(recipe, num_learners)
@@ -132,7 +132,9 @@ class RemoteFeed:
         first: the position to start at; the beginning by default.
     """
 
-    def __init__(self, feeder: Any, learner: int, capacity: int, first: Position | None = None):
+    def __init__(
+        self, feeder: ActorHandle, learner: int, capacity: int, first: Position | None = None
+    ):
         self._feeder, self._learner, self._capacity = feeder, learner, capacity
         self._last = before(first) if first is not None else None
         self._ask()

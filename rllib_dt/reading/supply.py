@@ -3,33 +3,37 @@
 A supply is small to send; each learner makes its own sampler from it.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import ray
 
 from rllib_dt.episodes.pool import EpisodePool
 from rllib_dt.episodes.samplers import Draws, FixedSampler, RollingSampler, Sampler
 from rllib_dt.reading.stream import RemoteFeed
+from rllib_dt.types import ActorHandle, SamplerState
 
 
-class Supply(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Supply(ABC):
     """A supply of windows.
 
     Attributes:
         draws: what each learner draws; see `Draws`.
         num_steps: steps in the data.
-        is_streamed: whether the data is read again and again, a part of it held.
     """
 
-    @property
-    def draws(self) -> Draws: ...
+    draws: Draws
+    num_steps: int
 
     @property
-    def num_steps(self) -> int: ...
+    @abstractmethod
+    def is_streamed(self) -> bool:
+        """Whether the data is read again and again, with a part of it held."""
 
-    @property
-    def is_streamed(self) -> bool: ...
+    @abstractmethod
+    def _sampler(self, draws: Draws, state: SamplerState | None) -> Sampler:
+        """Makes a sampler; a `state` continues an earlier one."""
 
     def sampler(
         self,
@@ -37,7 +41,7 @@ class Supply(Protocol):
         num_learners: int,
         *,
         seed: int | None = None,
-        state: dict[str, Any] | None = None,
+        state: SamplerState | None = None,
     ) -> Sampler:
         """Makes the sampler of one learner.
 
@@ -47,77 +51,62 @@ class Supply(Protocol):
             seed: what the windows follow from; by default the seed of `draws`.
             state: of an earlier sampler, to continue from; None starts afresh.
         """
-
-
-def _of_learner(draws: Draws, learner: int, num_learners: int, seed: int | None) -> Draws:
-    seed = draws.seed if seed is None else seed
-    return replace(draws, learner=learner, num_learners=num_learners, seed=seed)
+        draws = replace(
+            self.draws,
+            learner=learner,
+            num_learners=num_learners,
+            seed=self.draws.seed if seed is None else seed,
+        )
+        return self._sampler(draws, state)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResidentSupply:
+class ResidentSupply(Supply):
     """Windows of a pool that holds everything; each learner fetches it once.
 
     Attributes:
         pool: the `EpisodePool` in the object store; numpy reads it there, uncopied.
-        draws, num_steps: see `Supply`.
     """
 
     pool: ray.ObjectRef
-    draws: Draws
-    num_steps: int
-    is_streamed: bool = False
 
-    def sampler(
-        self,
-        learner: int,
-        num_learners: int,
-        *,
-        seed: int | None = None,
-        state: dict[str, Any] | None = None,
-    ) -> FixedSampler:
-        """See `Supply`; a fixed sampler has no state."""
+    @property
+    def is_streamed(self) -> bool:
+        """See `Supply`."""
+        return False
+
+    def _sampler(self, draws: Draws, state: SamplerState | None) -> FixedSampler:
         pool: EpisodePool = ray.get(self.pool)
-        draws = _of_learner(self.draws, learner, num_learners, seed)
         return FixedSampler(pool.columns, pool.timesteps, draws)
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamedSupply:
+class StreamedSupply(Supply):
     """Windows of data that is larger than the pool.
 
     Attributes:
         feeder: the `ChunkFeeder`.
         capacity: of the pool, in steps.
         reuse: how often each step is trained, on average, while it is in the pool.
-        draws, num_steps: see `Supply`.
     """
 
-    feeder: Any
+    feeder: ActorHandle
     capacity: int
     reuse: float
-    draws: Draws
-    num_steps: int
-    is_streamed: bool = True
 
-    def sampler(
-        self,
-        learner: int,
-        num_learners: int,
-        *,
-        seed: int | None = None,
-        state: dict[str, Any] | None = None,
-    ) -> RollingSampler:
-        """See `Supply`.
+    @property
+    def is_streamed(self) -> bool:
+        """See `Supply`."""
+        return True
 
-        A resumed run keeps the capacity that it had: chunks were cut for it, and by default it
-        follows from the cluster's nodes.
-        """
+    def _sampler(self, draws: Draws, state: SamplerState | None) -> RollingSampler:
+        # a resumed run keeps the capacity that it had: chunks were cut for it, and the default
+        # follows from the cluster's nodes
         capacity = state.get("capacity", self.capacity) if state else self.capacity
         return RollingSampler(
-            RemoteFeed(self.feeder, learner, capacity, state["first"] if state else None),
+            RemoteFeed(self.feeder, draws.learner, capacity, state["first"] if state else None),
             capacity=capacity,
-            draws_per_step=self.reuse / self.draws.window_length,
-            draws=_of_learner(self.draws, learner, num_learners, seed),
+            draws_per_step=self.reuse / draws.window_length,
+            draws=draws,
             state=state,
         )

@@ -19,6 +19,7 @@ from rllib_dt.reading.credentials import resolve_filesystem
 from rllib_dt.reading.holdout import Holdout
 from rllib_dt.reading.passes import Passes
 from rllib_dt.reading.tasks import group_files
+from rllib_dt.types import Paths
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ _STEPS_AT_ONCE = 2**16
 class ReadingSettings(Protocol):
     """The settings that reading needs; `DTConfig` has them, and documents each."""
 
-    input_: Any
+    input_: Paths
     input_filesystem: Any
     input_filesystem_kwargs: Any
     input_read_schema: dict[str, str] | None
@@ -40,7 +41,7 @@ class ReadingSettings(Protocol):
     incomplete: IncompletePolicy
     top_fraction: float | None
     validation_fraction: float | None
-    validation_input: Any
+    validation_input: Paths
     actions_in_input_normalized: bool
     observation_space: gym.Space
     action_space: gym.Space

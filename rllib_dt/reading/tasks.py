@@ -4,7 +4,6 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ import ray.data
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.files import read_file
 from rllib_dt.formats.fragments import Fragment, ReadOptions
+from rllib_dt.types import JsonObject
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def _read_groups(
 ) -> Iterator[pa.Table]:
     """Yields tables of fragments; a DataError becomes a row, to arrive as it was raised."""
     for item in items.to_pylist():
-        batch: list[dict[str, Any]] = []
+        batch: list[JsonObject] = []
         size = 0
         for row in _rows(item["paths"], options, filesystem):
             batch.append(row)
@@ -113,14 +113,14 @@ def _read_groups(
             yield _table(item["group"], batch)
 
 
-def _table(group: int, rows: list[dict[str, Any]]) -> pa.Table:
+def _table(group: int, rows: list[JsonObject]) -> pa.Table:
     columns = {name: [row[name] for row in rows] for name in _SCHEMA.names[1:]}
     return pa.table({"group": [group] * len(rows), **columns}, schema=_SCHEMA)
 
 
 def _rows(
     paths: Sequence[str], options: ReadOptions, filesystem: pafs.FileSystem | None
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[JsonObject]:
     for path in paths:
         try:
             for fragment in read_file(path, options, filesystem):
@@ -130,10 +130,10 @@ def _rows(
             return
 
 
-def _to_row(fragment: Fragment) -> dict[str, Any]:
+def _to_row(fragment: Fragment) -> JsonObject:
     """Stores arrays as bytes, so that all blocks share one schema whatever the data's shapes."""
-    header: dict[str, Any] = {name: getattr(fragment, name) for name in _FLAGS}
-    row: dict[str, Any] = dict.fromkeys(_ARRAYS)
+    header: JsonObject = {name: getattr(fragment, name) for name in _FLAGS}
+    row: JsonObject = dict.fromkeys(_ARRAYS)
     for name in _ARRAYS:
         value = getattr(fragment, name)
         if value is not None:

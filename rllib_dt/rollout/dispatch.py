@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from rllib_dt.compat import EnvRunnerGroup, runner_actors, set_runner_health
+from rllib_dt.compat import runner_actors, set_runner_health
 from rllib_dt.rollout.jobs import (
     Alive,
     EpisodeFailure,
@@ -19,6 +19,7 @@ from rllib_dt.rollout.jobs import (
     Outcome,
     RunnerEvent,
 )
+from rllib_dt.types import ActorHandle, EnvRunnerGroup, State
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ _PROBE_SECONDS = 0.5
 def run_jobs(
     group: EnvRunnerGroup,
     jobs: Sequence[EvaluationJob],
-    weights: Any,
+    weights: State,
     *,
     call_timeout: float | None = None,
     restart_timeout: float = 300.0,
@@ -61,7 +62,7 @@ def run_jobs(
     return _Dispatch(runner_actors(group), jobs, weights, call_timeout, restart_timeout).run(group)
 
 
-def _run_here(runner: Any, jobs: Sequence[EvaluationJob], weights: Any) -> Outcome:
+def _run_here(runner: ActorHandle, jobs: Sequence[EvaluationJob], weights: State) -> Outcome:
     record = _Record(jobs)
     for event in runner.run_jobs(jobs, weights):
         record.take(event)
@@ -139,7 +140,7 @@ class _Record:
 
 @dataclass
 class _Runner:
-    actor: Any
+    actor: ActorHandle
     events: Any = None
     """The stream of events of what it is running, or None."""
     jobs: list[EvaluationJob] = field(default_factory=list)
@@ -155,9 +156,9 @@ class _Runner:
 class _Dispatch:
     def __init__(
         self,
-        actors: dict[int, Any],
+        actors: dict[int, ActorHandle],
         jobs: Sequence[EvaluationJob],
-        weights: Any,
+        weights: State,
         call_timeout: float | None,
         restart_timeout: float,
     ):

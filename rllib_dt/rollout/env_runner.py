@@ -23,6 +23,7 @@ from rllib_dt.rollout.jobs import (
     EvaluationJob,
     RunnerEvent,
 )
+from rllib_dt.types import Array, State
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class DTEnvRunner(SingleAgentEnvRunner):
 
     env: Any
     module: Any
-    _ongoing_episodes: list[Any]
+    _ongoing_episodes: list[SingleAgentEpisode]
 
     @override(SingleAgentEnvRunner)
     def make_env(self) -> None:
@@ -64,7 +65,7 @@ class DTEnvRunner(SingleAgentEnvRunner):
         raise NotImplementedError("DTEnvRunner runs evaluation jobs; see `run_jobs`")
 
     def run_jobs(
-        self, jobs: Sequence[EvaluationJob], weights: Any = None, *, at_once: int | None = None
+        self, jobs: Sequence[EvaluationJob], weights: State = None, *, at_once: int | None = None
     ) -> Iterator[RunnerEvent]:
         """Runs every job to its end, in as many environments as there are.
 
@@ -152,7 +153,7 @@ class DTEnvRunner(SingleAgentEnvRunner):
             self._make_on_episode_callback("on_episode_step", slot, self._ongoing_episodes)
             yield slot, result.ended
 
-    def _compute_actions(self, slots: list[int]) -> tuple[Any, Any]:
+    def _compute_actions(self, slots: list[int]) -> tuple[Array, Array]:
         """(len(slots), …) actions as the module returned them, and as the environments get them."""
         explore = self.config.explore
         # one dict for both: the first pipeline stores there how the second splits batches

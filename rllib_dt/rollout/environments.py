@@ -12,7 +12,8 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import Any, NamedTuple, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -21,8 +22,15 @@ from gymnasium.vector.utils import batch_space
 from ray.rllib.utils.annotations import override
 
 from rllib_dt.compat import first_info
+from rllib_dt.types import Value
 
 Makers = Sequence[Callable[[], gym.Env]]
+A = TypeVar("A")
+R = TypeVar("R")
+SlotEnv = Any
+"""A slot's environment: a `gym.Env`, or an `AsyncVectorEnv` of one."""
+Info = dict[str, Any]
+"""What gymnasium calls `info`."""
 
 
 class EnvironmentHangsError(TimeoutError):
@@ -32,18 +40,18 @@ class EnvironmentHangsError(TimeoutError):
 class ResetResult(NamedTuple):
     """The result of gymnasium's `reset`."""
 
-    observation: Any
-    info: dict[str, Any]
+    observation: Value
+    info: Info
 
 
 class StepResult(NamedTuple):
     """The result of gymnasium's `step`, of one environment."""
 
-    observation: Any
+    observation: Value
     reward: float
     terminated: bool
     truncated: bool
-    info: dict[str, Any]
+    info: Info
 
     @property
     def ended(self) -> bool:
@@ -81,7 +89,7 @@ class SlotEnvs(ABC):
     def __init__(self, makers: Makers, timeout: float | None = None):
         self._makers = makers
         self._timeout = timeout
-        self._envs: list[Any] = [None] * len(makers)
+        self._envs: list[SlotEnv] = [None] * len(makers)
 
     def reset(self, seeds: Mapping[int, int]) -> Iterator[tuple[int, ResetResult | SlotFailure]]:
         """Resets the given slots with the given seeds, one after another."""
@@ -89,24 +97,24 @@ class SlotEnvs(ABC):
             yield slot, self._attempt(slot, "reset", self._reset, seed)
 
     @abstractmethod
-    def step(self, actions: Mapping[int, Any]) -> Iterator[tuple[int, StepResult | SlotFailure]]:
+    def step(self, actions: Mapping[int, Value]) -> Iterator[tuple[int, StepResult | SlotFailure]]:
         """Steps the given slots."""
 
     @abstractmethod
-    def _make(self, slot: int) -> Any:
+    def _make(self, slot: int) -> SlotEnv:
         """The slot's environment."""
 
     @abstractmethod
-    def _reset(self, env: Any, seed: int) -> ResetResult:
+    def _reset(self, env: SlotEnv, seed: int) -> ResetResult:
         """Resets it."""
 
     @abstractmethod
-    def _close(self, env: Any) -> None:
+    def _close(self, env: SlotEnv) -> None:
         """Closes it, whatever state it is in."""
 
     def _attempt(
-        self, slot: int, name: str, function: Callable[[Any, Any], Any], argument: Any
-    ) -> Any:
+        self, slot: int, name: str, function: Callable[[SlotEnv, A], R], argument: A
+    ) -> R | SlotFailure:
         try:
             with _time_limit(self._timeout, name):
                 if self._envs[slot] is None:  # it failed before
@@ -119,7 +127,7 @@ class SlotEnvs(ABC):
             self._close(env)
         return failure
 
-    def _checked(self, result: Any) -> Any:
+    def _checked(self, result: R) -> R:
         """Refuses a result that would spoil those of the other slots."""
         if isinstance(result, ResetResult | StepResult):
             wanted, got = self.vector.single_observation_space.shape, np.shape(result.observation)
@@ -137,7 +145,7 @@ def _time_limit(seconds: float | None, name: str) -> Iterator[None]:
         yield
         return
 
-    def interrupt(signum: int, frame: Any) -> None:
+    def interrupt(signum: int, frame: FrameType | None) -> None:
         raise EnvironmentHangsError(f"the environment's {name} took more than {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, interrupt)
@@ -158,11 +166,11 @@ class InProcessEnvs(SlotEnvs):
         self._envs = list(self.vector.envs)
 
     @override(SlotEnvs)
-    def step(self, actions: Mapping[int, Any]) -> Iterator[tuple[int, StepResult | SlotFailure]]:
+    def step(self, actions: Mapping[int, Value]) -> Iterator[tuple[int, StepResult | SlotFailure]]:
         for slot, action in actions.items():
             yield slot, self._attempt(slot, "step", self._step, action)
 
-    def _step(self, env: gym.Env, action: Any) -> StepResult:
+    def _step(self, env: gym.Env, action: Value) -> StepResult:
         observation, reward, terminated, truncated, info = env.step(action)
         return StepResult(observation, float(reward), bool(terminated), bool(truncated), info)
 
@@ -196,7 +204,7 @@ class SubprocessEnvs(SlotEnvs):
         self.vector = _SlotsAsVector(self._envs)
 
     @override(SlotEnvs)
-    def step(self, actions: Mapping[int, Any]) -> Iterator[tuple[int, StepResult | SlotFailure]]:
+    def step(self, actions: Mapping[int, Value]) -> Iterator[tuple[int, StepResult | SlotFailure]]:
         failures = {}
         for slot, action in actions.items():
             started = self._attempt(slot, "step", self._begin_step, action)
@@ -208,7 +216,7 @@ class SubprocessEnvs(SlotEnvs):
             else:
                 yield slot, self._attempt(slot, "step", self._end_step, None)
 
-    def _begin_step(self, env: AsyncVectorEnv, action: Any) -> None:
+    def _begin_step(self, env: AsyncVectorEnv, action: Value) -> None:
         env.step_async(np.asarray(action)[None])
 
     def _end_step(self, env: AsyncVectorEnv, _: None) -> StepResult:
@@ -239,7 +247,7 @@ class SubprocessEnvs(SlotEnvs):
 class _SlotsAsVector(VectorEnv):
     """Presents slots, vectors of one each, as one vector: spaces, metadata and closing."""
 
-    def __init__(self, envs: list[Any]):
+    def __init__(self, envs: list[SlotEnv]):
         self._slots = envs
         self.num_envs = len(envs)
         self.single_observation_space = envs[0].single_observation_space

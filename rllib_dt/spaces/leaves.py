@@ -6,13 +6,11 @@ refused by name.
 """
 
 from functools import singledispatch
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from rllib_dt.types import Array
 
 _BOUND_TOLERANCE = 1e-5
 """Relative to a Box's range: float32 recordings of float64 bounds differ in the last digits."""

@@ -1,0 +1,227 @@
+"""The settings of a `DTConfig`, with their defaults, and the methods that set them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.utils.annotations import override
+
+from rllib_dt.algorithm.inputs import absolute_inputs, are_paths, check_inputs
+from rllib_dt.formats.assembly import IncompletePolicy
+from rllib_dt.formats.paths import absolute
+from rllib_dt.network.config import DTModelConfig
+from rllib_dt.reading.credentials import Sealed
+from rllib_dt.types import Paths
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # Python 3.10 has none
+
+
+class DTSettings(AlgorithmConfig):
+    """RLlib's settings, and the Decision Transformer's beside them; see `DTConfig`."""
+
+    input_: Paths
+    input_filesystem: Any
+    input_filesystem_kwargs: Any
+
+    def __init__(self, algo_class: type | None = None):
+        super().__init__(algo_class=algo_class)
+        self.dataset_num_iters_per_learner = 100
+        # actions leave the module in the environment's units and within its bounds
+        self.normalize_actions = False
+        self.clip_actions = False
+        self.explore = False
+        self.gamma = 1.0
+        self.lr: float | list[Any] = 1e-4
+        self._train_batch_size_per_learner = 64
+        self.grad_clip = 0.25
+        self.grad_clip_by = "global_norm"
+        self.evaluation_duration = 10
+        # with RLlib's default of 60 s, an environment's first error would stall the run
+        self.delay_between_env_runner_restarts_s = 1.0
+        # ours; the methods below describe them
+        self.warmup_steps = 0
+        self.weight_decay = 1e-4
+        self.adam_betas = [0.9, 0.999]
+        self.return_scale: float | None = None
+        self.delayed_reward = False
+        self.precision: Literal["fp32", "bf16"] = "fp32"
+        self.target_returns: list[float] | None = None
+        self.score_reference: list[float] | None = None
+        self.time_limit: int | None = None
+        self.incomplete: IncompletePolicy = "error"
+        self.top_fraction: float | None = None
+        self.pool_capacity_steps: int | None = None
+        self.pool_capacity_bytes: int | None = None
+        self.pool_reuse = 1.0
+        self.validation_fraction: float | None = None
+        self.validation_input: Paths = None
+        self.validation_interval = 1
+        self._paths_as_given: dict[str, Paths] = {}
+
+    @override(AlgorithmConfig)
+    def training(
+        self,
+        *,
+        warmup_steps: int = NotProvided,
+        weight_decay: float = NotProvided,
+        adam_betas: Sequence[float] = NotProvided,
+        return_scale: float | None = NotProvided,
+        delayed_reward: bool = NotProvided,
+        precision: Literal["fp32", "bf16"] = NotProvided,
+        **kwargs: Any,
+    ) -> "Self":
+        """Sets how to train.
+
+        Args:
+            warmup_steps: updates over which the learning rate rises linearly.
+            weight_decay: AdamW's, on every parameter, norms and biases included.
+            adam_betas: AdamW's.
+            return_scale: divides returns-to-go; None takes the largest absolute episode return of
+                the data.
+            delayed_reward: treat all reward as given at the episode's end, in training and
+                in evaluation: the return-to-go stays constant.
+            precision: "fp32", or "bf16" for mixed precision by autocast.
+            kwargs: RLlib's: `lr` (a number, or a schedule [[0, lr], [steps, lr], …] over the
+                steps trained on all learners), `train_batch_size_per_learner` (windows),
+                `grad_clip`, `gamma` (1.0: undiscounted), …
+        """
+        super().training(**kwargs)
+        if adam_betas is not NotProvided:
+            self.adam_betas = _as_list(adam_betas)
+        return self._set(
+            warmup_steps=warmup_steps,
+            weight_decay=weight_decay,
+            return_scale=return_scale,
+            delayed_reward=delayed_reward,
+            precision=precision,
+        )
+
+    @override(AlgorithmConfig)
+    def offline_data(
+        self,
+        *,
+        time_limit: int | None = NotProvided,
+        incomplete: IncompletePolicy = NotProvided,
+        top_fraction: float | None = NotProvided,
+        pool_capacity_steps: int | None = NotProvided,
+        pool_capacity_bytes: int | None = NotProvided,
+        pool_reuse: float = NotProvided,
+        validation_fraction: float | None = NotProvided,
+        validation_input: Paths = NotProvided,
+        validation_interval: int = NotProvided,
+        **kwargs: Any,
+    ) -> "Self":
+        """Sets where the data is and how to read it.
+
+        Args:
+            time_limit: the environment's step limit, to split D4RL files without `timeouts`;
+                by default that of the environment's registration, if it has one.
+            incomplete: what to do with an episode that has no end, whose returns-to-go cannot be
+                known: "error" (the default), "drop" it, or "keep" it as if it ended there.
+            top_fraction: train on the best episodes only, up to this fraction of all steps (the
+                data of %BC); None for all.
+            pool_capacity_steps: the most steps to hold in memory at a time, on each node. Larger
+                data is streamed: read again and again, with a part of it held.
+            pool_capacity_bytes: the same in bytes; if neither is given, half of the smallest
+                object store among the cluster's nodes.
+            pool_reuse: for streamed data, how often a step is trained, on average, each time that
+                it is read; larger values read less.
+            validation_fraction: the share of episodes to keep back from training, to report the
+                loss on them under `validation`. `seed` and the episodes' names decide which; at
+                least one is kept back.
+            validation_input: a path or a list of paths to validate on instead.
+            validation_interval: the number of `train()` calls between two validations.
+            kwargs: RLlib's: `input_` (a path or a list), `input_read_schema`,
+                `actions_in_input_normalized`, `input_filesystem` and `input_filesystem_kwargs`
+                (never written to checkpoints or results, see docs/cluster.md),
+                `dataset_num_iters_per_learner` (updates in one `train()`), …
+        """
+        super().offline_data(**kwargs)
+        self._set(
+            time_limit=time_limit,
+            incomplete=incomplete,
+            top_fraction=top_fraction,
+            pool_capacity_steps=pool_capacity_steps,
+            pool_capacity_bytes=pool_capacity_bytes,
+            pool_reuse=pool_reuse,
+            validation_fraction=validation_fraction,
+            validation_input=validation_input,
+            validation_interval=validation_interval,
+        )
+        self.seal()
+        given = {
+            "input_": kwargs.get("input_", NotProvided),
+            "validation_input": validation_input,
+        }
+        for name, paths in given.items():
+            if paths is NotProvided:
+                continue
+            self._paths_as_given.pop(name, None)
+            if are_paths(paths):
+                check_inputs(paths)
+                self._paths_as_given[name] = paths
+        for name, paths in self._paths_as_given.items():
+            # on a file system of its own, a path stays as it is
+            own = self.input_filesystem is not None
+            setattr(self, name, paths if own else absolute_inputs(paths))
+        return self
+
+    @override(AlgorithmConfig)
+    def evaluation(
+        self,
+        *,
+        target_returns: Sequence[float] | None = NotProvided,
+        score_reference: Sequence[float] | None = NotProvided,
+        **kwargs: Any,
+    ) -> "Self":
+        """Sets how to evaluate.
+
+        Args:
+            target_returns: the returns to ask the policy for; None takes the data's best and
+                median.
+            score_reference: (random, expert) returns, to report the normalised score
+                100 · (return - random) / (expert - random) as well.
+            kwargs: RLlib's: `evaluation_interval`, `evaluation_duration` (episodes for each
+                target), `evaluation_num_env_runners`, …
+        """
+        super().evaluation(**kwargs)
+        for name, value in (
+            ("target_returns", target_returns),
+            ("score_reference", score_reference),
+        ):
+            if value is not NotProvided:
+                setattr(self, name, _as_list(value))
+        return self
+
+    @override(AlgorithmConfig)
+    def rl_module(
+        self, *, model_config: DTModelConfig | Mapping[str, Any] = NotProvided, **kwargs: Any
+    ) -> "Self":
+        """Sets the network; `model_config` is a `DTModelConfig` or a dict of its settings."""
+        if model_config is not NotProvided:
+            # a dict, since Tune finds grid searches in dicts only
+            if isinstance(model_config, DTModelConfig):
+                model_config = dataclasses.asdict(model_config)
+            kwargs["model_config"] = dict(model_config)
+            if model_config.get("pretrained"):
+                kwargs["model_config"]["pretrained"] = absolute(model_config["pretrained"])
+        super().rl_module(**kwargs)
+        return self
+
+    def seal(self) -> None:
+        """Seals the settings that may hold credentials."""
+        self.input_filesystem = Sealed.seal(self.input_filesystem)
+        self.input_filesystem_kwargs = Sealed.seal(self.input_filesystem_kwargs or None)
+
+    def _set(self, **settings: Any) -> "Self":
+        for name, value in settings.items():
+            if value is not NotProvided:
+                setattr(self, name, value)
+        return self
+
+
+def _as_list(value: Any) -> Any:
+    """Tuples as lists, which compare equal after a checkpoint; anything else unchanged."""
+    return list(value) if isinstance(value, tuple) else value

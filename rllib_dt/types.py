@@ -1,0 +1,38 @@
+"""Names for types that Python's, numpy's and Ray's own leave open."""
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+"""Numbers of any dtype and shape."""
+
+Tree = Any
+"""An array or tensor; for a composite space, a mapping from leaf path to array or tensor."""
+
+Columns = dict[str, Any]
+"""Arrays or tensors by column name, as RLlib passes batches."""
+
+Value = Any
+"""One observation or action, as an environment returns or takes it."""
+
+State = Any
+"""The state of a part, as RLlib saves and restores it: nested dicts of arrays and plain values."""
+
+SamplerState = dict[str, Any]
+"""The state of a sampler: plain values."""
+
+JsonObject = dict[str, Any]
+"""A JSON object."""
+
+Paths = Any
+"""A path, a URI, a list of them; or what Tune puts in their place, such as a search space."""
+
+ActorHandle = Any
+"""A Ray actor; Ray does not type its methods."""
+
+LearnerGroup = Any
+"""RLlib's `LearnerGroup`, which has no type information."""
+
+EnvRunnerGroup = Any
+"""RLlib's `EnvRunnerGroup`, which has no type information."""

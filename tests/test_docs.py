@@ -1,0 +1,77 @@
+"""README and docs: code blocks run, links resolve, and the list of semantics is complete."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import tiny_config
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+NOT_SUPPORTED_YET = {29}  # images
+
+
+def python_blocks(path):
+    """(line, code) of each Python block."""
+    text = path.read_text()
+    for match in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        yield text[: match.start()].count("\n") + 2, match[1]
+
+
+WITH_CODE = [path for path in DOCS if any(python_blocks(path))]
+
+
+def test_code_is_found():
+    assert {p.name for p in WITH_CODE} >= {"README.md", "attention.md", "cluster.md"}
+    assert len(list(python_blocks(ROOT / "README.md"))) >= 4
+
+
+@pytest.mark.parametrize("path", WITH_CODE, ids=lambda p: p.name)
+def test_code_runs_from_top_to_bottom(cluster, tmp_path, monkeypatch, path):
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    (tmp_path / "results").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where Tune writes by default
+    # what a page assumes to be there; README and the other pages assume nothing
+    names = {"config": tiny_config("data")} if path.name == "cluster.md" else {}
+    for line, code in python_blocks(path):
+        code = code.replace("/shared/results", str(tmp_path / "results"))
+        exec(compile("\n" * (line - 1) + code, str(path), "exec"), names)
+    if "algo" in names:
+        names["algo"].stop()
+    if "results" in names:  # README's Tuner
+        assert len(names["results"]) == 2
+        assert not names["results"].errors
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
+def test_links_to_files_resolve(path):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+    # files that are named in code style
+    for name in re.findall(
+        r"`((?:docs|tests|benchmarks|rllib_dt|data)/[\w./-]+)`", path.read_text()
+    ):
+        assert (ROOT / name).exists() or (ROOT / f"{name}.py").exists(), name
+
+
+def test_the_readme_lists_every_room():
+    listed = set(re.findall(r"^\| `rllib_dt/([\w.]+)`", (ROOT / "README.md").read_text(), re.M))
+    rooms = {p.parent.name for p in (ROOT / "rllib_dt").glob("*/__init__.py")}
+    assert listed == rooms | {"compat.py"}
+
+
+def test_each_point_of_the_semantics_has_a_marked_test():
+    points = re.findall(r"^(\d+)\. ", (ROOT / "docs" / "semantics.md").read_text(), re.MULTILINE)
+    points = [int(number) for number in points]
+    assert points == list(range(1, len(points) + 1))
+    marked = set()
+    for path in (ROOT / "tests").glob("*.py"):
+        for numbers in re.findall(r"mark\.semantics\(([\d, ]+)\)", path.read_text()):
+            marked |= {int(number) for number in numbers.split(",")}
+    assert marked == set(points) - NOT_SUPPORTED_YET
