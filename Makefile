@@ -1,5 +1,5 @@
-# make demo: sets up, trains on data/cartpole-mixed, shows table and plot
-# make test: sets up, then lint, types and the fast tests
+# make demo: sets up, trains on data/cartpole-mixed, prints a table and draws a plot
+# make test: sets up, then runs lint, type checks and the fast tests
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	# torch first: a build for the CPU that is at hand satisfies the range of the other packages
+	# torch first: if a CPU build is available, it then satisfies the other packages
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
@@ -34,7 +34,7 @@ test-fast: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# beside transformers and d3rlpy, which gets an environment of its own
+# compares with transformers and with d3rlpy, which gets a separate environment
 bench: setup
 	$(BIN)/python -m benchmarks.speed.run
 	$(BIN)/python -m benchmarks.speed.table results/bench.json --into docs/performance.md

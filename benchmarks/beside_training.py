@@ -1,9 +1,9 @@
-"""Wall time of an iteration with evaluation beside training against one behind the other.
+"""Compares the wall time of iterations with evaluation in parallel to training and after it.
 
 `python benchmarks/beside_training.py [--rounds 8]`
 
-An environment that sleeps, so that evaluation needs no processor, and as many updates as take the
-same time. Alternating, medians.
+The environment sleeps, so that evaluation needs no processor, and there are as many updates as take
+the same time. The two run alternately; the result has their medians.
 """
 
 import argparse
@@ -25,7 +25,7 @@ PAUSE, LENGTH, EPISODES = 0.01, 100, 4
 
 
 class Sleepy(gym.Env):
-    """Episodes of 100 steps of 10 ms."""
+    """An environment with episodes of 100 steps of 10 ms."""
 
     observation_space = Box(-np.inf, np.inf, (11,), np.float32)
     action_space = Box(-1.0, 1.0, (3,), np.float32)
@@ -45,6 +45,7 @@ class Sleepy(gym.Env):
 
 
 def build(data: Path, updates: int, beside: bool, num_learners: int) -> DT:
+    """Builds an algorithm that evaluates in parallel to training (`beside`) or after it."""
     config = (
         DTConfig()
         .environment(Sleepy)
@@ -66,6 +67,7 @@ def build(data: Path, updates: int, beside: bool, num_learners: int) -> DT:
 
 
 def seconds(function) -> float:
+    """Returns the seconds that a call takes."""
     started = time.perf_counter()
     function()
     return time.perf_counter() - started

@@ -1,9 +1,9 @@
-"""Losses in bf16 beside those in fp32: the same windows, dropout and initial weights.
+"""Compares losses in bf16 and fp32, with the same windows, dropout and initial weights.
 
 `python benchmarks/precision.py --data hopper-medium-replay.hdf5 [--updates 2000] [--threads 2]`
 
-The Hopper example, both precisions in turns, mean losses of each 100 updates, and by how much they
-differ at most.
+Trains the Hopper example in both precisions alternately, and prints the mean loss of each 100
+updates and the largest relative difference.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Shows that a refactoring changes no number: records runs with one tree, repeats with another.
+"""Shows that a refactoring changes no number: records runs of one tree, repeats them in another.
 
-`python benchmarks/same.py record FOLDER [--hopper FILE]` trains and evaluates each job at a fixed
-seed and keeps losses, weights, evaluations and a checkpoint in FOLDER.
-`python benchmarks/same.py compare FOLDER [--hopper FILE]` does the same again, restores each
-recorded checkpoint as well, and exits with 1 unless every number is the recorded one: bit for bit
-with one learner, to 1e-6 with two (the order in which gradients are added up is not fixed).
+`python benchmarks/same.py record FOLDER [--hopper FILE] [--pendulum FILE]` trains and evaluates
+each job at a fixed seed, and stores losses, weights, evaluations and a checkpoint in FOLDER.
+`python benchmarks/same.py compare FOLDER [--hopper FILE] [--pendulum FILE]` repeats the jobs, also
+continues from each recorded checkpoint, and exits with 1 unless every number equals the recorded
+one: bit for bit with one learner, to 1e-6 with two (gradients are added up in no fixed order).
 
-Both must run on the same machine with the same torch. The Hopper jobs need a recording in D4RL's
-layout and are left out without one.
+Both must run on the same machine with the same torch. The Hopper and Pendulum jobs need a
+recording and are left out without one.
 """
 
 import argparse
@@ -36,24 +36,27 @@ LEARNER_NUMBERS = ("action_loss", "gradient_norm", "learning_rate", "num_steps_t
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run to repeat; `tolerance` 0 asks for the same bits."""
+    """A run to repeat; `tolerance` 0 requires the same bits."""
 
     config: DTConfig
     tolerance: float = 0.0
 
 
 def demo_config() -> DTConfig:
+    """Returns the demo's settings with validation."""
     return demo.make_config(str(demo.DATA)).offline_data(validation_fraction=0.1)
 
 
 def hopper_config(data: str, **model: Any) -> DTConfig:
+    """Returns the Hopper example's settings with two targets and changes to the network."""
     config = hopper_dt.make_config([data])
     config.rl_module(model_config={**config.model_config, **model})
-    # a file of 200,000 steps is read in a second; 200 updates of it are half a minute
+    # reading a file of 200,000 steps takes a second, 200 updates take half a minute
     return config.evaluation(target_returns=[3000.0, 500.0])
 
 
 def jobs(hopper: str | None, pendulum: str | None) -> dict[str, Job]:
+    """Returns the jobs by name; those of a recording only if its path is given."""
     found = {
         "demo": Job(config=demo_config()),
         "demo, no dropout, bf16": Job(config=_with_bf16(demo_config())),
@@ -90,7 +93,7 @@ def _with_band(config: DTConfig) -> DTConfig:
 
 
 def run(config: DTConfig, save_to: Path | None) -> dict[str, Any]:
-    """Every number that a run gives; a checkpoint after its first half goes to `save_to`."""
+    """Runs a job and returns its numbers; saves a checkpoint after the first half to `save_to`."""
     config.offline_data(dataset_num_iters_per_learner=UPDATES)
     config.evaluation(evaluation_duration=EPISODES)
     algo = config.debugging(seed=0, log_level="ERROR").build_algo()
@@ -104,7 +107,7 @@ def run(config: DTConfig, save_to: Path | None) -> dict[str, Any]:
 
 
 def finish(algo: DT) -> dict[str, Any]:
-    """The second half of a run."""
+    """Runs the second half of a job and returns its numbers."""
     trained = [numbers(algo.train()) for _ in range(ITERATIONS // 2)]
     state = algo.get_module().network.state_dict()
     return {
@@ -115,6 +118,7 @@ def finish(algo: DT) -> dict[str, Any]:
 
 
 def numbers(result: dict[str, Any]) -> dict[str, Any]:
+    """Returns the numbers to compare of one `train()` result."""
     learner = result["learners"]["default_policy"]
     return {name: float(learner[name]) for name in LEARNER_NUMBERS} | {
         "validation": {k: float(v) for k, v in result.get("validation", {}).items()}
@@ -122,12 +126,13 @@ def numbers(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_callbacks(results: dict[str, Any]) -> dict[str, Any]:
+    """Returns evaluation results as plain JSON values."""
     kept: dict[str, Any] = json.loads(json.dumps(results, default=float))
     return kept
 
 
 def current_names(run: dict[str, Any]) -> dict[str, Any]:
-    """A recorded run under the names that this tree gives to weights."""
+    """Renames a recorded run's weights to the names in this tree."""
     weights = run["second half"]["weights"]
     renamed = {name.replace("codec.", "action_head."): v for name, v in weights.items()}
     run["second half"]["weights"] = dict(sorted(renamed.items()))
@@ -135,7 +140,7 @@ def current_names(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def largest_difference(a: Any, b: Any) -> float:
-    """Over all numbers of two equal structures; infinite where the structures differ."""
+    """Returns the largest difference of numbers in two structures; infinite if these differ."""
     if isinstance(a, dict) and isinstance(b, dict):
         if a.keys() != b.keys():
             return float("inf")
@@ -152,6 +157,7 @@ def largest_difference(a: Any, b: Any) -> float:
 
 
 def record(folder: Path, found: dict[str, Job]) -> int:
+    """Runs each job and stores its numbers; returns the exit code."""
     for name, job in found.items():
         numbers = run(job.config, save_to=folder / name / "checkpoint")
         (folder / name / "numbers.json").write_text(json.dumps(numbers))
@@ -160,6 +166,7 @@ def record(folder: Path, found: dict[str, Job]) -> int:
 
 
 def compare(folder: Path, found: dict[str, Job]) -> int:
+    """Repeats each job and prints how it differs from the record; returns the exit code."""
     differing = 0
     for name, job in found.items():
         recorded = current_names(json.loads((folder / name / "numbers.json").read_text()))
@@ -181,6 +188,7 @@ def compare(folder: Path, found: dict[str, Job]) -> int:
 
 
 def restored(checkpoint: Path) -> dict[str, Any]:
+    """Runs the second half of a job from a recorded checkpoint."""
     algo = DT.from_checkpoint(checkpoint)
     try:
         return finish(algo)

@@ -1,4 +1,4 @@
-"""What the policies reach: one job of a named table, trained and evaluated, as a line of JSON.
+"""Trains and evaluates one job of the table in `docs/results.md`; prints a line of JSON.
 
 `python benchmarks/scores.py hopper --data hopper-medium-replay.hdf5 --seed 1 --threads 1`
 """
@@ -21,13 +21,15 @@ from tuned_examples import cartpole_dt, demo, halfcheetah_dt, hopper_dt, pendulu
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
+    """Settings, the number of updates, and the evaluation episodes for each target."""
+
     config: DTConfig
     updates: int
     episodes: int
 
 
 def job(name: str, data: list[str]) -> Job:
-    """The jobs of the table in `docs/results.md`."""
+    """Returns a job of the table in `docs/results.md`."""
     if name == "demo":
         return Job(config=demo.make_config(data[0]), updates=demo.UPDATES, episodes=20)
     if name == "cartpole":

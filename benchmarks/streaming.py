@@ -1,12 +1,12 @@
-"""Data larger than the pool: memory of each process, passes, and updates per second.
+"""Measures streaming of data larger than the pool: memory, passes and updates per second.
 
 `python benchmarks/streaming.py --folder FOLDER [--steps 20000000] [--capacity 1000000]
 [--passes 3] [--num-learners 0] [--rounds 8]`
 
 Generates the data (episodes of 1 to 1,000 steps, 11 observations, 3 actions) unless the folder has
-it. Then: (a) passes of the stream with a small network that does not hold it up, and what
-memory each process holds at every quarter of a pass; (b) updates per second of the paper's setting,
-the stream against the same number of steps that fit, alternating, with medians.
+it. Then it measures (a) passes over the stream, with a network too small to slow it down, and the
+memory of each process at every quarter of a pass; (b) updates per second in the paper's setting,
+streamed against data that fits the capacity, alternating, with medians.
 """
 
 import argparse
@@ -30,6 +30,7 @@ OBSERVATIONS, ACTIONS = Box(-np.inf, np.inf, (11,)), Box(-1.0, 1.0, (3,))
 
 
 def episodes(steps: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Yields random episodes of 1 to 1,000 steps, `steps` in all."""
     rng = np.random.default_rng(seed)
     while steps > 0:
         length = min(steps, int(rng.integers(1, 1001)))
@@ -44,6 +45,7 @@ def episodes(steps: int, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def generate(folder: Path, steps: int) -> Path:
+    """Writes random data to a folder, one subfolder per million steps, unless it exists."""
     part = 1_000_000
     for number in range(-(-steps // part)):
         if not (folder / f"{number:03d}").exists():
@@ -57,6 +59,7 @@ def generate(folder: Path, steps: int) -> Path:
 
 
 def config(data: Path, batch_size: int, model: DTModelConfig) -> DTConfig:
+    """Returns settings for training on a folder without an environment."""
     return (
         DTConfig()
         .environment(observation_space=OBSERVATIONS, action_space=ACTIONS)
@@ -68,7 +71,7 @@ def config(data: Path, batch_size: int, model: DTModelConfig) -> DTConfig:
 
 
 def memory() -> dict[str, dict[str, int]]:
-    """MB by process: its own (anonymous) and what it has touched of the shared object store."""
+    """Returns MB by process: anonymous memory, and touched pages of the shared object store."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -89,6 +92,7 @@ def memory() -> dict[str, dict[str, int]]:
 def stream_passes(
     data: Path, capacity: int, reuse: float, wanted: float, num_learners: int
 ) -> dict[str, Any]:
+    """Streams the data for the wanted number of passes, and returns memory and rates."""
     small = DTModelConfig(context_length=20, hidden_size=16, n_layer=1, max_ep_len=1000)
     settings = config(data, 1024, small).offline_data(
         pool_capacity_steps=capacity, pool_reuse=reuse, dataset_num_iters_per_learner=10
@@ -119,6 +123,7 @@ def stream_passes(
 
 
 def updates_per_second(stream: Path, fits: Path, capacity: int, rounds: int) -> dict[str, Any]:
+    """Compares updates per second of streamed data and of data that fits."""
     model = DTModelConfig(context_length=20, max_ep_len=1000)
     algos = {
         "streamed": config(stream, 64, model).offline_data(pool_capacity_steps=capacity),
@@ -134,7 +139,7 @@ def updates_per_second(stream: Path, fits: Path, capacity: int, rounds: int) -> 
     for turn in range(rounds + 1):
         for name, algo in built.items():
             rate = algo.train()["learners"]["default_policy"]["num_updates_per_s"]
-            if turn:  # the first is for warming up
+            if turn:  # the first warms up
                 rates[name].append(rate)
     for algo in built.values():
         algo.stop()
@@ -151,9 +156,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20_000_000)
     parser.add_argument("--capacity", type=int, default=1_000_000)
     parser.add_argument("--reuse", type=float, default=0.25)
-    parser.add_argument("--rounds", type=int, default=8, help="0: leave the speed out")
-    parser.add_argument("--passes", type=float, default=3.0, help="0: leave the passes out")
-    parser.add_argument("--num-learners", type=int, default=0, help="of the passes")
+    parser.add_argument("--rounds", type=int, default=8, help="0 skips the speed")
+    parser.add_argument("--passes", type=float, default=3.0, help="0 skips the passes")
+    parser.add_argument("--num-learners", type=int, default=0, help="learners in the passes")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -1,19 +1,20 @@
 """rllib_dt: the Decision Transformer for Ray RLlib's new API stack.
 
-The rooms, each importing only from itself and from those before it:
+The layers, each importing only from itself and from those above it in this list:
 
-    spaces      questions asked of a gymnasium space: checks and layout; encoders and action heads
+    types       type aliases
+    spaces      gymnasium spaces: checks and layout; encoders and action heads
     episodes    checked episodes, returns-to-go, pools, windows and samplers (numpy)
     network     the Decision Transformer (torch)
     policy      acting without Ray: contexts, caches, actors, Hugging Face folders
     formats     recorded formats, one module each (no Ray, no torch)
-    compat      private parts of Ray and gymnasium, all in one place
+    compat      all uses of private parts of Ray and gymnasium
     reading     Ray Data: passes over the input, hold-out, streaming, `OfflineData`
     rollout     evaluation: jobs, dispatch, env runner, connector, results
     learning    the learner, the RLModule, batches, validation
     algorithm   DT, DTConfig, checks, checkpoints, registration
 
-and at the edge `huggingface`, `plots` and `examples`.
+and above them `huggingface`, `plots` and `examples`.
 """
 
 import importlib
@@ -56,7 +57,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _show_progress() -> None:
-    # as RLlib does for its own logger, so that a run shows what it read and derived
+    # as RLlib does for its own logger, so that a run shows what it read and derived from the data
     logger = logging.getLogger("rllib_dt")
     if not logger.handlers and logger.level == logging.NOTSET:
         handler = logging.StreamHandler()
@@ -66,7 +67,7 @@ def _show_progress() -> None:
 
 
 _show_progress()
-# Registers "DT", except in Ray's workers: a reader needs neither torch nor RLlib, and there the
-# algorithm is imported, and registered, at first use.
+# Registers "DT", except in Ray's workers: reading tasks need neither torch nor RLlib. There the
+# algorithm is imported, and registered, on first use.
 if importlib.util.find_spec("ray") is not None and not compat.in_ray_task():
     importlib.import_module("rllib_dt.algorithm")

@@ -1,11 +1,11 @@
-"""Every use of private modules and attributes of Ray and gymnasium, in one place.
+"""All uses of private modules and attributes of Ray and gymnasium.
 
-Methods that our subclasses of RLlib's classes override are not in here; those that RLlib marks
-private are listed, with what they are for, in `tests/test_layers.py`. `tests/test_host_contract.py`
-holds each seam and fails once upstream has repaired what is worked around here.
+The exceptions are private methods and attributes that our subclasses of RLlib's classes override or
+use; `tests/test_layers.py` lists them. `tests/test_host_contract.py` tests each workaround, and
+fails once upstream has made it unnecessary.
 
-Ray and RLlib are imported in the functions that need them: reading tasks, which need no RLlib, and
-the package's own `__init__` import this module too.
+Ray and RLlib are imported inside the functions that need them, because reading tasks and the
+package's `__init__` import this module without needing RLlib.
 """
 
 import sys
@@ -27,20 +27,20 @@ _KV_NAMESPACE = b"rllib_dt"
 
 
 def in_ray_task() -> bool:
-    """Whether this process is one of Ray's workers."""
+    """Returns whether this process is one of Ray's workers."""
     worker = sys.modules.get("ray._private.worker")
     return worker is not None and worker.global_worker.mode == worker.WORKER_MODE
 
 
 def share_in_cluster(name: str, content: bytes) -> None:
-    """Stores bytes in the running cluster's memory; no checkpoint and no log has them."""
+    """Stores bytes in the running cluster's memory; they are in no checkpoint and no log."""
     from ray.experimental import internal_kv
 
     internal_kv._internal_kv_put(name, content, overwrite=True, namespace=_KV_NAMESPACE)
 
 
 def shared_in_cluster(name: str) -> bytes | None:
-    """Fetches what `share_in_cluster` stored; None if this cluster was never given it."""
+    """Returns the bytes that `share_in_cluster` stored; None if this cluster never got them."""
     from ray.experimental import internal_kv
 
     content: bytes | None = internal_kv._internal_kv_get(name, namespace=_KV_NAMESPACE)
@@ -51,11 +51,11 @@ def shared_in_cluster(name: str) -> bytes | None:
 
 
 class LearnerLostError(RuntimeError):
-    """A learner has died or failed; the others would train nothing, or only their part."""
+    """A learner has died or failed; the others would train nothing, or only their share."""
 
 
 _LOST = (
-    "a learner has died or failed; learners do not come back: build the algorithm anew from its "
+    "a learner has died or failed, and learners do not restart: rebuild the algorithm from its "
     "last checkpoint (DT.from_checkpoint; under Tune, FailureConfig(max_failures=…) does that)"
 )
 
@@ -63,10 +63,10 @@ _LOST = (
 def on_every_learner(group: LearnerGroup, function: Callable[[Any], Any]) -> list[Any]:
     """Calls `function` on each learner and returns the results, in the learners' order.
 
-    RLlib returns errors as results, and leaves a learner that raised out of later calls.
+    RLlib returns errors as results, and excludes a learner that raised from later calls.
 
     Raises:
-        LearnerLostError: a learner is dead, or was left out.
+        LearnerLostError: a learner is dead, or was excluded.
         Exception: what `function` raised on a learner.
     """
     from ray.exceptions import RayActorError, RayTaskError
@@ -84,13 +84,13 @@ def on_every_learner(group: LearnerGroup, function: Callable[[Any], Any]) -> lis
 
 
 def recall_learners(group: LearnerGroup) -> None:
-    """Readmits learners that are alive, after a call that failed and changed nothing."""
+    """Readmits learners that are alive after a call that failed without changing anything."""
     if group.is_remote:
         group.foreach_learner(lambda learner: None, healthy_only=False, mark_healthy=True)
 
 
 def check_learners(group: LearnerGroup) -> None:
-    """Raises a LearnerLostError if a learner is known to be lost; calls no learner."""
+    """Raises a LearnerLostError if a learner is known to be lost, without calling any learner."""
     if group.is_remote and group._worker_manager.num_healthy_actors() != len(group):
         raise LearnerLostError(_LOST)
 
@@ -99,7 +99,7 @@ def check_learners(group: LearnerGroup) -> None:
 
 
 def env_creator(config: "AlgorithmConfig") -> "Callable[[Any], gym.Env]":
-    """The function that makes one environment of `config.env` from an EnvContext."""
+    """Returns the function that creates an environment of `config.env` from an EnvContext."""
     from ray.rllib.algorithms.algorithm import Algorithm
 
     creator: Callable[[Any], gym.Env] = Algorithm._get_env_id_and_creator(config.env, config)[1]
@@ -107,7 +107,7 @@ def env_creator(config: "AlgorithmConfig") -> "Callable[[Any], gym.Env]":
 
 
 def runner_actors(group: EnvRunnerGroup) -> dict[int, ActorHandle]:
-    """The remote runners by their index, including those thought dead."""
+    """Returns the remote runners by index, including those marked as dead."""
     actors: dict[int, ActorHandle] = group._worker_manager.actors()
     return actors
 
@@ -135,7 +135,7 @@ def notify_environment_created(runner: ActorHandle, context: Any) -> None:
 
 
 def first_info(env: "AsyncVectorEnv", infos: dict[str, Any]) -> dict[str, Any]:
-    """The info of a vector's first environment, from gymnasium's dict of arrays."""
+    """Returns the info of a vector's first environment, from gymnasium's dict of arrays."""
     from gymnasium.wrappers.vector import DictInfoToList
 
     if not infos:
@@ -148,11 +148,11 @@ def first_info(env: "AsyncVectorEnv", infos: dict[str, Any]) -> dict[str, Any]:
 
 
 def register_algorithm(name: str, algorithm: "type[Algorithm]") -> None:
-    """Registers `name` with Tune and with RLlib, also in clusters that start later.
+    """Registers `name` with Tune and RLlib, also in clusters that start later.
 
-    Tune keeps a registration in the running cluster only: after `ray.shutdown()` it is gone, and
-    looking the name up then imports every algorithm of RLlib, for which plain `ray[rllib]` lacks
-    Pillow. So registration is repeated after every `ray.init()`.
+    Tune keeps a registration only in the running cluster. After `ray.shutdown()` it is gone, and
+    looking the name up then imports all of RLlib's algorithms, which fails with plain `ray[rllib]`:
+    it lacks Pillow. So registration is repeated after every `ray.init()`.
     """
     import ray
     from ray.rllib.algorithms import registry as rllib_registry

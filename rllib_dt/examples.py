@@ -1,4 +1,4 @@
-"""The command line that `tuned_examples` share: RLlib's flags, and the data's path."""
+"""The command line that `tuned_examples` share: RLlib's flags and the data's path."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,7 +17,13 @@ RETURN_AT_FIRST_TARGET = f"{EVALUATION_RESULTS}/{ENV_RUNNER_RESULTS}/{EPISODE_RE
 def run_example(
     make_config: Callable[[Sequence[str]], DTConfig], *, reward: float, iters: int
 ) -> None:
-    """Runs an example: `--as-test` passes once the first target's mean return is `reward`."""
+    """Runs an example script with the flags of RLlib's examples.
+
+    Args:
+        make_config: builds the example's settings from the paths given as `--data`.
+        reward: the mean return at the first target that ends the run; `--as-test` requires it.
+        iters: the most iterations.
+    """
     parser = add_rllib_example_script_args(default_reward=reward, default_iters=iters)
     parser.add_argument(
         "--data", action="append", required=True, help="a recording: a file or a folder"

@@ -1,4 +1,4 @@
-"""Achieved against target return, as a table and as a plot."""
+"""Shows achieved against target returns, as a table and as a plot."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,9 +25,9 @@ def plot_targets(
     Needs matplotlib (the `plots` extra).
 
     Args:
-        by_target: from an evaluation's result.
+        by_target: `by_target` of an evaluation's result.
         data_returns: the return of each recorded episode.
-        path: where to save it; the suffix decides the format.
+        path: the file to save to; its suffix decides the format.
     """
     from matplotlib.figure import Figure
 

@@ -1,7 +1,7 @@
-"""Former homes of classes that checkpoints of 0.1 refer to; nothing else imports this.
+"""Aliases for the former modules of classes in checkpoints of 0.1; nothing else imports this.
 
-Unpickling imports `rllib_dt.runtime.<module>`. Importing this module first puts the present homes
-under those names.
+Unpickling such a checkpoint imports `rllib_dt.runtime.<module>`, and therefore this module first,
+which registers the current modules under the former names.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Names for types that Python's, numpy's and Ray's own leave open."""
+"""Type aliases where the types of Python, numpy and Ray say too little."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ Value = Any
 """One observation or action, as an environment returns or takes it."""
 
 State = Any
-"""The state of a part, as RLlib saves and restores it: nested dicts of arrays and plain values."""
+"""A component's state, as RLlib saves and restores it: nested dicts of arrays and plain values."""
 
 SamplerState = dict[str, Any]
 """The state of a sampler: plain values."""
@@ -26,7 +26,7 @@ JsonObject = dict[str, Any]
 """A JSON object."""
 
 Paths = Any
-"""A path, a URI, a list of them; or what Tune puts in their place, such as a search space."""
+"""A path, a URI or a list of them; before Tune resolves it, also a search space."""
 
 ActorHandle = Any
 """A Ray actor; Ray does not type its methods."""

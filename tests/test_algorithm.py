@@ -172,7 +172,7 @@ def test_a_remote_learner_trains_the_same_weights_as_a_local_one(cluster, tiny_d
         torch.testing.assert_close(value, runs[1][1][name], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.semantics(13)
+@pytest.mark.semantics(12, 13)
 def test_two_learners_apply_the_mean_gradient_of_all_their_valid_steps(cluster, tiny_data):
     """Compares with one process on the joined batch; the shards hold unequal numbers of steps."""
 

@@ -56,7 +56,7 @@ def test_a_truncated_file_is_named_and_an_earlier_checkpoint_restores(saved, tmp
     algo.restore_from_path(first)
     assert same(weights(algo), kept)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         algo.restore_from_path(tmp_path / "empty")
     assert same(weights(algo), kept)
     algo.stop()
@@ -201,6 +201,6 @@ def test_a_checkpoint_without_all_its_states_is_refused_and_not_saved(tmp_path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(pickle.dumps(1))
 
-    with pytest.raises(CheckpointError, match="not written whole"):
+    with pytest.raises(CheckpointError, match="written only in part"):
         write_all_but_one()
     assert not (tmp_path / "ck").exists()

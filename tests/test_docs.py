@@ -60,10 +60,10 @@ def test_links_to_files_resolve(path):
         assert (ROOT / name).exists() or (ROOT / f"{name}.py").exists(), name
 
 
-def test_the_readme_lists_every_room():
+def test_the_readme_lists_every_layer():
     listed = set(re.findall(r"^\| `rllib_dt/([\w.]+)`", (ROOT / "README.md").read_text(), re.M))
-    rooms = {p.parent.name for p in (ROOT / "rllib_dt").glob("*/__init__.py")}
-    assert listed == rooms | {"compat.py"}
+    packages = {p.parent.name for p in (ROOT / "rllib_dt").glob("*/__init__.py")}
+    assert listed == packages | {"compat.py", "types.py"}
 
 
 def test_each_point_of_the_semantics_has_a_marked_test():

@@ -126,4 +126,7 @@ def test_a_single_environment_of_a_gymnasium_vector_can_be_reset_alone():
     first, _ = vector.envs[0].reset(seed=5)
     alone, _ = gym.make("CartPole-v1").reset(seed=5)
     np.testing.assert_array_equal(first, alone)
+    _, _, terminated, truncated, _ = vector.envs[0].step(0)  # stepped alone, and not reset by it
+    assert not terminated
+    assert not truncated
     vector.close()

@@ -1,4 +1,4 @@
-"""The rooms of the package: what each may import, and where private parts of others may be used."""
+"""The layers of the package: what each may import, and where private parts may be used."""
 
 import ast
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "rllib_dt"
-# from the lowest; a module may import from its own room and from those before it
-ROOMS = [
+# from the lowest; a module may import from its own layer and from those before it
+LAYERS = [
     ("types",),
     ("spaces",),
     ("episodes",),
@@ -31,7 +31,7 @@ FOREIGN = {
     "formats": {"torch", "ray"},
     "reading": {"torch"},
 }
-# parts of `spaces` that need torch, for rooms that must not import it
+# parts of `spaces` that need torch, for layers that must not import it
 TORCH_MODULES = {"rllib_dt.spaces.encoders", "rllib_dt.spaces.heads"}
 PRIVATE_MODULES = ("ray._private", "ray.tune.registry", "ray.experimental.internal_kv")
 # What RLlib marks private and subclasses of its classes use all the same: methods that are meant
@@ -71,13 +71,13 @@ def name_of(path):
     return path.relative_to(PACKAGE).as_posix()
 
 
-def room_of(path):
+def layer_of(path):
     relative = path.relative_to(PACKAGE)
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
 
-def rank(room):
-    return next(i for i, names in enumerate(ROOMS) if room in names)
+def rank(layer):
+    return next(i for i, names in enumerate(LAYERS) if layer in names)
 
 
 def imports(path):
@@ -120,22 +120,22 @@ def private_uses(path):
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_a_module_imports_from_its_own_and_earlier_rooms_only(path):
-    room = room_of(path)
-    foreign = FOREIGN.get(room, set()) | ({"torch"} if name_of(path) in NUMPY_ONLY else set())
+def test_a_module_imports_from_its_own_and_earlier_layers_only(path):
+    layer = layer_of(path)
+    foreign = FOREIGN.get(layer, set()) | ({"torch"} if name_of(path) in NUMPY_ONLY else set())
     for name in imports(path):
         top, *rest = name.split(".")
         assert top not in foreign, f"{path} imports {name}"
-        if top == "rllib_dt" and rest and any(rest[0] in names for names in ROOMS):
-            assert rank(rest[0]) <= rank(room), f"{path} imports {name}"
+        if top == "rllib_dt" and rest and any(rest[0] in names for names in LAYERS):
+            assert rank(rest[0]) <= rank(layer), f"{path} imports {name}"
         if "torch" in foreign:
             assert name not in TORCH_MODULES, f"{path} imports {name}"
-        if room != "compat":
+        if layer != "compat":
             assert not name.startswith(PRIVATE_MODULES), f"{path} imports {name}"
 
 
-def test_every_module_is_in_a_room():
-    assert {room_of(p) for p in modules()} == {name for names in ROOMS for name in names}
+def test_every_module_is_in_a_layer():
+    assert {layer_of(p) for p in modules()} == {name for names in LAYERS for name in names}
     assert len(modules()) > 50
 
 

@@ -26,7 +26,7 @@ def test_every_call_raises_after_a_learner_has_died(cluster, tiny_data, tmp_path
     algo.train()
     path = algo.save_to_path(tmp_path / "c")
     kill(algo, rank=1)
-    with pytest.raises(LearnerLostError, match="build the algorithm anew from its last checkpoint"):
+    with pytest.raises(LearnerLostError, match="rebuild the algorithm from its last checkpoint"):
         algo.validate()
     for _ in range(2):  # the second call raises too
         with pytest.raises(LearnerLostError):

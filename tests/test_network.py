@@ -143,7 +143,7 @@ def test_state_and_return_heads_read_the_action_token():
 
 
 @pytest.mark.semantics(12)
-def test_the_loss_is_a_mean_over_valid_action_elements():
+def test_the_loss_adds_up_valid_action_elements_only():
     head = action_head(Box(-1.0, 1.0, (2,)), tanh=True)
     outputs = torch.tensor([[[9.0, 9.0], [0.5, 0.0]], [[0.1, 0.2], [1.0, -1.0]]])
     actions = torch.tensor([[[0.0, 0.0], [0.0, 0.0]], [[0.1, 0.0], [0.0, 0.0]]])

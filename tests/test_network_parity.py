@@ -68,10 +68,6 @@ def pair(request, tmp_path):
     return load_pretrained(tmp_path), theirs
 
 
-def valid(tensor, mask):
-    return tensor[mask]
-
-
 @pytest.mark.semantics(10, 11, 31)
 def test_predictions_equal_theirs(pair):
     ours, theirs = pair

@@ -68,14 +68,14 @@ def test_a_truncated_file_is_refused(tmp_path, name, kept):
     if name == "a.json" and kept == -1:  # only the last newline is missing: nothing is lost
         assert len(read(path).episodes) == 2
         return
-    with refused(f"{name}: (it is no whole|line [12] is no whole JSON).*; .*copy"):
+    with refused(f"{name}: (it is not a complete|line [12] is not a complete JSON).*; .*copy"):
         read(path)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_file_of_another_format_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"\xff\xfe neither Parquet, HDF5, JSON nor an archive" * 7)
-    with refused(f"{name}: (it is no whole|line 1 is no whole).*; .*copy"):
+    with refused(f"{name}: (it is not a complete|line 1 is not a complete).*; .*copy"):
         read(tmp_path / name)
 
 
@@ -84,13 +84,13 @@ def test_damage_inside_a_file_is_refused(tmp_path):
     data = bytearray(path.read_bytes())
     data[40:400] = b"\xff" * 360
     path.write_bytes(data)
-    with refused("a.parquet: it is no whole Parquet file"):
+    with refused("a.parquet: it is not a complete Parquet file"):
         read(path)
     path = rec.write_batches(tmp_path / "a.zip", [rec.batch(2, 500, compressed=())])
     data = bytearray(path.read_bytes())
     data[200:300] = b"\xff" * 100
     path.write_bytes(data)
-    with refused("a.zip: it is no whole zip file"):
+    with refused("a.zip: it is not a complete zip file"):
         read(path)
 
 
@@ -190,7 +190,7 @@ def test_missing_values_within_lists_are_refused(tmp_path):
     with refused("a.parquet: column 'obs' has missing values in its lists; fill them in"):
         read(rec.write_rows(tmp_path / "a.parquet", step_rows))
     path = rec.write_batches(tmp_path / "a.json", [rec.batch(2, 3, rewards=[1, None, 2])])
-    with refused("a.json: column 'rewards' holds values that are no numbers"):
+    with refused("a.json: column 'rewards' holds values that are not numbers"):
         read(path)
 
 

@@ -39,7 +39,7 @@ def hostile_values(target):
         (pickle.dumps({"obs": np.zeros(3)}), "it holds a builtins.dict"),
         (pickle.dumps([1.0, 2.0]), "it holds a builtins.list"),
         (pickle.dumps(eval), "it holds (builtins|__builtin__).eval"),
-        (pickle.dumps(np.zeros(3))[:-9], "its bytes are no readable pickle"),
+        (pickle.dumps(np.zeros(3))[:-9], "its bytes are not a readable pickle"),
     ]
 
 
@@ -61,7 +61,7 @@ def test_a_pickle_of_anything_but_an_array_is_refused_by_name_and_not_run(tmp_pa
 @pytest.mark.parametrize("text", ["no base64!", "bm8gZnJhbWU=", ""])
 def test_text_that_rllib_did_not_pack_is_refused(tmp_path, text):
     path = rec.write_rows(tmp_path / "a.parquet", [row | dict(obs=text) for row in rows(2, 3)])
-    with refused(r"column 'obs' .*refused: it is no base64 text of an lz4 frame \("):
+    with refused(r"column 'obs' .*refused: it is not base64 text of an lz4 frame \("):
         read(path)
 
 
@@ -81,7 +81,7 @@ def test_object_arrays_of_msgpack_are_not_unpickled(tmp_path):
     (episode,) = read(rec.write_states(tmp_path / "a.parquet", [infos])).episodes
     np.testing.assert_array_equal(episode.rewards, arrays(2, 5)["rewards"])
     observed = state | dict(observations=dict(data=hostile, lookback=0))
-    with refused("b.parquet: row 0 is not an episode that RLlib serialised .*no numbers"):
+    with refused("b.parquet: row 0 is not an episode that RLlib serialised .*not numbers"):
         read(rec.write_states(tmp_path / "b.parquet", [observed]))
     # an array of objects that claims to be an array of numbers
     packed = msgpack.packb(observed, default=msgpack_numpy.encode)

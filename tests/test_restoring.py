@@ -129,8 +129,8 @@ def test_pretrained_weights_for_other_spaces_are_refused(cluster, tmp_path):
     model = DTModelConfig(**TINY)
     source = DecisionTransformer(model, Box(-1, 1, (3,)), Box(-1.0, 1.0, (2,)))
     save_pretrained(source, tmp_path / "hf")
-    config = cartpole_config().rl_module(model_config={"pretrained": str(tmp_path / "hf")})
-    config.rl_module(model_config={"pretrained": str(tmp_path / "hf"), "max_ep_len": 500})
+    model_config = {"pretrained": str(tmp_path / "hf"), "max_ep_len": 500}
+    config = cartpole_config().rl_module(model_config=model_config)
     with pytest.raises(ValueError, match="do not fit the environment's spaces"):
         config.build_algo()
 

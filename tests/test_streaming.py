@@ -354,7 +354,7 @@ def test_episodes_that_never_end_are_refused_before_they_fill_the_memory(cluster
             ),
             tmp_path / f"{part}.parquet",
         )
-    with pytest.raises(DataError, match="whose end has not come yet, more than the pool holds"):
+    with pytest.raises(DataError, match="whose end has not been read yet, more than the pool"):
         streamed(str(tmp_path), 100).build_algo()
 
 

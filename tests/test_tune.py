@@ -99,8 +99,6 @@ def test_the_best_checkpoint_is_kept_beside_the_last(cluster, tmp_path):
 class FailOnce(RLlibCallback):
     """Raises the first time that a run reaches the third iteration."""
 
-    MARK = None
-
     def on_train_result(self, *, algorithm, result, **kwargs):
         mark = Path(algorithm.config.callbacks_mark)
         if result["training_iteration"] == 3 and not mark.exists():

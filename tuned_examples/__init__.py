@@ -1,1 +1,1 @@
-"""One script for each environment, in the convention of RLlib's examples."""
+"""One script for each environment, following the conventions of RLlib's examples."""

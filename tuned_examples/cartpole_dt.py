@@ -1,9 +1,9 @@
-"""Decision Transformer on CartPole-v1, from RLlib's old JSON recordings.
+"""Trains a Decision Transformer for CartPole-v1 on RLlib's old JSON recordings.
 
 `python tuned_examples/cartpole_dt.py --data cartpole-large.json [--as-test] [--no-tune]
 [--num-learners=N] [--evaluation-num-env-runners=R] …` (the flags of RLlib's examples).
 
-Episodes are capped at 200 steps, as they were in the recording.
+Evaluation episodes are capped at 200 steps, like those in the recording.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from rllib_dt.examples import run_example
 
 
 def make_config(data: Sequence[str]) -> DTConfig:
+    """Returns the settings for training on recordings at the given paths."""
     return (
         DTConfig()
         .environment("CartPole-v1", env_config={"max_episode_steps": 200})

@@ -1,4 +1,4 @@
-"""The main job, small: train on `data/cartpole-mixed`, ask for several returns, show what came.
+"""Trains on `data/cartpole-mixed`, evaluates at several target returns, and plots the result.
 
 `python tuned_examples/demo.py [--data FOLDER] [--updates N] [--seed N] [--out FOLDER]`
 """
@@ -21,6 +21,7 @@ DATA = ROOT / "data" / "cartpole-mixed"
 
 
 def make_config(data: str) -> DTConfig:
+    """Returns the settings for training on recordings at a path."""
     return (
         DTConfig()
         .environment("CartPole-v1")

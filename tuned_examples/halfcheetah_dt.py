@@ -1,10 +1,10 @@
-"""Decision Transformer on HalfCheetah-v5, from D4RL-layout recordings of mixed quality.
+"""Trains a Decision Transformer for HalfCheetah-v5 on mixed recordings in D4RL's layout.
 
 `python tuned_examples/halfcheetah_dt.py --data halfcheetah-medium-replay.hdf5 [--as-test]
 [--no-tune] [--num-learners=N] [--evaluation-num-env-runners=R] …` (the flags of RLlib's examples).
 
-The network and its settings are the paper's for gym (kzl/decision-transformer @ e2d82e6), the
-learning rate is ten times theirs, for a twentieth of their updates.
+The network and its settings are the paper's for gym (kzl/decision-transformer @ e2d82e6). The
+learning rate is ten times as high, for a twentieth of the updates.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from rllib_dt.examples import run_example
 
 
 def make_config(data: Sequence[str]) -> DTConfig:
+    """Returns the settings for training on recordings at the given paths."""
     return (
         DTConfig()
         .environment("HalfCheetah-v5")

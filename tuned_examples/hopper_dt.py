@@ -1,11 +1,12 @@
-"""Decision Transformer on Hopper-v5, from D4RL-layout recordings of mixed quality.
+"""Trains a Decision Transformer for Hopper-v5 on mixed recordings in D4RL's layout.
 
 `python tuned_examples/hopper_dt.py --data hopper-medium-replay.hdf5 [--as-test] [--no-tune]
 [--num-learners=N] [--evaluation-num-env-runners=R] …` (the flags of RLlib's examples).
 
 The network's sizes are the paper's for gym (kzl/decision-transformer @ e2d82e6). For a twentieth of
-their updates the learning rate is ten times theirs, and falls over the last two fifths; weights
-start three times as large, and activations are GELU (docs/log.md has what each of these does).
+the paper's updates, the learning rate is ten times as high and falls over the last two fifths.
+Initial weights are three times as large, and activations are GELU; docs/log.md has the effect of
+each change.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from rllib_dt.examples import run_example
 
 
 def make_config(data: Sequence[str]) -> DTConfig:
+    """Returns the settings for training on recordings at the given paths."""
     return (
         DTConfig()
         .environment("Hopper-v5")
@@ -31,7 +33,7 @@ def make_config(data: Sequence[str]) -> DTConfig:
             )
         )
         .training(
-            # over steps trained: 5,000 updates of 64 windows have 6.2 million
+            # by steps trained: 5,000 updates of 64 windows have 6.2 million
             lr=[[0, 1e-3], [3_700_000, 1e-3], [6_200_000, 1e-5]],
             train_batch_size_per_learner=64,
             weight_decay=1e-4,

@@ -1,9 +1,9 @@
-"""Decision Transformer on Pendulum-v1, from RLlib's old JSON recordings.
+"""Trains a Decision Transformer for Pendulum-v1 on RLlib's old JSON recordings.
 
 `python tuned_examples/pendulum_dt.py --data pendulum_expert_sac_50eps.zip [--as-test]
 [--no-tune] [--num-learners=N] [--evaluation-num-env-runners=R] …` (the flags of RLlib's
-examples). Give `--units` for recordings whose actions are in the environment's units: RLlib's
-own hold actions normalised to [-1, 1].
+examples). Pass `--units` if the recorded actions are in the environment's units, as in RLlib's
+`pendulum_replay_v1.1.0.zip`; in its expert and medium recordings they are normalised to [-1, 1].
 """
 
 import sys
@@ -14,6 +14,7 @@ from rllib_dt.examples import run_example
 
 
 def make_config(data: Sequence[str], normalized: bool = True) -> DTConfig:
+    """Returns the settings for training on recordings at the given paths."""
     return (
         DTConfig()
         .environment("Pendulum-v1")

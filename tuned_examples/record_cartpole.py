@@ -2,10 +2,10 @@
 
 `python tuned_examples/record_cartpole.py [--folder data/cartpole-mixed] [--episodes 300]`
 
-Each episode's policy has a quality of its own, the number of steps that it lasts: the good ones
-keep the pole up and leave the track late, the bad ones let the pole fall. Returns from 15 to 500
-occur alike, and what to do follows from the state and the return that is left, which is what a
-Decision Transformer conditions on. Some policies also err now and then.
+Each episode has its own policy, which aims to last a certain number of steps: good ones keep the
+pole up and leave the track late, bad ones let the pole fall. These numbers are spread over 15 to
+500, evenly on a log scale. The right action depends on the state and the remaining return, which
+are what a Decision Transformer conditions on. Some policies also take random actions now and then.
 """
 
 import argparse
@@ -19,16 +19,16 @@ from rllib_dt import write_episodes
 
 SECONDS_PER_STEP = 0.02
 TRACK_END, FALLEN_ANGLE = 2.4, 0.2095
-# a stabilising state feedback; the pole's part found by LQR, rounded
+# a stabilising state feedback; the gains for the pole are rounded results of LQR
 SPEED_GAIN, ANGLE_GAIN, ANGULAR_SPEED_GAIN = 2.0, 30.0, 8.0
 SHORTEST, LONGEST = 15, 500
-# a pole that falls slower than this pulls the cart off the track first
+# if the pole fell more slowly than this, the cart would leave the track first
 LONGEST_FALL = 100
 ERROR_RATES = (0.0, 0.05, 0.1)
 
 
 def push(observation: np.ndarray, steps_left: int, lifetime: int, side: int) -> int:
-    """The action of a policy that fails on `side` (±1) after `lifetime` steps."""
+    """Returns the action of a policy that fails on `side` (±1) after `lifetime` steps."""
     position, velocity, angle, angular_velocity = observation
     seconds_left = max(steps_left, 1) * SECONDS_PER_STEP
     if lifetime < LONGEST_FALL:
@@ -44,8 +44,8 @@ def push(observation: np.ndarray, steps_left: int, lifetime: int, side: int) -> 
 
 
 def record(env: gym.Env, rng: np.random.Generator, seed: int) -> dict[str, Any]:
-    """One episode of a policy drawn from `rng`."""
-    # short episodes have few steps, so there must be more of them to learn from
+    """Records one episode of a policy drawn from `rng`."""
+    # short episodes have few steps, so more of them are needed
     lifetime = round(SHORTEST * (LONGEST / SHORTEST) ** rng.random())
     side, error_rate = int(rng.choice([-1, 1])), rng.choice(ERROR_RATES)
     observation, _ = env.reset(seed=seed)

@@ -1,1 +1,1 @@
-"""The Decision Transformer's speed beside that of what a user would pick instead."""
+"""Compares the Decision Transformer's speed with that of other implementations."""

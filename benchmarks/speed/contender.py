@@ -1,8 +1,8 @@
-"""What all contenders share: the setting, and how they take orders.
+"""Shared by all contenders: the setting, and the protocol by which they run tasks.
 
-A contender is a process of its own, since not all can live in one environment. It reads lines of
-JSON, `{"task": name, "n": count}`, does that many, and answers `{"seconds": …}`. So the one that
-asks can let them work in turns. No import from `rllib_dt` here, nor from Ray.
+Each contender is a process, since their dependencies do not fit one environment. It reads lines of
+JSON, `{"task": name, "n": count}`, runs the task with that count, and answers `{"seconds": …}`, so
+the benchmark can alternate between contenders. This module imports neither `rllib_dt` nor Ray.
 """
 
 import json
@@ -19,31 +19,31 @@ MAX_STEPS = 1000
 TARGET = 3000.0
 
 EPISODE_STEPS = 200
-"""Of an evaluation episode: nine in ten steps are taken with a full context."""
+"""Steps in an evaluation episode; nine in ten are taken with a full context."""
 
 Task = Callable[[int], object]
 
-# from here on: what libraries print goes to standard error
+# from here on, output printed by libraries goes to standard error
 _answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 
 
 def make_hopper():
-    """Hopper-v5 that goes on when it has fallen: an untrained policy's episodes are as long."""
+    """Makes a Hopper-v5 that continues after a fall, so that untrained policies' episodes last."""
     import gymnasium as gym
 
     return gym.make("Hopper-v5", terminate_when_unhealthy=False, max_episode_steps=EPISODE_STEPS)
 
 
 def timed(task: Task, n: int) -> float:
-    """Seconds that the task takes."""
+    """Returns the seconds that the task takes."""
     started = time.perf_counter()
     task(n)
     return time.perf_counter() - started
 
 
 def serve(tasks: Mapping[str, Task], versions: Mapping[str, str]) -> None:
-    """Takes orders until there are no more."""
+    """Runs the tasks that are requested on standard input, until it ends."""
 
     def answer(**values: object) -> None:
         print(json.dumps(values), file=_answers, flush=True)

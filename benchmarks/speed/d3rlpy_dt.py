@@ -1,6 +1,6 @@
-"""Contender: d3rlpy's Decision Transformer. Runs in an environment of its own (`d3rlpy_env.py`)."""
+"""Contender: d3rlpy's Decision Transformer, in a separate environment (`d3rlpy_env.py`)."""
 
-from benchmarks.speed import contender as c  # isort: skip  takes standard output over
+from benchmarks.speed import contender as c  # isort: skip  redirects standard output
 
 import os
 
@@ -43,6 +43,7 @@ algo.config.observation_scaler.fit_with_transition_picker(
 
 
 def draw() -> TorchTrajectoryMiniBatch:
+    """Draws a batch as d3rlpy's own training loop does."""
     return TorchTrajectoryMiniBatch.from_batch(
         batch=dataset.sample_trajectory_batch(c.WINDOWS, length=c.CONTEXT),
         device="cpu:0",
@@ -55,11 +56,13 @@ fixed = draw()
 
 
 def train(n: int) -> None:
+    """Runs n updates on one batch."""
     for step in range(n):
         algo.impl.update(fixed, step)
 
 
 def batch(n: int) -> None:
+    """Draws n batches."""
     for _ in range(n):
         draw()
 
@@ -69,7 +72,7 @@ policy = algo.as_stateful_wrapper(target_return=c.TARGET)
 
 
 def evaluate(n: int) -> None:
-    """n environment steps, one environment, as `d3rlpy`'s own evaluation takes them."""
+    """Takes n steps in one environment, as d3rlpy's own evaluation does."""
     done = True
     for _ in range(n):
         if done:

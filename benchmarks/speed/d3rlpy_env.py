@@ -1,4 +1,4 @@
-"""Makes the environment that d3rlpy needs, beside the project's own: it wants gymnasium 1.0.0.
+"""Creates a separate Python environment for d3rlpy, which requires gymnasium 1.0.0.
 
 `python benchmarks/speed/d3rlpy_env.py` prints the path of its Python.
 """
@@ -9,12 +9,12 @@ import venv
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[2] / ".venv-d3rlpy"
-# the same torch as the project's constraints have, so that the two differ in nothing else
+# the torch version of constraints.txt, so that torch makes no difference
 PACKAGES = ["torch==2.13.0", "d3rlpy==2.8.1", "gymnasium[mujoco]==1.0.0", "mujoco==4.0.0"]
 
 
 def python() -> Path:
-    """The Python of the environment, which is made where it is not there yet."""
+    """Returns the environment's Python; creates the environment if it does not exist."""
     path = FOLDER / "bin" / "python"
     if not (FOLDER / ".ready").exists():
         venv.create(FOLDER, with_pip=True, clear=True)

@@ -1,10 +1,10 @@
 """Contender: `transformers`' DecisionTransformerModel, with the collator of its public tutorial.
 
-The collator and the loop are written anew after "Train your first Decision Transformer"
+The collator and the loop are rewritten after "Train your first Decision Transformer"
 (https://huggingface.co/blog/train-decision-transformers), which takes both from kzl's gym code.
 """
 
-from benchmarks.speed import contender as c  # isort: skip  takes standard output over
+from benchmarks.speed import contender as c  # isort: skip  redirects standard output
 
 import os
 import random
@@ -26,7 +26,7 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=c.LEARNING_RATE, weight_dec
 
 
 class Collator:
-    """Draws episodes in proportion to their lengths, and pieces of them one after another."""
+    """Draws episodes in proportion to their lengths, and cuts a window from each, one by one."""
 
     def __init__(self, episodes: int = 200, length: int = 1000):
         rng = np.random.default_rng(0)
@@ -54,7 +54,7 @@ class Collator:
             obs = episode["obs"][start : start + K]
             n, pad = len(obs), K - len(obs)
             rewards = episode["rewards"][start:]
-            to_go = np.array([rewards[i:].sum() for i in range(n)])  # discounted by 1, as there
+            to_go = np.array([rewards[i:].sum() for i in range(n)])  # discounted by 1, as they do
             obs = (np.concatenate([np.zeros((pad, c.OBSERVATIONS)), obs]) - self.mean) / self.std
             states.append(obs)
             taken = episode["actions"][start : start + K]
@@ -74,6 +74,7 @@ fixed = collate()
 
 
 def train(n: int) -> None:
+    """Runs n updates on one batch."""
     model.train()
     for _ in range(n):
         preds = model(**fixed, rewards=None, return_dict=False)[1]
@@ -87,6 +88,7 @@ def train(n: int) -> None:
 
 
 def batch(n: int) -> None:
+    """Draws n batches."""
     for _ in range(n):
         collate()
 
@@ -96,7 +98,7 @@ env = c.make_hopper()
 
 @torch.no_grad()
 def evaluate(n: int) -> None:
-    """n environment steps, one environment, the last K steps as the model sees them."""
+    """Takes n steps in one environment; the model sees the last K."""
     model.eval()
     K, done = c.CONTEXT, True
     for _ in range(n):

@@ -1,6 +1,6 @@
-"""What a learner's process holds beyond torch and Ray; prints one line of JSON (MB)."""
+"""Measures a learner's memory beyond that of torch and RLlib; prints one line of JSON (MB)."""
 
-from benchmarks.speed import contender as c  # isort: skip  takes standard output over
+from benchmarks.speed import contender as c  # isort: skip  redirects standard output
 
 import logging
 import os
@@ -17,6 +17,7 @@ STEPS = 1_000_000
 
 
 def resident() -> dict[str, int]:
+    """Returns this process's resident MB: anonymous, of files, and shared."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     fields = {"own": "RssAnon", "files": "RssFile", "shared": "RssShmem"}
     return {name: int(status[field].split()[0]) // 1024 for name, field in fields.items()}
@@ -24,9 +25,10 @@ def resident() -> dict[str, int]:
 
 @ray.remote(num_cpus=1)
 class Bare:
-    """A process with what RLlib's own offline algorithms import, and an optimiser's first step."""
+    """A process with the imports of RLlib's offline algorithms and an optimiser's first step."""
 
     def resident(self) -> dict[str, int]:
+        """Returns the process's resident MB after these imports and one step."""
         import torch
         from ray.rllib.algorithms.bc import BCConfig
         from ray.rllib.core.learner.torch.torch_learner import TorchLearner
@@ -41,6 +43,7 @@ class Bare:
 
 
 def measure(folder: Path) -> dict[str, object]:
+    """Returns the MB of a bare process, of a learner, of the data, and their differences."""
     rng = np.random.default_rng(0)
     spaces = Box(-np.inf, np.inf, (c.OBSERVATIONS,)), Box(-1.0, 1.0, (c.ACTIONS,))
     episodes = (
@@ -71,7 +74,7 @@ def measure(folder: Path) -> dict[str, object]:
     (learner,) = (
         result.get() for result in algo.learner_group.foreach_learner(lambda learner: resident())
     )
-    data = ray.get(algo.offline_data._source.pool).nbytes // 2**20
+    data = ray.get(algo.offline_data.supply.pool).nbytes // 2**20
     algo.stop()
     return {
         "bare": bare,

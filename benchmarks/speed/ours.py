@@ -1,6 +1,6 @@
 """Contender: this package, bare and through RLlib."""
 
-from benchmarks.speed import contender as c  # isort: skip  takes standard output over
+from benchmarks.speed import contender as c  # isort: skip  redirects standard output
 
 import functools
 import logging
@@ -33,7 +33,7 @@ MODEL: dict[str, Any] = dict(
 
 
 def steps(n: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Columns of n steps in episodes of 1,000, and their timesteps."""
+    """Returns columns of n steps in episodes of 1,000, and their timesteps."""
     columns = {
         "obs": rng.standard_normal((n, c.OBSERVATIONS), np.float32),
         "actions": rng.uniform(-1, 1, (n, c.ACTIONS)).astype(np.float32),
@@ -43,6 +43,7 @@ def steps(n: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 
 def sampler(n: int, window: int = c.CONTEXT, windows: int = c.WINDOWS) -> FixedSampler:
+    """Returns a sampler over n random steps."""
     columns, timesteps = steps(n)
     return FixedSampler(columns, timesteps, Draws(window_length=window, batch_size=windows, seed=0))
 
@@ -51,6 +52,7 @@ def sampler(n: int, window: int = c.CONTEXT, windows: int = c.WINDOWS) -> FixedS
 
 
 def bare(precision: str, **model: Any) -> c.Task:
+    """Returns a task that trains the network on one batch, without RLlib."""
     config = DTModelConfig(**(MODEL | model))
     network = DecisionTransformer(config, *SPACES).train()
     network.set_normalization(torch.zeros(c.OBSERVATIONS), torch.ones(c.OBSERVATIONS), 1000.0)
@@ -62,7 +64,7 @@ def bare(precision: str, **model: Any) -> c.Task:
     )
     windows = c.WINDOWS * c.CONTEXT // config.window_length
     drawn = sampler(100_000, config.window_length, windows).sample(0)
-    # full windows, as the peers' batch
+    # full windows, like those in the peers' batches
     rows = drawn.timesteps[:, -1] >= config.window_length - 1
     window = drawn.map(lambda column: torch.from_numpy(column[rows].repeat(2, 0)[:windows]))
     head, steps = network.action_head, window.mask.sum()
@@ -84,6 +86,7 @@ def bare(precision: str, **model: Any) -> c.Task:
 
 
 def write_data() -> str:
+    """Writes random episodes to a temporary folder and returns its path."""
     folder = tempfile.mkdtemp(prefix="bench-")
     columns, _ = steps(20_000)
     episodes = (
@@ -102,10 +105,12 @@ def write_data() -> str:
 
 @functools.cache
 def data() -> str:
+    """Returns the path of the random episodes; writes them on first use."""
     return write_data()
 
 
 def config(**model: Any) -> DTConfig:
+    """Returns the benchmark's settings with changes to the network."""
     return (
         DTConfig()
         .environment(observation_space=SPACES[0], action_space=SPACES[1])
@@ -124,23 +129,25 @@ def config(**model: Any) -> DTConfig:
 
 @functools.cache
 def algorithm() -> Any:
+    """Returns the algorithm that trains through RLlib; builds it on first use."""
     return config().build_algo()
 
 
 def through_rllib(n: int) -> None:
+    """Runs n updates through RLlib."""
     assert n % UPDATES_A_CALL == 0
     for _ in range(n // UPDATES_A_CALL):
         algorithm().train()
 
 
 def growth(size: int) -> c.Task:
-    """The learner's updates on a pool of so many steps."""
+    """Returns a task that trains through RLlib on a pool of `size` steps."""
     source = sampler(size)
 
     def train(n: int) -> None:
         learner = algorithm().learner_group._learner
         if getattr(learner._batches, "_sampler", None) is not source:
-            algorithm().train()  # so that there is a learner's iterator to replace
+            algorithm().train()  # so that the learner has an iterator to replace
             learner._batches = PrefetchedBatches(source, learner.progress.updates, learner._device)
         through_rllib(n)
 
@@ -149,6 +156,7 @@ def growth(size: int) -> c.Task:
 
 @functools.cache
 def evaluator(**model: Any) -> Any:
+    """Returns an algorithm that evaluates in Hopper-v5; builds it on first use."""
     from rllib_dt.algorithm.dt import DT
 
     env = dict(terminate_when_unhealthy=False, max_episode_steps=c.EPISODE_STEPS)
@@ -162,6 +170,8 @@ def evaluator(**model: Any) -> Any:
 
 
 def evaluation(**model: Any) -> c.Task:
+    """Returns a task that takes n evaluation steps."""
+
     def evaluate(n: int) -> None:
         assert n % (ENVS * c.EPISODE_STEPS) == 0
         for _ in range(n // (ENVS * c.EPISODE_STEPS)):
@@ -171,10 +181,10 @@ def evaluation(**model: Any) -> c.Task:
 
 
 def set_up(n: int) -> None:
-    """Ray is up; from nothing to the first update of the CartPole example."""
+    """Builds the CartPole example and runs its first update, with Ray already running."""
     for _ in range(n):
         settings = cartpole_dt.make_config([str(demo.DATA)])
-        # its recording is not shipped: the demo's data, with the demo's episodes' lengths
+        # the example's recording is not shipped, so it gets the demo's data and episode lengths
         settings.environment("CartPole-v1", env_config={})
         model = {**settings.model_config, "max_ep_len": 500}
         settings.rl_module(model_config=model).offline_data(dataset_num_iters_per_learner=1)
@@ -187,12 +197,13 @@ def set_up(n: int) -> None:
 
 
 def batches(n: int, source: FixedSampler) -> None:
+    """Draws n batches."""
     for update in range(n):
         source.sample(update)
 
 
 def frame_sampler() -> FixedSampler:
-    """84 × 84 frames in stacks of 4, K 30, 128 windows; episodes of 500 steps."""
+    """Returns a sampler of 128 × 30 stacks of four 84 × 84 frames, from episodes of 500 steps."""
     episodes, length, size = 30, 500, 4
     frames = rng.integers(0, 255, (episodes * (length + size - 1), 84, 84), dtype=np.uint8)
     first = np.concatenate([e * (length + size - 1) + np.arange(length) for e in range(episodes)])
@@ -208,7 +219,7 @@ def frame_sampler() -> FixedSampler:
 
 
 class Copy:
-    """A plain copy of as many bytes as such a batch has, to memory that is there already."""
+    """Copies as many bytes as a batch of stacked frames has, to memory that was used before."""
 
     def __init__(self) -> None:
         self.source = rng.integers(0, 255, (128, 30, 4, 84, 84), dtype=np.uint8)
@@ -220,7 +231,7 @@ class Copy:
 
 
 def lazily(make: Callable[[], c.Task]) -> c.Task:
-    """Made when it is asked for: memory and Ray for what is measured only."""
+    """Makes a task on its first use, so that unmeasured tasks need neither memory nor Ray."""
     made = functools.cache(make)
     return lambda n: made()(n)
 

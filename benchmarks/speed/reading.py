@@ -1,6 +1,6 @@
 """Contender: this package's readers, on one core: a million steps from a file to the pool."""
 
-from benchmarks.speed import contender as c  # isort: skip  takes standard output over
+from benchmarks.speed import contender as c  # isort: skip  redirects standard output
 
 import logging
 import os
@@ -21,6 +21,7 @@ STEPS, LENGTH = 1_000_000, 500
 
 
 def write(folder: Path) -> None:
+    """Writes a million random steps as D4RL's HDF5 and as step-row Parquet."""
     rng = np.random.default_rng(0)
     obs = rng.standard_normal((STEPS, c.OBSERVATIONS), np.float32)
     actions = rng.uniform(-1, 1, (STEPS, c.ACTIONS)).astype(np.float32)
@@ -31,7 +32,7 @@ def write(folder: Path) -> None:
         for name, values in dict(
             observations=obs, actions=actions, rewards=rewards, terminals=terminated, timeouts=ends
         ).items():
-            # as D4RL's own files
+            # compressed like D4RL's own files
             file.create_dataset(name, data=values, compression="gzip")
 
     def lists(values: np.ndarray) -> pa.Array:
@@ -54,6 +55,8 @@ def write(folder: Path) -> None:
 
 
 def reading(path: Path) -> c.Task:
+    """Returns a task that reads a file n times."""
+
     def read(n: int) -> None:
         for _ in range(n):
             config = (
@@ -74,7 +77,7 @@ def reading(path: Path) -> c.Task:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))
-        # this process, and with it all that Ray starts
+        # applies to this process and to all that Ray starts
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
         for name in ("rllib_dt", "ray.data"):

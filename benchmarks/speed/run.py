@@ -1,8 +1,8 @@
-"""`make bench`: every contender in turns, in one run; JSON, and the table of docs/performance.md.
+"""`make bench`: runs all contenders alternately; writes JSON and prints it as a table.
 
 `python -m benchmarks.speed.run [--rounds 10] [--threads 2] [--only training …] [--no-d3rlpy]`
 
-Each round asks every contender of a measurement once, so that what else the machine does meets all
+Each round runs every contender of a measurement once, so that other load on the machine affects all
 of them alike. A ratio is the median of the rounds' ratios, with its quartiles; the first round
 warms up and does not count.
 """
@@ -28,7 +28,7 @@ PEERS = ("huggingface", "d3rlpy")
 
 
 class Contender:
-    """A process that works when it is asked to."""
+    """A contender's process, which runs tasks on request."""
 
     def __init__(self, module: str, python: str, threads: int):
         environment = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
@@ -45,12 +45,13 @@ class Contender:
         self.versions = self._answer()["versions"]
 
     def rate(self, task: str, n: int) -> float:
-        """How many a second."""
+        """Runs a task with count n and returns the rate, n per second."""
         assert self._process.stdin is not None
         print(json.dumps({"task": task, "n": n}), file=self._process.stdin, flush=True)
         return float(n / self._answer()["seconds"])
 
     def end(self) -> None:
+        """Ends the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(timeout=60)
@@ -59,14 +60,14 @@ class Contender:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("a contender has died; see what it printed")
+            raise RuntimeError("a contender has died; see its output above")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is asked for in each round: (contender, task, how many)."""
+    """The tasks of one round: (contender, task, count) each."""
 
     orders: list[tuple[str, str, int]]
     rounds: int | None = None
@@ -112,7 +113,7 @@ MEASUREMENTS = {
 
 @dataclass
 class Run:
-    """The contenders that are up, and what they gave."""
+    """The running contenders and their versions."""
 
     threads: int
     without: set[str]
@@ -120,6 +121,7 @@ class Run:
     versions: dict[str, str] = field(default_factory=dict)
 
     def contender(self, name: str) -> Contender:
+        """Returns a contender; starts it on first use."""
         if name not in self.contenders:
             python, module = sys.executable, name
             if name == "d3rlpy":
@@ -130,7 +132,7 @@ class Run:
         return self.contenders[name]
 
     def measure(self, measurement: Measurement, rounds: int) -> dict[str, list[float]]:
-        """The rates of each task, by "contender task", round by round."""
+        """Returns the rates of each task, by "contender task", round by round."""
         orders = [order for order in measurement.orders if order[0] not in self.without]
         rates: dict[str, list[float]] = {f"{who} {task}": [] for who, task, _ in orders}
         for turn in range((measurement.rounds or rounds) + 1):
@@ -141,11 +143,13 @@ class Run:
         return rates
 
     def end(self) -> None:
+        """Ends all contenders."""
         for contender in self.contenders.values():
             contender.end()
 
 
 def memory(threads: int) -> dict[str, Any]:
+    """Returns the result of `benchmarks.speed.memory`."""
     contender = Contender("memory", sys.executable, threads)
     contender.end()
     found: dict[str, Any] = contender.versions["memory"]
@@ -153,7 +157,7 @@ def memory(threads: int) -> dict[str, Any]:
 
 
 def matrix_rates(threads: int) -> dict[str, float]:
-    """What this machine multiplies, GFLOP/s: the roof of a training step."""
+    """Measures matrix products on this machine, in GFLOP/s: the limit of a training step."""
     import torch
 
     torch.set_num_threads(threads)
@@ -174,7 +178,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=[*MEASUREMENTS, "memory"], default=None)
-    parser.add_argument("--no-d3rlpy", action="store_true", help="do without its environment")
+    parser.add_argument("--no-d3rlpy", action="store_true", help="leave d3rlpy out")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench.json")
     args = parser.parse_args()
     run = Run(args.threads, {"d3rlpy"} if args.no_d3rlpy else set())
@@ -198,7 +202,7 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(found, indent=1))
     print(to_markdown(found))
-    print(f"\nall of it: {args.out}", file=sys.stderr)
+    print(f"\nall results: {args.out}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A run's rates as the table of docs/performance.md.
+"""Formats a run's rates as the table of docs/performance.md.
 
 `python -m benchmarks.speed.table results/bench.json --into docs/performance.md` puts it between the
-two marks there.
+two markers in that file.
 """
 
 import argparse
@@ -19,9 +19,9 @@ READ_STEPS = 1_000_000
 
 
 def ratio(mine: Sequence[float], others: Sequence[Sequence[float]]) -> str:
-    """Median and quartiles of the rounds' ratios to the better of the others.
+    """Returns the median and quartiles of the rounds' ratios to the better of the others.
 
-    The better one is the same in all rounds: that of the higher median.
+    The better one is the same in all rounds: the one with the higher median.
     """
     best = max(others, key=np.median)
     low, middle, high = np.quantile(np.array(mine) / np.array(best), [0.25, 0.5, 0.75])
@@ -29,12 +29,13 @@ def ratio(mine: Sequence[float], others: Sequence[Sequence[float]]) -> str:
 
 
 def quartiles(values: Sequence[float], unit: str, scale: float = 1.0, digits: int = 1) -> str:
+    """Returns the median and quartiles of scaled values, with their unit."""
     low, middle, high = np.quantile(np.array(values) * scale, [0.25, 0.5, 0.75])
     return f"{middle:.{digits}f} ({low:.{digits}f} … {high:.{digits}f}) {unit}"
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(what, must and aim, measured)."""
+    """Returns the table's rows: (what, must and aim, measured)."""
     rates = found["rates"]
     table: list[tuple[str, str, str]] = []
 
@@ -98,7 +99,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def to_markdown(found: dict[str, Any]) -> str:
-    """The table, and under it what it was measured with."""
+    """Returns the table, followed by the versions and the machine."""
     lines = ["| what | must | measured |", "|---|---|---|"]
     lines += [f"| {what} | {goal} | {value} |" for what, goal, value in rows(found)]
     versions = ", ".join(f"{k} {v}" for k, v in sorted(found.get("versions", {}).items()))
@@ -112,7 +113,7 @@ def to_markdown(found: dict[str, Any]) -> str:
 
 
 def insert(document: Path, text: str) -> None:
-    """Puts the text between the marks of a document."""
+    """Puts the text between the markers of a document."""
     before, _, rest = document.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")

@@ -1,4 +1,4 @@
-"""DTConfig, DT and their registration, which importing this does."""
+"""`DT` and `DTConfig`; importing this package registers `DT` with RLlib and Tune."""
 
 from rllib_dt.algorithm.config import DTConfig
 from rllib_dt.algorithm.dt import DT

@@ -1,8 +1,9 @@
-"""Checkpoints that are whole or refused: a manifest of all files, written last.
+"""Checkpoints that are complete or refused: a manifest of all files is written last.
 
-A folder is written under a temporary name beside its own, listed with sizes and digests, and
-renamed in one step. So a process that dies while it writes leaves nothing under the name, and a
-file that was truncated or changed later is detected before anything is restored.
+A local folder is written under a temporary name, listed with sizes and digests, and renamed in one
+step, so a process that dies while writing leaves nothing under the final name. On other file
+systems the manifest is uploaded last, and a folder without one is refused. A file that was
+truncated or changed later is detected before anything is restored.
 """
 
 import ctypes
@@ -38,15 +39,16 @@ _UNHARMED = "earlier checkpoints are unharmed"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written, or is not whole."""
+    """A checkpoint that could not be written, or is incomplete or damaged."""
 
 
 @contextmanager
 def writing(path: str | Path, filesystem: pafs.FileSystem | None = None) -> Iterator[Path]:
-    """Yields a local folder to write a checkpoint to, which then becomes `path` as a whole.
+    """Yields a local folder to write a checkpoint to, and moves or uploads it to `path` afterwards.
 
     Raises:
-        CheckpointError: it could not be written; `path` is as it was before.
+        CheckpointError: it could not be written. A local `path` is as it was before; a remote one
+            has no manifest, so it is refused.
     """
     system, final = locate(path, filesystem)
     is_local = isinstance(system, pafs.LocalFileSystem)
@@ -83,14 +85,19 @@ def writing(path: str | Path, filesystem: pafs.FileSystem | None = None) -> Iter
 
 
 def verify(path: str | Path, filesystem: pafs.FileSystem | None = None) -> None:
-    """Raises a CheckpointError unless every file is there, as it was written."""
+    """Checks that every file of a checkpoint exists and is unchanged.
+
+    Raises:
+        CheckpointError: the manifest or a file is missing, truncated or changed.
+        FileNotFoundError: there is nothing at `path`.
+    """
     system, folder = locate(path, filesystem)
     manifest = f"{folder}/{MANIFEST}"
     if system.get_file_info(manifest).type != pafs.FileType.File:
         if system.get_file_info(folder).type == pafs.FileType.NotFound:
             raise FileNotFoundError(f"there is no checkpoint {path}")
         raise CheckpointError(
-            f"{path} is not a whole checkpoint: it has no {MANIFEST}, which is written last; "
+            f"{path} is not a complete checkpoint: it has no {MANIFEST}, which is written last; "
             "restore from an earlier one"
         )
     with system.open_input_stream(manifest) as file:
@@ -106,11 +113,11 @@ def verify(path: str | Path, filesystem: pafs.FileSystem | None = None) -> None:
         if info.type != pafs.FileType.File:
             problem = "is missing"
         elif info.size != wanted["size"]:
-            problem = f"has {info.size} bytes, {wanted['size']} were written"
+            problem = f"has {info.size} bytes, but {wanted['size']} were written"
         else:
             with system.open_input_stream(f"{folder}/{name}") as file:
                 same = _digest(file.read()) == wanted["digest"]
-            problem = "" if same else "holds other bytes than were written"
+            problem = "" if same else "contains other bytes than were written"
         if problem:
             raise CheckpointError(
                 f"the checkpoint {path} is damaged: {name} {problem}; restore from an earlier one"
@@ -142,28 +149,28 @@ def _check_written(folder: Path) -> None:
                 pickle.loads(pickled.read_bytes())
         except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
             raise CheckpointError(
-                f"the checkpoint was not written whole: {pickled.name} of {pickled.parent.name} "
+                f"the checkpoint was written only in part: {pickled.name} of {pickled.parent.name} "
                 f"({error!r}); {_UNHARMED}; check whether the learners' disk is full"
             ) from error
 
 
 def _check_replaceable(final: Path) -> None:
-    """Allows replacing checkpoints only, since the whole folder is removed."""
+    """Refuses to replace anything but a checkpoint, since the whole folder is removed."""
     if not final.is_dir() or not any(final.iterdir()):
         return
     if not any((final / name).is_file() for name in (MANIFEST, _RLLIB_METADATA)):
         raise CheckpointError(
-            f"{final} holds things other than a checkpoint, which would be lost; give a folder "
+            f"{final} holds things other than a checkpoint, which would be lost; choose a folder "
             "that is empty or does not exist"
         )
 
 
 def _move(draft: Path, final: Path) -> None:
     if not final.is_dir() or not any(final.iterdir()):
-        draft.rename(final)  # takes the place of an empty folder in one step
+        draft.rename(final)  # replaces an empty folder in one step
         return
     if _exchange(draft, final):
-        # the new one is in place: failing to remove the old one is no failure
+        # the new one is in place: failing to remove the old one is not an error
         shutil.rmtree(draft, ignore_errors=True)
         return
     replaced = draft.with_name(f"{draft.name}.replaced")
@@ -173,7 +180,7 @@ def _move(draft: Path, final: Path) -> None:
     except OSError:
         replaced.rename(final)
         raise
-    shutil.rmtree(replaced)
+    shutil.rmtree(replaced, ignore_errors=True)  # the new one is in place
 
 
 def _exchange(one: Path, other: Path) -> bool:

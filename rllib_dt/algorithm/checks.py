@@ -1,4 +1,4 @@
-"""What a `DTConfig` must satisfy before anything is built."""
+"""Checks a `DTConfig` before anything is built."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _UNFIT_FOR_EVALUATION = ("auto", "timesteps")
 
 
 def check_spaces(config: "DTConfig") -> None:
-    """Refuses missing spaces, and those that the network does not support."""
+    """Refuses missing spaces, and spaces that the network does not support."""
     if config.observation_space is None or config.action_space is None:
         config.refuse(
             "neither an environment nor spaces are given; set environment(env=…), or "
@@ -35,7 +35,7 @@ def check_spaces(config: "DTConfig") -> None:
 
 
 def check_model(config: "DTConfig") -> None:
-    """Refuses settings that no network can be built from."""
+    """Refuses network settings that no network can be built from."""
     try:
         config.dt_model_config.validate()
     except (TypeError, ValueError) as error:
@@ -43,13 +43,13 @@ def check_model(config: "DTConfig") -> None:
 
 
 def check_training(config: "DTConfig") -> None:
-    """Refuses settings of reading and learning that make no sense."""
+    """Refuses invalid settings of data and training."""
     if not config.is_offline:
         config.refuse("offline_data(input_=…) must be a path or a list of paths")
     if config.normalize_actions:
         config.refuse(
-            "normalize_actions=True would scale actions twice: they leave this module in the "
-            "environment's units. For recorded actions in [-1, 1] set "
+            "normalize_actions=True would scale actions twice: this module already returns them in "
+            "the environment's units. For recorded actions in [-1, 1] set "
             "offline_data(actions_in_input_normalized=True)"
         )
     _check_number(config, "return_scale", lambda v: v > 0, "positive", optional=True)
@@ -92,7 +92,7 @@ def check_training(config: "DTConfig") -> None:
 
 
 def check_evaluation(config: "DTConfig") -> None:
-    """Refuses settings of evaluation that make no sense."""
+    """Refuses invalid settings of evaluation."""
     for target in config.target_returns if config.target_returns is not None else ():
         _check_number(config, "target_returns", lambda v: True, "finite numbers", value=target)
     if config.target_returns is not None and not config.target_returns:
@@ -125,7 +125,7 @@ def _check_number(
     value: Any = None,
     optional: bool = False,
 ) -> None:
-    """Refuses the setting `name`, or a value of it, unless it is a finite number that passes."""
+    """Refuses `value`, by default the setting `name`, unless it is a finite number that passes."""
     value = getattr(config, name) if value is None else value
     if optional and value is None:
         return

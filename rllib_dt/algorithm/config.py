@@ -1,4 +1,4 @@
-"""DTConfig: what RLlib asks of the Decision Transformer's settings."""
+"""`DTConfig`: the Decision Transformer's settings as an RLlib `AlgorithmConfig`."""
 
 import dataclasses
 from typing import Any
@@ -28,10 +28,10 @@ from rllib_dt.rollout.env_runner import DTEnvRunner
 
 
 class DTConfig(DTSettings):
-    """Builds a `DT`, the Decision Transformer as an offline algorithm.
+    """Configures and builds `DT`, the Decision Transformer as an offline algorithm.
 
-    `train_batch_size_per_learner` counts windows of K steps (with `attention="window"` the same
-    number of steps, in fewer and longer windows), `dataset_num_iters_per_learner` the updates of
+    `train_batch_size_per_learner` counts windows of K steps (with `attention="window"`, the same
+    number of steps in fewer, longer windows), `dataset_num_iters_per_learner` counts the updates of
     one `train()`, and `evaluation_duration` the episodes for each target return.
 
     ```python
@@ -61,15 +61,15 @@ class DTConfig(DTSettings):
 
     @property
     def dt_model_config(self) -> DTModelConfig:
-        """The network's settings, complete."""
+        """The network's settings, with defaults filled in."""
         return DTModelConfig.from_dict(self.model_config)
 
     @property
     def windows_per_learner(self) -> int:
-        """Windows that each learner draws for an update.
+        """The number of windows that each learner draws for one update.
 
-        `train_batch_size_per_learner`; with `attention="window"`, as many segments as hold the same
-        number of steps.
+        It is `train_batch_size_per_learner`, or with `attention="window"` the number of segments
+        that hold as many steps.
         """
         model = self.dt_model_config
         steps: int = self.train_batch_size_per_learner * model.context_length
@@ -77,13 +77,13 @@ class DTConfig(DTSettings):
 
     @property
     def return_rule(self) -> ReturnRule:
-        """How rewards become returns-to-go."""
+        """The rule by which rewards become returns-to-go."""
         return ReturnRule(
             gamma=self.gamma, delayed=self.delayed_reward, clip_rewards=self.clip_rewards
         )
 
     def refuse(self, problem: str) -> None:
-        """Raises a ValueError, unless the user has told RLlib not to."""
+        """Raises a ValueError, or logs a warning if the user turned RLlib's validation off."""
         self._value_error(problem)
 
     @override(AlgorithmConfig)
@@ -116,9 +116,9 @@ class DTConfig(DTSettings):
     def validate(self) -> None:
         """Refuses settings that cannot work.
 
-        Spaces that the environment is to give are checked by `DT.setup`, which makes it once.
+        Spaces that come from the environment are checked in `DT.setup`, which creates it once.
         """
-        self.seal()  # in case they came by `update_from_dict`
+        self.seal()  # in case they were set by `update_from_dict`
         if not needs_environment(self):
             check_spaces(self)
         super().validate()
@@ -129,7 +129,7 @@ class DTConfig(DTSettings):
 
     @override(AlgorithmConfig)
     def _validate_offline_settings(self) -> None:
-        # RLlib would refuse a config without spaces, even if there is an environment to give them
+        # RLlib would refuse a config without spaces, even one with an environment that has them
         if not needs_environment(self):
             super()._validate_offline_settings()
 

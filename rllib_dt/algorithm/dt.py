@@ -1,4 +1,4 @@
-"""DT: the Decision Transformer as an RLlib algorithm."""
+"""`DT`: the Decision Transformer as an RLlib algorithm."""
 
 import logging
 import math
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 class DT(OfflineAlgorithm):
-    """The Decision Transformer (Chen et al. 2021, arXiv:2106.01345). `DTConfig` builds it.
+    """The Decision Transformer (Chen et al. 2021, arXiv:2106.01345); `DTConfig` builds it.
 
     Attributes:
         offline_data: the `DTOfflineData`; its `summary` describes what was read.
@@ -63,12 +63,12 @@ class DT(OfflineAlgorithm):
     def default_resource_request(
         cls, config: AlgorithmConfig | dict[str, Any]
     ) -> PlacementGroupFactory:
-        """What a trial reserves: its own process, its learners, its evaluation runners.
+        """Returns what a trial reserves: its own process, its learners, its evaluation runners.
 
-        Reading asks for no CPU, and an offline algorithm has no training runners.
+        Reading reserves no CPU, and an offline algorithm has no training runners.
 
         Raises:
-            NotEnoughResourcesError: the whole cluster has less.
+            NotEnoughResourcesError: it is more than the whole cluster has.
         """
         request = cls._resources(config)
         if ray.is_initialized():
@@ -109,7 +109,7 @@ class DT(OfflineAlgorithm):
             change_networks(self.learner_group, TakeOver(pretrained))
             logger.info("weights and normalisation are those of %s", pretrained)
         else:
-            # a checkpoint of a run that started from it has its own weights
+            # the folder is gone, but a checkpoint of a run that started from it has the weights
             self._awaits_restore = True
 
     def _validation(self) -> Validation | None:
@@ -162,11 +162,11 @@ class DT(OfflineAlgorithm):
     @override(Algorithm)
     def step(self) -> ResultDict:
         if self.config.evaluation_parallel_to_training:
-            # before training occupies the learners: they would answer only after their update
+            # taken now: once learners are training, they answer only after their update
             self._snapshot = self.take_snapshot()
         results: ResultDict = super().step()
         if self.config.evaluation_interval and EVALUATION_RESULTS not in results:
-            # Tune expects its metrics in every result: NaN, since nothing was measured
+            # Tune expects its metric in every result; nothing was measured, so it is NaN
             nothing = summarize(NOTHING, self.target_returns, self.config.score_reference)
             nothing[NUM_UPDATES_LIFETIME] = math.nan
             results[EVALUATION_RESULTS] = {ENV_RUNNER_RESULTS: nothing}
@@ -176,15 +176,15 @@ class DT(OfflineAlgorithm):
         return results
 
     def validate(self) -> dict[str, float]:
-        """Computes the action loss on the episodes that were kept back, in evaluation mode.
+        """Computes the action loss on the held-out episodes, in evaluation mode.
 
         Returns:
             `action_loss` (the mean over steps, as in training), the action head's metrics
-            (`action_accuracy` for Discrete actions: the share of steps whose likeliest action was
-            the recorded one), `num_episodes`, `num_steps`. Each step counts once.
+            (`action_accuracy` for Discrete actions: the share of steps whose likeliest action is
+            the recorded one), `num_episodes` and `num_steps`. Each step counts once.
 
         Raises:
-            ValueError: no episodes were kept back.
+            ValueError: no episodes were held out.
         """
         if self.validation is None:
             raise ValueError(
@@ -196,13 +196,17 @@ class DT(OfflineAlgorithm):
 
     @override(Algorithm)
     def evaluate(self, parallel_train_future: Any = None) -> ResultDict:
-        """Runs exactly `evaluation_duration` episodes for each target return, to their ends.
+        """Runs exactly `evaluation_duration` whole episodes for each target return.
 
-        In parallel to training (`evaluation_parallel_to_training`) it uses the weights from before.
+        In parallel to training (`evaluation_parallel_to_training`) it uses the weights from before
+        the iteration.
 
         Returns:
             {"env_runners": {…}} as `rllib_dt.rollout.results.summarize` describes it, with
             `num_updates_lifetime`: the update that the weights come from.
+
+        Raises:
+            ValueError: the config names no environment.
         """
         if self.eval_env_runner_group is None:
             raise ValueError("there is no environment to evaluate in; set environment(env=…)")
@@ -239,7 +243,7 @@ class DT(OfflineAlgorithm):
         return evaluation
 
     def _custom_metrics(self) -> ResultDict:
-        """What users' callbacks logged on the runners; deleted at once, so it is never stale."""
+        """Takes what users' callbacks logged on the runners, so that nothing stale remains."""
         logged = self.eval_env_runner_group.foreach_env_runner(lambda runner: runner.get_metrics())
         key = (EVALUATION_RESULTS, ENV_RUNNER_RESULTS)
         self.metrics.aggregate(logged, key=key)

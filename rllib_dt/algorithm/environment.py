@@ -1,4 +1,4 @@
-"""What a config leaves to its environment: spaces and the time limit."""
+"""Takes from the environment what a config does not set: spaces and the time limit."""
 
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 def needs_environment(config: "DTConfig") -> bool:
-    """Whether spaces must be taken from the environment."""
+    """Returns whether spaces must be taken from the environment."""
     has_spaces = config.observation_space is not None and config.action_space is not None
     return config.env is not None and not has_spaces
 
 
 def complete_from_environment(config: "DTConfig") -> "DTConfig":
-    """A copy with the settings that were left to the environment, which is made once for this."""
+    """Returns a copy with the settings that the environment provides; creates it to read them."""
     completed: DTConfig = config.copy(copy_frozen=False)
     env = env_creator(config)(EnvContext(config.env_config, worker_index=0))
     try:

@@ -1,4 +1,4 @@
-"""Settings that name data: made absolute, and refused if they hold credentials."""
+"""Makes the paths of data settings absolute, and refuses those that contain credentials."""
 
 import os
 
@@ -7,11 +7,11 @@ from rllib_dt.reading.credentials import check_no_credentials
 from rllib_dt.types import Paths
 
 _ONLINE = "sampler"
-"""RLlib's `input_` of algorithms that collect their own data; not a path."""
+"""RLlib's `input_` for algorithms that collect their own data; not a path."""
 
 
 def absolute_inputs(paths: Paths) -> Paths:
-    """Makes local paths absolute: Tune's trials run in folders of their own.
+    """Makes local paths absolute, since Tune's trials run in their own folders.
 
     Args:
         paths: a path, a URI, a list of them, or anything else, which is returned unchanged.
@@ -24,11 +24,11 @@ def absolute_inputs(paths: Paths) -> Paths:
 
 
 def are_paths(paths: Paths) -> bool:
-    """Whether a setting holds paths, and not, for example, one of Tune's search spaces."""
+    """Returns whether a setting holds paths, and not, for example, one of Tune's search spaces."""
     return isinstance(paths, str | os.PathLike | list | tuple)
 
 
 def check_inputs(paths: Paths) -> None:
-    """Raises a ValueError if a path holds credentials."""
+    """Raises a ValueError if a path contains credentials."""
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
         check_no_credentials(os.fspath(path))

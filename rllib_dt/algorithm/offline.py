@@ -1,8 +1,8 @@
-"""What an offline algorithm needs repaired in RLlib 2.60: saving, restoring, and its runners.
+"""`OfflineAlgorithm`: saving and restoring without training runners, which RLlib 2.60 requires.
 
 RLlib's `Algorithm` assumes training env runners in `set_state`, `restore_from_path` and
 `get_module`, and never restores the evaluation runners of an offline algorithm.
-`tests/test_host_contract.py` fails once upstream has repaired that.
+`tests/test_host_contract.py` fails once upstream has fixed this.
 """
 
 import copy
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """The learners' weights at one moment.
+    """The learners' weights at one update.
 
     Attributes:
         weights: a module state.
@@ -44,10 +44,10 @@ class Snapshot:
 
 
 class OfflineAlgorithm(Algorithm):
-    """An algorithm whose only env runners evaluate, and whose checkpoints are whole or refused."""
+    """An algorithm without training runners, whose checkpoints are complete or refused."""
 
     def take_snapshot(self) -> Snapshot:
-        """Copies the learners' present weights: training may go on meanwhile."""
+        """Copies the learners' current weights, so that training can continue meanwhile."""
         state = self.learner_group.get_state(
             components=[f"{COMPONENT_LEARNER}/{c}" for c in (COMPONENT_RL_MODULE, COUNTERS)],
             inference_only=True,
@@ -59,7 +59,7 @@ class OfflineAlgorithm(Algorithm):
 
     @override(Algorithm)
     def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> RLModule | None:
-        """A copy of the module with the learners' present weights, in eval mode."""
+        """Returns a copy of the module with the learners' current weights, in eval mode."""
         spec = self.config.get_multi_rl_module_spec(
             spaces=self._spaces_by_module(), inference_only=True
         )
@@ -75,7 +75,7 @@ class OfflineAlgorithm(Algorithm):
 
     @override(Algorithm)
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup | None) -> list[int]:
-        """Brings restarted evaluation runners back; each evaluation sends them its weights."""
+        """Readmits restarted evaluation runners; each evaluation sends them its weights."""
         if env_runner_group is None:
             return []
         remote = env_runner_group.num_remote_env_runners()
@@ -113,7 +113,7 @@ class OfflineAlgorithm(Algorithm):
             self._iteration = state["training_iteration"]
 
     def _check_restored(self) -> None:
-        # RLlib silently leaves out a learner that could not load its state
+        # RLlib silently excludes a learner that could not load its state
         on_every_learner(self.learner_group, lambda learner: None)
 
     # --- checkpoints
@@ -127,10 +127,11 @@ class OfflineAlgorithm(Algorithm):
         filesystem: pafs.FileSystem | None = None,
         use_msgpack: bool = False,
     ) -> str:
-        """Saves a checkpoint, which appears under `path` as a whole or not at all.
+        """Saves a checkpoint; one that was written only in part is refused when restoring.
 
         Raises:
-            CheckpointError: it could not be written; `path` is as it was before.
+            CheckpointError: it could not be written. A local `path` is as it was before; a remote
+                one has no manifest, so it is refused.
         """
         if path is None:
             path = Path(tempfile.mkdtemp(prefix="dt-")) / "checkpoint"
@@ -139,7 +140,7 @@ class OfflineAlgorithm(Algorithm):
             with checkpoints.writing(path, filesystem) as draft:
                 super().save_to_path(draft, state=state, use_msgpack=use_msgpack)
         except checkpoints.CheckpointError:
-            # RLlib leaves a learner that could not write out of every later call
+            # RLlib excludes a learner that could not write from every later call
             recall_learners(self.learner_group)
             raise
         return path
@@ -153,7 +154,7 @@ class OfflineAlgorithm(Algorithm):
         filesystem: pafs.FileSystem | None = None,
         **kwargs: Any,
     ) -> None:
-        """Restores from a checkpoint, or a component of one.
+        """Restores from a checkpoint, or only one component of it (not verified).
 
         Raises:
             CheckpointError: a file of it is missing, truncated or changed; nothing was restored.
@@ -175,7 +176,7 @@ class OfflineAlgorithm(Algorithm):
         filesystem: pafs.FileSystem | None = None,
         **kwargs: Any,
     ) -> "Self":
-        """Makes a new algorithm from a checkpoint: a path, a URI or a `ray.tune.Checkpoint`.
+        """Builds a new algorithm from a checkpoint: a path, a URI or a `ray.tune.Checkpoint`.
 
         Raises:
             CheckpointError: a file of it is missing, truncated or changed.

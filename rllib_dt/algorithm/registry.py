@@ -1,12 +1,13 @@
-"""The name "DT" in Tune and in RLlib's registry."""
+"""Registers the name "DT" with Tune and RLlib."""
 
 from rllib_dt.algorithm.dt import DT
 from rllib_dt.compat import register_algorithm
 
 
 def register() -> None:
-    """Makes "DT" known to `tune.Tuner` and to RLlib's registry; may be called repeatedly.
+    """Registers "DT" with `tune.Tuner` and RLlib's registry; may be called repeatedly.
 
-    Importing `rllib_dt` does it. It holds across `ray.shutdown()` and `ray.init()`.
+    Importing `rllib_dt` calls this, except in Ray's workers. The registration survives
+    `ray.shutdown()` and `ray.init()`.
     """
     register_algorithm("DT", DT)

@@ -1,4 +1,4 @@
-"""Checks whether the cluster can ever hold a run; if it cannot, RLlib would wait forever."""
+"""Checks that a run fits the cluster; if it never can, RLlib would wait forever."""
 
 import logging
 import os
@@ -12,21 +12,21 @@ logger = logging.getLogger(__name__)
 Bundle = Mapping[str, float]
 
 WAIT_FOR_NODES = "RLLIB_DT_WAIT_FOR_NODES"
-"""An environment variable to set if the cluster starts nodes on demand, so that waiting helps."""
+"""Environment variable: wait for nodes instead of refusing, if the cluster adds them on demand."""
 
 _GROWING = f"on a cluster that starts nodes on demand, set {WAIT_FOR_NODES}=1 to wait for them"
 
 
 class NotEnoughResourcesError(ValueError):
-    """The learners and evaluation runners ask for more than the whole cluster has."""
+    """The learners and evaluation runners need more than the whole cluster has."""
 
 
 def check_resources(bundles: Sequence[Bundle], described: str) -> None:
     """Raises a NotEnoughResourcesError if the bundles can never all be placed at once.
 
     Args:
-        bundles: what each process asks for.
-        described: what the processes are, for the message.
+        bundles: the resources that each process reserves.
+        described: a name for the processes, for the message.
     """
     needed: Counter[str] = Counter()
     for bundle in bundles:

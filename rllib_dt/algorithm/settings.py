@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class DTSettings(AlgorithmConfig):
-    """RLlib's settings, and the Decision Transformer's beside them; see `DTConfig`."""
+    """RLlib's settings and the Decision Transformer's own; see `DTConfig`."""
 
     input_: Paths
     input_filesystem: Any
@@ -72,19 +72,19 @@ class DTSettings(AlgorithmConfig):
         precision: Literal["fp32", "bf16"] = NotProvided,
         **kwargs: Any,
     ) -> "Self":
-        """Sets how to train.
+        """Configures training.
 
         Args:
             warmup_steps: updates over which the learning rate rises linearly.
-            weight_decay: AdamW's, on every parameter, norms and biases included.
-            adam_betas: AdamW's.
+            weight_decay: AdamW's weight decay, on every parameter, norms and biases included.
+            adam_betas: AdamW's two betas.
             return_scale: divides returns-to-go; None takes the largest absolute episode return of
                 the data.
-            delayed_reward: treat all reward as given at the episode's end, in training and
-                in evaluation: the return-to-go stays constant.
+            delayed_reward: treat all reward as given at the episode's end, so that the
+                return-to-go stays constant, in training and in evaluation.
             precision: "fp32", or "bf16" for mixed precision by autocast.
-            kwargs: RLlib's: `lr` (a number, or a schedule [[0, lr], [steps, lr], …] over the
-                steps trained on all learners), `train_batch_size_per_learner` (windows),
+            kwargs: RLlib's own settings: `lr` (a number, or a schedule [[0, lr], [steps, lr], …]
+                over the steps trained on all learners), `train_batch_size_per_learner` (windows),
                 `grad_clip`, `gamma` (1.0: undiscounted), …
         """
         super().training(**kwargs)
@@ -113,27 +113,29 @@ class DTSettings(AlgorithmConfig):
         validation_interval: int = NotProvided,
         **kwargs: Any,
     ) -> "Self":
-        """Sets where the data is and how to read it.
+        """Configures the data and how it is read.
 
         Args:
-            time_limit: the environment's step limit, to split D4RL files without `timeouts`;
-                by default that of the environment's registration, if it has one.
-            incomplete: what to do with an episode that has no end, whose returns-to-go cannot be
-                known: "error" (the default), "drop" it, or "keep" it as if it ended there.
-            top_fraction: train on the best episodes only, up to this fraction of all steps (the
+            time_limit: the environment's step limit, to split D4RL files without `timeouts`. If
+                the spaces come from the environment, it defaults to the limit that the environment
+                was registered with.
+            incomplete: what to do with an episode without an end, whose returns-to-go are
+                unknown: raise an "error" (the default), "drop" it, or "keep" it as if it ended
+                there.
+            top_fraction: train only on the best episodes, up to this fraction of all steps (the
                 data of %BC); None for all.
             pool_capacity_steps: the most steps to hold in memory at a time, on each node. Larger
-                data is streamed: read again and again, with a part of it held.
+                data is streamed: read repeatedly, with only a part of it in memory.
             pool_capacity_bytes: the same in bytes; if neither is given, half of the smallest
-                object store among the cluster's nodes.
-            pool_reuse: for streamed data, how often a step is trained, on average, each time that
-                it is read; larger values read less.
-            validation_fraction: the share of episodes to keep back from training, to report the
-                loss on them under `validation`. `seed` and the episodes' names decide which; at
-                least one is kept back.
+                object store among the cluster's nodes, rounded down to a power of two.
+            pool_reuse: for streamed data, how many times a step is trained on, on average, each
+                time it is read; larger values read less.
+            validation_fraction: the share of episodes to hold out of training; the loss on them is
+                reported under `validation`. `seed` and the episodes' names decide which; at least
+                one is held out.
             validation_input: a path or a list of paths to validate on instead.
-            validation_interval: the number of `train()` calls between two validations.
-            kwargs: RLlib's: `input_` (a path or a list), `input_read_schema`,
+            validation_interval: validate after every this many `train()` calls.
+            kwargs: RLlib's own settings: `input_` (a path or a list), `input_read_schema`,
                 `actions_in_input_normalized`, `input_filesystem` and `input_filesystem_kwargs`
                 (never written to checkpoints or results, see docs/cluster.md),
                 `dataset_num_iters_per_learner` (updates in one `train()`), …
@@ -163,7 +165,7 @@ class DTSettings(AlgorithmConfig):
                 check_inputs(paths)
                 self._paths_as_given[name] = paths
         for name, paths in self._paths_as_given.items():
-            # on a file system of its own, a path stays as it is
+            # with an explicit file system, paths stay as given
             own = self.input_filesystem is not None
             setattr(self, name, paths if own else absolute_inputs(paths))
         return self
@@ -176,15 +178,15 @@ class DTSettings(AlgorithmConfig):
         score_reference: Sequence[float] | None = NotProvided,
         **kwargs: Any,
     ) -> "Self":
-        """Sets how to evaluate.
+        """Configures evaluation.
 
         Args:
-            target_returns: the returns to ask the policy for; None takes the data's best and
-                median.
+            target_returns: the returns to ask the policy for; None takes the best and the median
+                episode return of the data.
             score_reference: (random, expert) returns, to report the normalised score
                 100 · (return - random) / (expert - random) as well.
-            kwargs: RLlib's: `evaluation_interval`, `evaluation_duration` (episodes for each
-                target), `evaluation_num_env_runners`, …
+            kwargs: RLlib's own settings: `evaluation_interval`, `evaluation_duration` (episodes
+                for each target), `evaluation_num_env_runners`, …
         """
         super().evaluation(**kwargs)
         for name, value in (
@@ -199,7 +201,7 @@ class DTSettings(AlgorithmConfig):
     def rl_module(
         self, *, model_config: DTModelConfig | Mapping[str, Any] = NotProvided, **kwargs: Any
     ) -> "Self":
-        """Sets the network; `model_config` is a `DTModelConfig` or a dict of its settings."""
+        """Configures the network; `model_config` is a `DTModelConfig` or a dict of its settings."""
         if model_config is not NotProvided:
             # a dict, since Tune finds grid searches in dicts only
             if isinstance(model_config, DTModelConfig):
@@ -211,7 +213,7 @@ class DTSettings(AlgorithmConfig):
         return self
 
     def seal(self) -> None:
-        """Seals the settings that may hold credentials."""
+        """Seals the settings that may contain credentials."""
         self.input_filesystem = Sealed.seal(self.input_filesystem)
         self.input_filesystem_kwargs = Sealed.seal(self.input_filesystem_kwargs or None)
 
@@ -223,5 +225,5 @@ class DTSettings(AlgorithmConfig):
 
 
 def _as_list(value: Any) -> Any:
-    """Tuples as lists, which compare equal after a checkpoint; anything else unchanged."""
+    """Turns a tuple into a list, which compares equal after a checkpoint; keeps anything else."""
     return list(value) if isinstance(value, tuple) else value

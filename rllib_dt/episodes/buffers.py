@@ -8,26 +8,26 @@ from numpy.typing import DTypeLike, NDArray
 from rllib_dt.types import Array
 
 _WORTH_KEEPING = 2**20
-"""Bytes; the allocator itself keeps smaller blocks."""
+"""The smallest size in bytes that is kept; the allocator itself reuses smaller blocks."""
 
 
 class Buffers:
-    """Hands out arrays to write to, and reuses the memory of those that nobody holds any more.
+    """Allocates arrays to write to, and reuses the memory of those that nothing refers to any more.
 
-    Not shared between threads.
+    Not thread-safe.
     """
 
     def __init__(self) -> None:
         self._kept: list[tuple[NDArray[np.uint8], weakref.ref]] = []
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        """An uninitialised array."""
+        """Returns an uninitialised array."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if size < _WORTH_KEEPING:
             return np.empty(shape, dtype)
         memory = self._free(size)
-        # every numpy view, and torch's tensor, holds the array at the end of the chain of bases
-        # that does not itself view an array: here `root`
+        # numpy collapses chains of views: every view of this memory, and every tensor made from
+        # one, refers directly to the array at the end of the chain, here `root`
         root = np.frombuffer(memory.data, dtype)
         self._kept.append((memory, weakref.ref(root)))
         return root.reshape(shape)
@@ -37,6 +37,6 @@ class Buffers:
             if holder() is None and memory.nbytes == size:
                 del self._kept[i]
                 return memory
-        # none of this size: batches have changed, so drop what is free
+        # none of this size is free: batches have changed, so drop the free ones
         self._kept = [(m, holder) for m, holder in self._kept if holder() is not None]
         return np.empty(size, np.uint8)

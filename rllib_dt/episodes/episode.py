@@ -1,4 +1,4 @@
-"""One recorded episode, checked: the only form in which data reaches training."""
+"""`Episode`: one recorded episode, checked; data reaches training in no other form."""
 
 from dataclasses import dataclass
 
@@ -46,7 +46,7 @@ class Episode:
     def __post_init__(self) -> None:
         steps = len(self.rewards)
         if steps == 0:
-            raise self.error("it holds no step", "remove it from the data")
+            raise self.error("it holds no steps", "remove it from the data")
         if self.rewards.ndim != 1:
             raise self.error(
                 f"rewards have shape {self.rewards.shape}, wanted ({steps},)",
@@ -68,11 +68,11 @@ class Episode:
 
     @property
     def undiscounted_return(self) -> float:
-        """Σ of the rewards as recorded."""
+        """The sum of the rewards as recorded."""
         return float(np.sum(self.rewards, dtype=np.float64))
 
     def error(self, problem: str, remedy: str) -> DataError:
-        """A `DataError` about this episode."""
+        """Returns a `DataError` about this episode."""
         return DataError(self.source, problem, remedy, episode=self.id)
 
     def _check_finite(self, name: str, values: Array) -> None:
@@ -98,7 +98,7 @@ class Episode:
         """Checks the episode against the spaces and converts it to the pool's dtypes.
 
         Raises:
-            DataError: on shapes that do not fit or actions outside the space.
+            DataError: shapes do not fit, or an action is outside the space.
         """
         observations = self._cast("observations", self.observations, observation_space)
         actions = self.actions
@@ -128,7 +128,7 @@ class Episode:
 
     def _cast_shape(self, name: str, values: Array, space: gym.Space) -> Array:
         shape = step_layout(space)[0]
-        # a recording may hold a Discrete action, or one number, with an axis of length 1
+        # a recording may store a Discrete action, or a single number, with an axis of length 1
         if values.shape[1:] != shape and values[0].size == 1 and int(np.prod(shape)) == 1:
             return values.reshape(len(values), *shape)
         if values.shape[1:] != shape:

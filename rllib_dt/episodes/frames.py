@@ -1,4 +1,4 @@
-"""Stacked frames, each kept once: a stack is a view of consecutive frames.
+"""Stacked frames, each stored once: a stack is a view of consecutive frames.
 
 Letters: F frames in a stack, T steps of an episode, N steps in all.
 """
@@ -17,8 +17,8 @@ from rllib_dt.types import Array
 class FrameStacks:
     """A column of N stacks, (F, …) each, over N + (F - 1) · E frames of E episodes.
 
-    It stands for an array of shape (N, F, …), in 1/F of the memory: an episode's first stack is
-    kept whole, and the newest frame of each later one:
+    It represents an array of shape (N, F, …) in about 1/F of its memory: an episode's first stack
+    is stored whole, and of each later one only the newest frame:
 
         frames     f0 f1 f2 f3 f4 …      F = 3
         stack t=0  └──────┘
@@ -26,7 +26,7 @@ class FrameStacks:
 
     Attributes:
         frames: (N + (F - 1) · E, …).
-        first: (N,) int64, where the stack of each step begins.
+        first: (N,) int64, the index of the first frame of each step's stack.
         size: F.
     """
 
@@ -39,7 +39,7 @@ class FrameStacks:
         """Builds the column from each episode's (T, F, …) stacks.
 
         Raises:
-            ValueError: a stack is not the one before it moved by one frame; the message names the
+            ValueError: a stack is not its predecessor shifted by one frame; the message names the
                 episode's number and the step.
         """
         size = episodes[0].shape[1]
@@ -49,7 +49,7 @@ class FrameStacks:
             if not moved.all():
                 step = int(np.argmin(moved)) + 1
                 raise ValueError(
-                    f"episode {number}: the stack at step {step} is not the one before it moved "
+                    f"episode {number}: the stack at step {step} is not the one before it shifted "
                     "by one frame; record such observations without frame_stack"
                 )
         frames = [part for stacks in episodes for part in (stacks[0, :-1], stacks[:, -1])]
@@ -59,14 +59,14 @@ class FrameStacks:
 
     @classmethod
     def concatenate(cls, columns: Sequence["FrameStacks"]) -> "FrameStacks":
-        """Joins columns to one."""
+        """Joins columns into one."""
         starts = np.cumsum([0, *(len(c.frames) for c in columns[:-1])])
         first = [column.first + start for column, start in zip(columns, starts, strict=True)]
         frames = np.concatenate([column.frames for column in columns])
         return cls(frames, np.concatenate(first), columns[0].size)
 
     def __getitem__(self, rows: Array) -> "FrameStacks":
-        """The steps that an (N,) mask chooses."""
+        """Returns the steps where an (N,) mask is True."""
         first = self.first[rows]
         used = np.zeros(len(self.frames), bool)
         for offset in range(self.size):
@@ -79,19 +79,21 @@ class FrameStacks:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, F, …), the shape of the array that this stands for."""
+        """(N, F, …), the shape of the array that this represents."""
         return (len(self.first), self.size, *self.frames.shape[1:])
 
     @property
     def dtype(self) -> np.dtype:
+        """The dtype of the frames."""
         return self.frames.dtype
 
     @property
     def nbytes(self) -> int:
+        """The bytes of frames and indices."""
         return int(self.frames.nbytes + self.first.nbytes)
 
     def gather(self, last: Array, steps: Array, out: Array) -> None:
-        """Writes the stacks of the `steps[b]` steps up to `last[b]` to the end of out[b].
+        """Writes the stacks of the `steps[b]` steps up to `last[b]` to the end of `out[b]`.
 
         Args:
             last, steps: (B,) int.

@@ -1,4 +1,4 @@
-"""Every step of some episodes as flat arrays: what windows are gathered from."""
+"""`EpisodePool`: episodes as flat arrays, from which windows are gathered."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from rllib_dt.types import Array
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodePool:
-    """Every step of some episodes; each episode's steps stand in a row.
+    """The N steps of E episodes as flat arrays; each episode's steps are contiguous and in order.
 
     Attributes:
         columns: `obs` (N, …), `actions` (N, …), `returns_to_go` (N, 1) float32.
-        timesteps: (N,) int32.
-        returns: (E,) float64, undiscounted, of the rewards as recorded.
-        lengths: (E,) int64.
+        timesteps: (N,) int32, each step's timestep in its episode.
+        returns: (E,) float64, the undiscounted sums of the rewards as recorded.
+        lengths: (E,) int64, the steps of each episode.
     """
 
     columns: Mapping[str, Column]
@@ -34,13 +34,13 @@ class EpisodePool:
     def from_episodes(
         cls, episodes: Sequence[Episode], rule: ReturnRule | None = None, *, stacked: bool = False
     ) -> "EpisodePool":
-        """Lays conforming episodes end to end; returns-to-go never cross an end.
+        """Concatenates conforming episodes; returns-to-go never cross an episode's end.
 
         Args:
             episodes: at least one.
             rule: how rewards become returns-to-go; undiscounted by default.
-            stacked: observations are stacks of frames, (F, …), each the one before moved by one
-                frame: every frame is then kept once, see `FrameStacks`.
+            stacked: observations are stacks of frames, (F, …), each its predecessor shifted by
+                one frame; every frame is then stored once, see `FrameStacks`.
         """
         rule = rule or ReturnRule()
         observations = [e.observations[: len(e)] for e in episodes]
@@ -62,7 +62,7 @@ class EpisodePool:
 
     @classmethod
     def concatenate(cls, pools: Sequence["EpisodePool"]) -> "EpisodePool":
-        """Joins pools to one."""
+        """Joins pools into one."""
         if len(pools) == 1:
             return pools[0]
         return cls(
@@ -75,7 +75,7 @@ class EpisodePool:
         )
 
     def select(self, episodes: NDArray[np.bool_]) -> "EpisodePool":
-        """The episodes that an (E,) mask chooses."""
+        """Returns a pool of the episodes where an (E,) mask is True."""
         rows = np.repeat(episodes, self.lengths)
         return EpisodePool(
             columns={name: column[rows] for name, column in self.columns.items()},
@@ -89,7 +89,7 @@ class EpisodePool:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all columns."""
+        """The bytes of all columns and timesteps."""
         return int(self.timesteps.nbytes + sum(column.nbytes for column in self.columns.values()))
 
 

@@ -1,8 +1,8 @@
 """Returns-to-go, in training and step by step in evaluation.
 
 The two functions belong together: stepping `next_return_to_go` from the first value of
-`returns_to_go` visits the rest of it (a test holds that), so in evaluation the policy is asked for
-what it was shown in training.
+`returns_to_go` reproduces the others (a test checks this), so evaluation conditions the policy on
+the same values as training.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from rllib_dt.types import Array
 
 
 def process_rewards(rewards: Array, clip: bool | float | None = None) -> NDArray[np.float64]:
-    """Rewards as returns-to-go count them, the same in training and in evaluation.
+    """Clips rewards as returns-to-go count them, the same in training and in evaluation.
 
     Args:
         rewards: any shape, in the environment's units.
@@ -30,7 +30,7 @@ def process_rewards(rewards: Array, clip: bool | float | None = None) -> NDArray
 def returns_to_go(
     rewards: Array, *, gamma: float = 1.0, delayed: bool = False
 ) -> NDArray[np.float64]:
-    """R_t = Σ_{i=t}^{T-1} γ^{i-t} r_i for t = 0 … T-1, over the whole episode.
+    """Computes R_t = Σ_{i=t}^{T-1} γ^{i-t} r_i for t = 0 … T-1, over the whole episode.
 
     The current reward counts, and nothing after the episode's end does (Chen et al. 2021,
     arXiv:2106.01345, §3; the paper has γ = 1).
@@ -38,7 +38,7 @@ def returns_to_go(
     Args:
         rewards: (T,) in the environment's units.
         gamma: discount in (0, 1].
-        delayed: all reward is given with the last step, so that R_t is the episode's
+        delayed: treat all reward as given at the last step, so that R_t is the episode's
             return at every t (the paper's delayed-reward setting, §5.3).
 
     Returns:
@@ -49,7 +49,7 @@ def returns_to_go(
         return np.full(len(rewards), rewards.sum())
     if gamma == 1.0:
         return np.cumsum(rewards[::-1])[::-1]
-    from scipy.signal import lfilter  # takes half a second to import and is seldom needed
+    from scipy.signal import lfilter  # takes half a second to import and is rarely needed
 
     discounted: NDArray[np.float64] = lfilter([1.0], [1.0, -gamma], rewards[::-1])
     return discounted[::-1]
@@ -58,7 +58,7 @@ def returns_to_go(
 def next_return_to_go(
     return_to_go: Array | float, reward: Array | float, *, gamma: float = 1.0, delayed: bool = False
 ) -> NDArray[np.float64]:
-    """R_{t+1} = (R_t - r_t) / γ; constant in delayed-reward mode. Broadcasts."""
+    """Computes R_{t+1} = (R_t - r_t) / γ, or R_t if rewards are delayed; broadcasts."""
     if delayed:
         return np.asarray(return_to_go, np.float64)
     return (np.asarray(return_to_go, np.float64) - reward) / gamma
@@ -66,7 +66,7 @@ def next_return_to_go(
 
 @dataclass(frozen=True, kw_only=True)
 class ReturnRule:
-    """How rewards become returns-to-go: one value for training and evaluation.
+    """The rule by which rewards become returns-to-go, shared by training and evaluation.
 
     Attributes:
         gamma: see `returns_to_go`.
@@ -79,11 +79,11 @@ class ReturnRule:
     clip_rewards: bool | float | None = None
 
     def to_go(self, rewards: Array) -> NDArray[np.float64]:
-        """(T,) rewards of a whole episode to (T,) returns-to-go."""
+        """Converts the (T,) rewards of a whole episode to (T,) returns-to-go."""
         processed = process_rewards(rewards, self.clip_rewards)
         return returns_to_go(processed, gamma=self.gamma, delayed=self.delayed)
 
     def step(self, return_to_go: Array | float, reward: float) -> NDArray[np.float64]:
-        """The return-to-go after a reward came in."""
+        """Returns the return-to-go after a reward."""
         processed = process_rewards(np.asarray(reward), self.clip_rewards)
         return next_return_to_go(return_to_go, processed, gamma=self.gamma, delayed=self.delayed)

@@ -1,7 +1,8 @@
 """Draws batches of windows: from a pool that holds everything, or from one that is streamed.
 
 Either way each step is equally likely to end a window, so an episode's share of the draws is its
-share of the steps. A batch depends on (seed, learner, update) and on nothing that was drawn before.
+share of the steps. A batch depends on (seed, learner, update) and, if streamed, on which chunks are
+held, but not on random numbers drawn before.
 """
 
 from collections import deque
@@ -25,10 +26,10 @@ from rllib_dt.episodes.windows import (
 from rllib_dt.types import Array, SamplerState
 
 Position = tuple[int, int]
-"""(pass over the data, chunk within that pass), both from 0."""
+"""(pass over the data, chunk within that pass), both counted from 0."""
 
 CHUNKS_PER_POOL = 8
-"""Chunks that are drawn from while one more waits: together they fill the capacity."""
+"""Number of chunks sampled from; one more waits, and together they fill the capacity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Draws:
         window_length: K, steps in a window.
         batch_size: B, windows in a batch.
         seed: any non-negative integer.
-        learner: the learner's number; learners with one seed draw different windows.
+        learner: the learner's number; learners with the same seed draw different windows.
         num_learners: learners that draw from the same steps.
     """
 
@@ -50,7 +51,7 @@ class Draws:
     num_learners: int = 1
 
     def rng(self, update: int) -> np.random.Generator:
-        """The random numbers of one update."""
+        """Returns the random number generator of one update."""
         return np.random.default_rng((self.seed, self.learner, update))
 
     def empty_batch(self, columns: Mapping[str, Column], buffers: Buffers) -> dict[str, Array]:
@@ -65,7 +66,7 @@ class Sampler(Protocol):
         """Draws the B windows of one update."""
 
     def state(self) -> SamplerState | None:
-        """What another sampler needs, beside the update's number, to draw the same windows."""
+        """Returns what a new sampler needs besides the update's number to draw the same windows."""
 
 
 class FixedSampler:
@@ -90,18 +91,18 @@ class FixedSampler:
         return gather_windows(self.columns, last, timestep, draws.window_length, out)
 
     def state(self) -> None:
-        """Nothing: the update's number is enough."""
+        """Returns None: the update's number is enough."""
 
 
 class ChunkFeed(Protocol):
-    """Where chunks come from."""
+    """A source of chunks."""
 
     def next(self) -> tuple[Position, EpisodePool]:
-        """Waits for the chunk that follows the last one."""
+        """Returns the next chunk and its position; waits for it if necessary."""
 
 
 def chunk_steps(capacity: int) -> int:
-    """Steps of one chunk, for a pool of `capacity` steps."""
+    """Returns the steps of one chunk for a pool of `capacity` steps."""
     return max(1, capacity // (CHUNKS_PER_POOL + 1))
 
 
@@ -110,29 +111,30 @@ class _Resident:
     position: Position
     pool: EpisodePool
     drawn: float
-    """Windows that have ended in each of its steps, in expectation."""
+    """Expected number of windows that have ended in each of its steps so far."""
 
 
 class RollingSampler:
     """Draws windows from a pool whose oldest part is replaced, for data that exceeds memory.
 
-    A *chunk* is an `EpisodePool` of some episodes. Chunks come in the order of the data, pass after
-    pass, and the pool holds as many as fit:
+    A *chunk* is an `EpisodePool` of some episodes. Chunks arrive in order, pass after pass, and the
+    pool holds as many as fit:
 
         feed …  9  8 ─▶ │ 7  6  5  4  3  2  1  0 │ ─▶ dropped once drawn `draws_per_step` times
 
-    At each update every step of the pool is equally likely to end a window, and a chunk stays until
-    each of its steps has been drawn with the same expectation, however large the chunk is and
-    however many learners draw. Which chunks are in follows from the updates alone, so that all
-    learners hold the same ones.
+    In each update every step of the pool is equally likely to end a window; only a chunk that needs
+    less to be complete is drawn less. A chunk leaves when `draws_per_step` windows are expected to
+    have ended in each of its steps, regardless of its size and of the number of learners. Which
+    chunks are held depends only on the updates done, so all learners hold the same ones.
 
     Args:
-        feed: gives chunks, starting at the state's first position if there is a `state`.
+        feed: the source of chunks; with a `state`, it must start at the state's first position.
         capacity: steps that may be held, the waiting chunk included. It is exceeded if one episode
-            is longer than a chunk, or if one update draws more windows than the pool holds.
-        draws_per_step: windows that end in each step, in expectation, while its chunk is in.
+            is longer than a chunk, or if one update needs more windows than the held chunks may
+            still yield.
+        draws_per_step: the expected number of windows that end in each step while it is held.
         draws: what to draw.
-        state: of an earlier sampler, to continue from.
+        state: the state of an earlier sampler to continue from.
     """
 
     def __init__(
@@ -152,7 +154,7 @@ class RollingSampler:
         self._buffers = Buffers()
         if state is None:
             self._fill()
-            # as if they had come in one after another, so that they leave one after another
+            # as if they had arrived one after another, so that they also leave one after another
             for age, chunk in enumerate(reversed(self._resident)):
                 chunk.drawn = draws_per_step * age / len(self._resident)
         else:
@@ -161,12 +163,12 @@ class RollingSampler:
 
     @property
     def num_steps(self) -> int:
-        """Steps that are held."""
+        """The number of steps held."""
         return sum(len(chunk.pool) for chunk in self._resident)
 
     @property
     def positions(self) -> list[Position]:
-        """The chunks that are held, oldest first."""
+        """The positions of the chunks held, oldest first."""
         return [chunk.position for chunk in self._resident]
 
     def state(self) -> SamplerState:
@@ -178,7 +180,7 @@ class RollingSampler:
         }
 
     def sample(self, update: int) -> Window:
-        """See `Sampler`; the windows come in the data's order."""
+        """See `Sampler`; the windows are sorted by their place in the pool."""
         self._replace()
         draws = self._draws
         sizes = np.array([len(chunk.pool) for chunk in self._resident])
@@ -208,9 +210,9 @@ class RollingSampler:
         return Window.from_columns({**out, **columns})
 
     def _per_step(self, sizes: Array) -> NDArray[np.float64]:
-        """Windows that this update ends in each step of each chunk, in expectation.
+        """Returns, for each chunk, how many windows this update is expected to end in each step.
 
-        The same for all chunks, except for those that need less to be complete.
+        The number is the same for all chunks, except for those that need less to be complete.
         """
         per_step = np.zeros(len(sizes))
         windows = float(self._draws.num_learners * self._draws.batch_size)
@@ -234,8 +236,8 @@ class RollingSampler:
         due = sum((self._draws_per_step - c.drawn) * len(c.pool) for c in self._resident)
         usual = self._target // CHUNKS_PER_POOL
         wanted = self._draws.num_learners * self._draws.batch_size
-        # beyond the capacity if need be: one update draws `wanted` windows, and no chunk gives
-        # more than it is due
+        # beyond the capacity if necessary: one update draws `wanted` windows, and no chunk may be
+        # drawn more than it is due
         while held + usual <= self._target or due < wanted:
             position, pool = self._feed.next()
             self._resident.append(_Resident(position, pool, drawn=0.0))

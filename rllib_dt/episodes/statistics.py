@@ -1,4 +1,4 @@
-"""What is known about a data set: returns, lengths, means and deviations."""
+"""Statistics of a data set: returns, lengths, means and standard deviations."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _MIN_STD = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class DataSummary:
-    """What a data set holds. Returns are undiscounted sums, in reward units."""
+    """A summary of a data set. Returns are undiscounted sums, in reward units."""
 
     num_episodes: int
     num_steps: int
@@ -45,12 +45,13 @@ class DataSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Normalization:
-    """What the network normalises with; saved with the module's weights.
+    """The statistics that the network normalises with; saved with the module's weights.
 
     Attributes:
-        observation_mean: the observations' shape, float64, over every step trained on.
-        observation_std: the same shape, plus 1e-6 (kzl/decision-transformer @ e2d82e6).
-        return_scale: what returns-to-go are divided by.
+        observation_mean: float64 of an observation's shape, the mean over every step trained on.
+        observation_std: the same shape, the standard deviation plus 1e-6
+            (kzl/decision-transformer @ e2d82e6).
+        return_scale: the number that returns-to-go are divided by.
     """
 
     observation_mean: Array
@@ -59,7 +60,7 @@ class Normalization:
 
 
 class Statistics:
-    """Accumulates what is known about episodes, pool by pool, so that no pool need be kept.
+    """Accumulates the statistics of episodes pool by pool, without keeping the pools.
 
     Means and variances are merged pairwise in float64 (Chan, Golub & LeVeque 1983).
     """
@@ -74,7 +75,7 @@ class Statistics:
 
     @classmethod
     def of(cls, pool: EpisodePool) -> "Statistics":
-        """The statistics of one pool."""
+        """Returns the statistics of one pool."""
         statistics = cls()
         statistics.add(pool)
         return statistics
@@ -95,16 +96,16 @@ class Statistics:
 
     @property
     def returns(self) -> NDArray[np.float64]:
-        """(E,), in the order of the episodes."""
+        """(E,) undiscounted returns, in the order of the episodes."""
         return np.concatenate(self._returns)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """(E,), in the order of the episodes."""
+        """(E,) steps of each episode, in their order."""
         return np.concatenate(self._lengths)
 
     def summary(self) -> DataSummary:
-        """Sums the episodes up, for people to read."""
+        """Summarises the episodes for people to read."""
         returns, lengths = self.returns, self.lengths
         return DataSummary(
             num_episodes=len(returns),
@@ -123,7 +124,7 @@ class Statistics:
         )
 
     def normalization(self, return_scale: float | None = None) -> Normalization:
-        """Normalises exactly these steps; the scale defaults to the largest |return|."""
+        """Returns the normalisation of these steps; the scale defaults to the largest |return|."""
         scale = return_scale if return_scale is not None else float(np.abs(self.returns).max())
         return Normalization(
             observation_mean=self._mean,
@@ -132,7 +133,7 @@ class Statistics:
         )
 
     def derived_targets(self) -> list[float]:
-        """The best episode's return, and the median if it differs."""
+        """Returns the best episode's return, and the median return if it differs."""
         best, median = float(self.returns.max()), float(np.median(self.returns))
         return [best] if best == median else [best, median]
 
@@ -140,15 +141,15 @@ class Statistics:
 def top_episodes(
     returns: NDArray[np.float64], lengths: NDArray[np.int64], fraction: float
 ) -> NDArray[np.bool_]:
-    """Chooses the best episodes that hold at most this fraction of all steps: %BC's data.
+    """Chooses the best episodes that hold at most this fraction of all N steps: %BC's data.
 
-    Best first, as long as their steps together stay within `max(int(fraction · N), 1)`, the limit
-    itself included; the best is always in (kzl/decision-transformer @ e2d82e6,
+    Takes episodes best first while their steps together stay within `max(int(fraction · N), 1)`,
+    the limit itself included; the best one is always taken (kzl/decision-transformer @ e2d82e6,
     gym/experiment.py, `pct_traj`).
 
     Args:
-        returns: (E,) undiscounted.
-        lengths: (E,) steps.
+        returns: (E,) undiscounted returns.
+        lengths: (E,) steps of each episode.
         fraction: in (0, 1].
     """
     order = np.argsort(-returns, kind="stable")

@@ -1,7 +1,7 @@
 """Windows of K steps: the one layout that training and evaluation share.
 
 A window holds the last K steps up to and including one step, left-padded with zeros if the episode
-began less than K steps earlier:
+has fewer steps by then:
 
     episode            s0 s1 s2 s3 s4 …
     K = 4, ends at s1   .  . s0 s1        mask  F F T T
@@ -22,9 +22,9 @@ from rllib_dt.episodes.frames import FrameStacks
 from rllib_dt.types import Array, Columns, Tree
 
 Column = Array | FrameStacks
-"""(N, …) values of N steps, or what stands for such an array."""
+"""(N, …) values of N steps: an array, or stacked frames that represent one."""
 
-# a window's columns; RLlib's names where it has them
+# names of a window's columns; RLlib's own if it has one
 OBSERVATIONS, ACTIONS, RETURNS_TO_GO = "obs", "actions", "returns_to_go"
 TIMESTEPS, MASK = "t", "loss_mask"
 
@@ -49,7 +49,7 @@ class Window:
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Tree]) -> "Window":
-        """Picks a window out of named columns; the inverse of `columns`. Others are ignored."""
+        """Picks a window out of named columns, ignoring others; the inverse of `columns`."""
         return cls(
             observations=_tree(columns, OBSERVATIONS),
             actions=_tree(columns, ACTIONS),
@@ -59,7 +59,7 @@ class Window:
         )
 
     def columns(self) -> Columns:
-        """Flat and by name: `obs`, or `obs/camera` and `obs/joints` for a composite."""
+        """Returns arrays by name: `obs`, or `obs/camera` and `obs/joints` for a composite space."""
         return {
             **dict(_leaves(OBSERVATIONS, self.observations)),
             **dict(_leaves(ACTIONS, self.actions)),
@@ -103,10 +103,10 @@ def gather_windows(
     """Gathers B windows that end at given steps, left-padded with zeros.
 
     Args:
-        columns: flat arrays, (N, …) each, in which an episode's steps stand in a row.
+        columns: flat arrays, (N, …) each, in which an episode's steps are contiguous.
         last: (B,) int, the flat index of each window's last step.
-        timestep: (B,) int, the step's true timestep; its episode's steps 0 … timestep, or
-            the last K of them, must precede it in the columns.
+        timestep: (B,) int, that step's true timestep; its episode's steps 0 … timestep, or the
+            last K of them, must end at it in the columns.
         window_length: K.
         out: (B, K, …) arrays to write each column's windows to.
     """
@@ -144,10 +144,10 @@ def empty_windows(
 
 
 def covering_windows(lengths: Array, window_length: int) -> NDArray[np.int64]:
-    """The ends of windows that together hold each step of each episode once.
+    """Returns the ends of windows that together hold each step of each episode once.
 
     Args:
-        lengths: (E,) the episodes' steps; episodes stand end to end.
+        lengths: (E,) steps of each episode; the episodes are concatenated.
         window_length: K.
 
     Returns:

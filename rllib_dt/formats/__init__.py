@@ -1,7 +1,7 @@
-"""Recorded formats, one module each: reads files as fragments of episodes, and writes our own.
+"""Recorded formats, one module each: readers for all of them, and a writer for the canonical one.
 
 `files` finds the data files of an input and the format of each; a reader yields `Fragment`s,
-contiguous steps of one episode in one file; `assembly` joins them to episodes. Nothing here needs
+contiguous steps of one episode in one file; `assembly` joins them into episodes. Nothing here needs
 Ray or torch, and nothing read from data is ever executed.
 
 To add a format, write one module with a reader and add one line to `files.FORMATS` (or, for another

@@ -1,4 +1,4 @@
-"""Joins fragments to whole episodes, as they come in."""
+"""Joins fragments into whole episodes as they arrive."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +10,7 @@ from rllib_dt.episodes.episode import DataError, Episode
 from rllib_dt.formats.fragments import Fragment
 
 IncompletePolicy = Literal["error", "drop", "keep"]
-"""What to do with an episode that has no end, so that its returns-to-go are unknown."""
+"""What to do with an episode without an end, whose returns-to-go are unknown."""
 
 
 def assemble(fragments: Iterable[Fragment], assembler: "Assembler") -> Iterator[Episode]:
@@ -21,21 +21,21 @@ def assemble(fragments: Iterable[Fragment], assembler: "Assembler") -> Iterator[
 
 
 class Assembler:
-    """Joins fragments to episodes and holds only those fragments that may go on.
+    """Joins fragments into episodes, and holds only the fragments of episodes that may continue.
 
-    Fragments of one key join if the earlier one has not ended and the later one continues it: by
-    its timestep if there are timesteps, else by the observation that followed if that was recorded,
-    else by coming next. In a format that marks ends, an episode without one is incomplete: its
-    returns-to-go would be wrong.
+    Fragments of one key are joined if the earlier one has not ended and the later one continues it.
+    That is decided by its timestep if there are timesteps, else by the recorded next observation if
+    there is one, else by their order. In a format that marks ends, an episode without one is
+    incomplete: its returns-to-go would be wrong.
 
     Args:
-        incomplete: what to do with such an episode.
-        max_open_steps: the most steps to hold of episodes that may go on; unlimited by default.
+        incomplete: what to do with an incomplete episode.
+        max_open_steps: the most steps to hold of episodes that may continue; unlimited by default.
 
     Attributes:
         dropped: a message for each episode that was left out.
-        joins_by_order: an episode was joined from several files without timesteps to prove the
-            order, so files must not be shuffled.
+        joins_by_order: whether an episode was joined from several files without timesteps to prove
+            the order; files must then not be shuffled.
     """
 
     def __init__(self, incomplete: IncompletePolicy = "error", max_open_steps: int | None = None):
@@ -49,7 +49,7 @@ class Assembler:
         self._without_key: dict[str, int] = defaultdict(int)
 
     def add(self, fragment: Fragment) -> Iterator[Episode]:
-        """Takes a fragment and yields the episodes that it completes."""
+        """Adds a fragment and yields the episodes that it completes."""
         placed = (self._added, fragment)
         self._added += 1
         if fragment.key is None:
@@ -70,7 +70,7 @@ class Assembler:
         self._check_open(fragment)
 
     def finish(self) -> Iterator[Episode]:
-        """Yields what is left, once no more fragments come, in the order of first fragments."""
+        """Yields the episodes left after the last fragment, in the order of their first ones."""
         chains = [chain for parts in self._open.values() for chain in _chains(parts)]
         self._open.clear()
         self._open_steps = 0
@@ -81,8 +81,8 @@ class Assembler:
         if self._max_open_steps is not None and self._open_steps > self._max_open_steps:
             raise DataError(
                 fragment.source,
-                f"{self._open_steps} steps read so far belong to episodes whose end has not come "
-                f"yet, more than the pool holds ({self._max_open_steps})",
+                f"{self._open_steps} steps read so far belong to episodes whose end has not "
+                f"been read yet, more than the pool holds ({self._max_open_steps})",
                 "mark episodes' ends (truncateds), keep an episode's files next to each other, or "
                 "raise offline_data(pool_capacity_steps=…)",
             )
@@ -106,11 +106,11 @@ class Assembler:
 
 
 _Placed = tuple[int, Fragment]
-"""A fragment, and how many came before it."""
+"""(the number of fragments added before it, fragment)."""
 
 
 def _chains(parts: list[_Placed]) -> list[list[_Placed]]:
-    """Splits the fragments of one key into the episodes that they make."""
+    """Groups the fragments of one key by episode."""
     starts = [fragment.start for _, fragment in parts]
     if None not in starts and len(set(starts)) == len(starts):
         parts = sorted(parts, key=lambda part: part[1].start or 0)
@@ -152,7 +152,7 @@ def _incomplete(chain: Sequence[Fragment]) -> DataError | None:
         f"the last of its {steps} steps is neither terminated nor truncated, so the episode has "
         "no end and its returns-to-go are not known",
         'record whole episodes, or choose offline_data(incomplete="drop") to leave such episodes '
-        'out, or "keep" to take their last step as the end',
+        'out, or "keep" to treat their last step as the end',
         episode=name,
     )
 

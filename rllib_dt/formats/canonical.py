@@ -1,4 +1,4 @@
-"""The canonical Parquet layout, one row an episode: written and read (`docs/dataset_format.md`)."""
+"""Reads and writes canonical Parquet, one row per episode (`docs/dataset_format.md`)."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +22,7 @@ from rllib_dt.spaces.leaves import describe_space, step_layout
 from rllib_dt.types import Array
 
 RecordedEpisode = Mapping[str, Any]
-"""An episode as `write_episodes` takes it: a dict with the columns of the format."""
+"""An episode as passed to `write_episodes`: a dict with the columns of the format."""
 
 FORMAT_VERSION = 1
 EPISODE_COLUMNS = ("obs", "actions", "rewards", "terminated", "truncated")
@@ -32,11 +32,11 @@ _ROWS_AT_ONCE = 256
 
 
 def matches(schema: pa.Schema, options: ReadOptions) -> bool:
-    """Whether the file has the columns of episodes, and lists of rewards."""
+    """Returns whether the file has the columns of episodes, and a list of rewards in each row."""
     names = options.names
     if not all(names.get(name, name) in schema.names for name in EPISODE_COLUMNS):
         return False
-    # a row a step may have the same names (input_read_schema), but it holds one reward
+    # rows of single steps may have the same names (input_read_schema), but hold one reward each
     rewards = schema.field(names.get("rewards", "rewards")).type
     return is_list(rewards) or isinstance(rewards, pa.BaseExtensionType)
 
@@ -80,13 +80,13 @@ def _check_version(schema: pa.Schema, source: str) -> None:
     if written > FORMAT_VERSION:
         raise DataError(
             source,
-            f"it is of format version {written}, this rllib_dt reads up to {FORMAT_VERSION}",
+            f"it has format version {written}, this rllib_dt reads up to {FORMAT_VERSION}",
             "upgrade rllib_dt",
         )
 
 
 def _values(episode: pa.Scalar, where: str, name: str) -> Array:
-    """Converts one row, a list of steps or one of Ray Data's tensors, to (T, …) numbers."""
+    """Converts one row, a list of steps or a tensor of Ray Data's, to (T, …) numbers."""
     if isinstance(episode, pa.ExtensionScalar):
         return np.asarray(episode.as_py())
     values = episode.values if is_list(episode.type) else None
@@ -101,7 +101,7 @@ def write_episodes(
     observation_space: gym.Space,
     action_space: gym.Space,
 ) -> list[Path]:
-    """Writes episodes as Parquet, one row an episode, in files of about 64 MB.
+    """Writes episodes as Parquet, one row per episode, in files of about 64 MB.
 
     Args:
         episodes: dicts with `obs` (T+1 or T items), `actions` (T), `rewards` (T), `terminated`
@@ -111,11 +111,11 @@ def write_episodes(
         action_space: the space of each action.
 
     Returns:
-        The files, in the order of the episodes.
+        The paths of the files, in the order of the episodes.
 
     Raises:
         FileExistsError: the folder holds Parquet files.
-        DataError: an episode does not fit the spaces, has no end, or holds NaN.
+        DataError: an episode does not fit the spaces, has no end, or holds NaN or infinity.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

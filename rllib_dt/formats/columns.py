@@ -14,7 +14,7 @@ _RAGGED = "record arrays of one shape at every step"
 
 
 def unpack(packed: str | bytes, source: str, name: str) -> Array:
-    """Unpacks a compressed value; raises DataError for anything but a numpy array."""
+    """Unpacks a compressed value; raises a DataError for anything but a numpy array."""
     try:
         return unpack_array(packed)
     except RefusedPickleError as error:
@@ -36,16 +36,16 @@ def array_from_values(values: Any, source: str, name: str) -> Array:
     except ValueError as error:
         raise DataError(source, f"column {name!r} is ragged ({error})", _RAGGED) from error
     if array.dtype == object:
-        raise DataError(source, f"column {name!r} holds values that are no numbers", _RAGGED)
+        raise DataError(source, f"column {name!r} holds values that are not numbers", _RAGGED)
     if array.ndim == 0:
         raise DataError(
-            source, f"column {name!r} holds one value", "record a list, one item a step"
+            source, f"column {name!r} holds one value", "record a list, one item per step"
         )
     return array
 
 
 def stack(arrays: list[Array], source: str, name: str) -> Array:
-    """Stacks arrays of one shape; raises DataError if the shapes differ."""
+    """Stacks arrays of one shape; raises a DataError if their shapes differ."""
     try:
         return np.stack(arrays)
     except ValueError as error:
@@ -85,7 +85,7 @@ def _chunk(chunk: pa.Array, source: str, name: str) -> Array:
         values = chunk.to_numpy_ndarray()
         return values
     if isinstance(chunk, pa.ExtensionArray):
-        # Ray Data's tensor columns; of the variable-shape kind each row is an array of its own
+        # Ray Data's tensor columns; if shapes vary, each row is a separate array
         values = chunk.to_numpy(zero_copy_only=False)
         return stack(list(values), source, name) if values.dtype == object else values
     if is_list(chunk.type):
@@ -97,7 +97,7 @@ def _chunk(chunk: pa.Array, source: str, name: str) -> Array:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether each value is a list of any kind."""
+    """Returns whether values of a type are lists of any kind."""
     tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     return any(test(kind) for test in tests)
 

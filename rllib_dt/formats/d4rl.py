@@ -1,4 +1,4 @@
-"""D4RL's HDF5 layout: flat arrays, `terminals` and (in most files) `timeouts`."""
+"""Reads D4RL's HDF5 layout: flat arrays, `terminals` and, in most files, `timeouts`."""
 
 from collections.abc import Iterator
 from typing import IO
@@ -16,7 +16,7 @@ from rllib_dt.formats.fragments import (
 )
 
 ROWS_AT_ONCE = 500_000
-"""Rows read at a time, so that no file is held whole."""
+"""Rows read at a time, so that a file is never in memory as a whole."""
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
 
@@ -41,7 +41,7 @@ def read_d4rl(file: IO[bytes], source: str, options: ReadOptions) -> Iterator[Fr
             yield from fragments_of_parts(_tables(data, source, options.time_limit))
     except (OSError, LookupError, RuntimeError, TypeError, OverflowError) as error:
         raise DataError(
-            source, f"it is no whole HDF5 file ({error})", "copy or download it again"
+            source, f"it is not a complete HDF5 file ({error})", "copy or download it again"
         ) from error
 
 
@@ -78,7 +78,7 @@ def _timeouts(terminals: np.ndarray, time_limit: int | None, source: str) -> np.
     if time_limit is None:
         raise DataError(
             source,
-            "it has no 'timeouts', so episodes cannot be told apart",
+            "it has no 'timeouts', so the ends of episodes are unknown",
             "set offline_data(time_limit=…) to the environment's step limit",
         )
     timeouts = np.zeros(len(terminals), bool)

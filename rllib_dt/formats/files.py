@@ -23,7 +23,7 @@ class Format:
     """A kind of data file.
 
     Attributes:
-        suffixes: what names of such files end in.
+        suffixes: the endings of such files' names.
         read: yields the fragments of an open binary file, given its name and the options.
     """
 
@@ -43,11 +43,11 @@ SUFFIXES = tuple(suffix for known in FORMATS for suffix in known.suffixes)
 def find_files(
     inputs: str | Sequence[str], filesystem: pafs.FileSystem | None = None
 ) -> list[tuple[str, int]]:
-    """Lists (path, bytes) of every data file that the inputs name, in a fixed order.
+    """Lists (path, size in bytes) of every data file among the inputs, in a fixed order.
 
     Args:
         inputs: files, folders (searched recursively, in the order of names) or patterns.
-        filesystem: where they are; derived from each path by default.
+        filesystem: the file system of the inputs; derived from each path by default.
     """
     files: list[tuple[str, int]] = []
     for name in [inputs] if isinstance(inputs, str) else list(inputs):
@@ -65,7 +65,7 @@ def find_files(
 def read_file(
     path: str, options: ReadOptions, filesystem: pafs.FileSystem | None = None
 ) -> Iterator[Fragment]:
-    """Yields the fragments of one file; raises DataError if it cannot be read."""
+    """Yields the fragments of one file; raises a DataError if it cannot be read."""
     system, inner = _locate_data(path, filesystem)
     is_local = isinstance(system, pafs.LocalFileSystem)
     try:
@@ -92,7 +92,7 @@ def _expand(name: str, filesystem: pafs.FileSystem | None) -> list[str]:
 
 
 def _locate_data(name: str, filesystem: pafs.FileSystem | None) -> tuple[pafs.FileSystem, str]:
-    """As `locate`. Links are resolved, since hold-out follows from where a file really is."""
+    """Locates a path like `locate`, and resolves links: hold-out depends on the real path."""
     system, path = locate(name, filesystem)
     return system, path if filesystem is not None or is_uri(name) else os.path.realpath(path)
 

@@ -1,4 +1,4 @@
-"""What readers yield: fragments, contiguous steps of one episode in one file."""
+"""`Fragment`, which readers yield: contiguous steps of one episode in one file."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,11 +11,11 @@ from rllib_dt.types import Array, Columns
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """What readers must know besides the file.
+    """Options that readers need besides the file.
 
     Attributes:
         names: maps RLlib's column names to the data's own (`input_read_schema`).
-        time_limit: the environment's, for D4RL files without `timeouts`.
+        time_limit: the environment's step limit, for D4RL files without `timeouts`.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
@@ -33,10 +33,10 @@ class Fragment:
         observations: (n, …).
         actions: (n, …).
         rewards: (n,).
-        next_observation: (…) what followed the last action, or None if it was not recorded.
+        next_observation: (…) the observation after the last action, or None if not recorded.
         terminated: the environment ended the episode here.
         truncated: a time limit ended it here.
-        marks_end: the format marks each episode's end, so that one without is incomplete.
+        marks_end: the format marks each episode's end, so an episode without one is incomplete.
         may_drop_tail: in this format the last episode often has no end and may be dropped.
     """
 
@@ -63,7 +63,7 @@ class Fragment:
 
 @dataclass(frozen=True, kw_only=True)
 class StepTable:
-    """Columns of steps as a file holds them, several episodes one after another.
+    """Columns of steps as a file holds them, of several episodes.
 
     Attributes:
         source: the file, for messages.
@@ -101,7 +101,7 @@ class StepTable:
             raise DataError(self.source, "it is empty", "remove it from the input")
 
     def fragments(self) -> Iterator[Fragment]:
-        """Splits at ends and, if there are ids, groups by episode, in order of appearance."""
+        """Yields fragments, split at ends; with ids, grouped by episode in order of appearance."""
         if self.episode_ids is None:
             yield from self._split(np.arange(len(self.rewards)), None)
             return
@@ -170,7 +170,7 @@ class StepTable:
         return replace(self, **columns) if len(columns["rewards"]) else None
 
     def followed_by(self, other: "StepTable") -> "StepTable":
-        """Joins both tables' rows."""
+        """Returns a table of this one's rows and then the other's."""
         columns: Columns = {
             k: np.concatenate([v, getattr(other, k)])
             for k, v in vars(self).items()
@@ -182,7 +182,7 @@ class StepTable:
 def fragments_of_parts(parts: Iterable[StepTable]) -> Iterator[Fragment]:
     """Yields the fragments of a file that is read part by part.
 
-    If only end flags tell episodes apart, the rows after a part's last end are read with the next
+    If only end flags tell episodes apart, the rows after a part's last end are joined with the next
     part. With ids, fragments are joined later, like those of several files.
     """
     carried: StepTable | None = None
@@ -198,7 +198,7 @@ def fragments_of_parts(parts: Iterable[StepTable]) -> Iterator[Fragment]:
 
 
 def one_a_step(values: Array, name: str, source: str) -> Array:
-    """Turns (n,) or (n, 1) into (n,); raises DataError for any other shape."""
+    """Turns (n,) or (n, 1) into (n,); raises a DataError for any other shape."""
     if values.ndim == 2 and values.shape[1] == 1:
         return values[:, 0]
     if values.ndim != 1:

@@ -1,4 +1,4 @@
-"""Opens Parquet files and finds out which of the known layouts each has."""
+"""Reads Parquet files of any known layout."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from rllib_dt.formats.fragments import Fragment, ReadOptions
 
 @dataclass(frozen=True)
 class Layout:
-    """A way to lay episodes out in Parquet.
+    """A layout of episodes in Parquet.
 
     Attributes:
         matches: whether a file with this schema has the layout, given the options.
@@ -28,7 +28,7 @@ class Layout:
 LAYOUTS = (
     Layout(canonical.matches, canonical.read),
     Layout(rllib_episodes.matches, rllib_episodes.read),
-    # anything else must be one row a step, or is refused for the columns that it lacks
+    # anything else must have one row per step, or is refused for the columns that it lacks
     Layout(lambda schema, options: True, step_rows.read),
 )
 
@@ -50,5 +50,5 @@ def read_parquet(file: IO[bytes], source: str, options: ReadOptions) -> Iterator
         yield from layout.read(parquet, source, options)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
-            source, f"it is no whole Parquet file ({error})", "copy or record it again"
+            source, f"it is not a complete Parquet file ({error})", "copy or record it again"
         ) from error

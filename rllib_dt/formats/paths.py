@@ -1,4 +1,4 @@
-"""Turns paths and URIs into a file system and a path within it: the one place that does."""
+"""Resolves all paths and URIs of the package to a file system and a path within it."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,12 @@ import pyarrow.fs as pafs
 
 
 def is_uri(path: str) -> bool:
-    """Whether the path names its own file system, as in `s3://bucket/folder`."""
+    """Returns whether the path names its own file system, as in `s3://bucket/folder`."""
     return "://" in path
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """A local path as every process sees it; a URI unchanged."""
+    """Returns a local path made absolute, for every process to use; a URI unchanged."""
     name = os.fspath(path)
     return name if is_uri(name) else os.path.abspath(os.path.expanduser(name))
 
@@ -20,11 +20,11 @@ def absolute(path: str | os.PathLike[str]) -> str:
 def locate(
     path: str | Path, filesystem: pafs.FileSystem | None = None
 ) -> tuple[pafs.FileSystem, str]:
-    """The file system that a path or URI belongs to, and the path within it.
+    """Returns the file system that a path or URI belongs to, and the path within it.
 
     Args:
         path: a local path, a URI, or a path within `filesystem`.
-        filesystem: where the path is; derived from the path by default.
+        filesystem: the path's file system; derived from the path by default.
     """
     name = str(path)
     if filesystem is not None:

@@ -1,4 +1,4 @@
-"""Files on remote storage, read with retries."""
+"""Reads files on remote storage, with retries."""
 
 import io
 import logging
@@ -10,21 +10,21 @@ import pyarrow.fs as pafs
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 6
-"""Times that one read is tried before the error is raised."""
+"""Number of times that one read is tried before the error is raised."""
 
 _FIRST_PAUSE_SECONDS = 0.5
 
 
 class RemoteReadError(Exception):
-    """A remote file could not be read after several attempts. Not the data's fault."""
+    """A remote file could not be read after several attempts; its content may be fine."""
 
 
 class PersistentFile(io.RawIOBase):
-    """A remote file for random access that reopens itself when a connection breaks.
+    """A remote file for random access that reopens itself when the connection breaks.
 
     Args:
-        filesystem: where the file is.
-        path: the file's path there.
+        filesystem: the file's file system.
+        path: the file's path within it.
         name: the file's name, for messages.
     """
 
@@ -35,11 +35,11 @@ class PersistentFile(io.RawIOBase):
         self._size = int(self._insist(lambda file: file.size()))
 
     def size(self) -> int:
-        """The file's size, in bytes."""
+        """Returns the file's size in bytes."""
         return self._size
 
     def read(self, size: int | None = -1) -> bytes:
-        """Reads `size` bytes from the present position, or all that follow."""
+        """Reads `size` bytes from the current position, or everything to the end."""
         wanted = self._size - self._place if size is None or size < 0 else size
         wanted = max(0, min(wanted, self._size - self._place))
         place = self._place

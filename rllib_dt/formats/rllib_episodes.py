@@ -1,4 +1,4 @@
-"""RLlib's episode recordings: a Parquet row of msgpack for each `SingleAgentEpisode`."""
+"""Reads RLlib's episode recordings: Parquet with a row of msgpack per `SingleAgentEpisode`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,12 +12,12 @@ from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.fragments import Fragment, ReadOptions
 from rllib_dt.types import Array
 
-# raised by damaged or foreign msgpack bytes on their way to a fragment
+# raised when damaged or foreign msgpack bytes are turned into a fragment
 _NO_EPISODE = (ValueError, LookupError, TypeError, AttributeError, msgpack.UnpackException)
 
 
 def matches(schema: pa.Schema, options: ReadOptions) -> bool:
-    """Whether the file has a single binary column named `item`."""
+    """Returns whether the file has a single binary column named `item`."""
     return bool(schema.names == ["item"] and schema.field("item").type == pa.binary())
 
 
@@ -35,7 +35,8 @@ def read(parquet: pq.ParquetFile, source: str, options: ReadOptions) -> Iterator
                 raise DataError(
                     source,
                     f"row {row} is not an episode that RLlib serialised ({error!r})",
-                    "record it with output_write_episodes=True, or as columns with False",
+                    "record it with output_write_episodes=True, or as columns with "
+                    "output_write_episodes=False",
                 ) from error
             row += 1
 
@@ -47,7 +48,7 @@ def _decode_array(value: dict) -> Any:
         return value
     kind = value.get("kind", "")
     if kind in (b"O", "O", b"V", "V"):
-        return None  # infos: not needed, and pickles in data are never read
+        return None  # infos, which are not needed; pickles in data are never loaded
     dtype = value["type"].decode() if isinstance(value["type"], bytes) else value["type"]
     array = np.frombuffer(value["data"], np.dtype(dtype))
     return array.reshape(value["shape"]) if value["nd"] else array[0]
@@ -76,8 +77,8 @@ def _fragment_from_state(state: dict, source: str) -> Fragment:
 
 
 def _after_lookback(buffer: dict, name: str) -> Array:
-    # the lookback repeats the end of the chunk before this one
+    # the lookback repeats the end of the previous chunk
     values = np.asarray(buffer["data"])
     if values.dtype == object:
-        raise ValueError(f"its {name} are no numbers, or of several shapes")
+        raise ValueError(f"its {name} are not numbers, or have several shapes")
     return values[buffer.get("lookback", 0) :]

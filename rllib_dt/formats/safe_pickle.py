@@ -1,7 +1,7 @@
 """Reads arrays from RLlib's compressed columns, base64(lz4(pickle)), without a general unpickler.
 
 A pickle can run any code when it is loaded. This unpickler admits only the few names that a numpy
-array needs and refuses every other one by name.
+array needs, and refuses any other, naming it.
 """
 
 import base64
@@ -15,11 +15,11 @@ import numpy as np
 
 
 class RefusedPickleError(ValueError):
-    """A pickle that holds something other than a numpy array; the message names it."""
+    """A pickle that contains something other than a numpy array; the message names it."""
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
-    # how pickle protocols 0-2 carry an array's bytes
+    # pickle protocols 0 to 2 store an array's bytes this way
     if encoding != "latin1":
         raise RefusedPickleError(f"it encodes text as {encoding!r}, which no numpy array does")
     return text.encode("latin1")
@@ -55,13 +55,13 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def load_array(data: bytes) -> np.ndarray:
-    """Loads a pickled numpy array; raises RefusedPickleError, naming what it found, otherwise."""
+    """Loads a pickled numpy array; for anything else, raises a RefusedPickleError that names it."""
     try:
         value = _ArrayUnpickler(io.BytesIO(data)).load()
     except RefusedPickleError:
         raise
     except Exception as error:  # damaged pickle bytes can raise anything
-        raise RefusedPickleError(f"its bytes are no readable pickle ({error})") from error
+        raise RefusedPickleError(f"its bytes are not a readable pickle ({error})") from error
     if not isinstance(value, np.ndarray | np.generic):
         raise RefusedPickleError(
             f"it holds a {type(value).__module__}.{type(value).__name__}; only numpy arrays are "
@@ -78,5 +78,5 @@ def unpack_array(packed: str | bytes) -> np.ndarray:
         compressed = base64.b64decode(packed, validate=True)
         data = lz4.frame.decompress(compressed)
     except (binascii.Error, ValueError, RuntimeError) as error:
-        raise RefusedPickleError(f"it is no base64 text of an lz4 frame ({error})") from error
+        raise RefusedPickleError(f"it is not base64 text of an lz4 frame ({error})") from error
     return load_array(data)

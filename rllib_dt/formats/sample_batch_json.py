@@ -1,4 +1,4 @@
-"""RLlib's old JSON recordings: one `SampleBatch` a line, plain, gzipped or zipped."""
+"""Reads RLlib's old JSON recordings: one `SampleBatch` per line, plain, gzipped or zipped."""
 
 import gzip
 import io
@@ -17,7 +17,7 @@ from rllib_dt.formats.fragments import Fragment, ReadOptions
 from rllib_dt.formats.steps import OPTIONAL, REQUIRED, check_columns, step_table
 from rllib_dt.types import Array, JsonObject
 
-# raised by damaged bytes: in gzip and zip, in UTF-8, by seeking outside the file
+# raised by damaged bytes: in gzip, zip or UTF-8, or when seeking outside the file
 _DAMAGED = (
     EOFError,
     OSError,
@@ -30,7 +30,7 @@ _DAMAGED = (
 
 
 def read_sample_batches(file: IO[bytes], source: str, options: ReadOptions) -> Iterator[Fragment]:
-    """Yields the fragments of a `.json`, `.jsonl`, `.json.gz` or `.zip` file of sample batches."""
+    """Yields the fragments of a JSON file of sample batches, plain, gzipped or zipped."""
     try:
         for lines, name in _text_files(file, source):
             columns = _columns(lines, name, options.names)
@@ -38,7 +38,7 @@ def read_sample_batches(file: IO[bytes], source: str, options: ReadOptions) -> I
     except _DAMAGED as error:
         kind = source.split("?", 1)[0].rsplit(".", 1)[-1]
         raise DataError(
-            source, f"it is no whole {kind} file ({error})", "copy or record it again"
+            source, f"it is not a complete {kind} file ({error})", "copy or record it again"
         ) from error
 
 
@@ -70,7 +70,7 @@ def _columns(lines: Iterable[str], source: str, names: Mapping[str, str]) -> dic
     for name in (*REQUIRED, *OPTIONAL):
         theirs = names.get(name, name)
         if theirs in present:
-            if name == "eps_id":  # of any type; text is not a packed array here
+            if name == "eps_id":  # ids have any type, and text is not a packed array here
                 parts = [np.asarray(batch[theirs]) for batch in batches]
             else:
                 parts = [array_from_values(batch[theirs], source, theirs) for batch in batches]
@@ -88,13 +88,13 @@ def _columns(lines: Iterable[str], source: str, names: Mapping[str, str]) -> dic
 
 
 def _check_lengths(lengths: list[int], parts: list[Array], source: str, name: str) -> None:
-    # batch by batch: a surplus in one could hide a lack in another, and steps would shift
+    # batch by batch: a surplus in one could hide a shortage in another, and shift steps
     for number, (length, part) in enumerate(zip(lengths, parts, strict=True), 1):
         if len(part) != length:
             raise DataError(
                 source,
                 f"its columns have different lengths: batch {number} has {len(part)} values of "
-                f"{name!r}, but {length} of the column before",
+                f"{name!r}, but {length} of the columns before it",
                 "record every column at every step",
             )
 
@@ -105,12 +105,12 @@ def _batch(line: str, number: int, source: str) -> JsonObject:
     except json.JSONDecodeError as error:
         raise DataError(
             source,
-            f"line {number} is no whole JSON value ({error})",
+            f"line {number} is not a complete JSON value ({error})",
             "the file may be truncated: copy or record it again",
         ) from error
     kind = batch.get("type", "SampleBatch") if isinstance(batch, dict) else type(batch).__name__
     if kind != "SampleBatch":
         raise DataError(
-            source, f"line {number} is a {kind}, wanted a SampleBatch", "record one agent"
+            source, f"line {number} is a {kind}, wanted a SampleBatch", "record a single agent"
         )
     return batch

@@ -1,4 +1,4 @@
-"""Parquet with one row a step, as RLlib's recordings in columns."""
+"""Reads Parquet with one row per step, such as RLlib's recordings in columns."""
 
 from collections.abc import Iterator, Mapping
 
@@ -11,11 +11,11 @@ from rllib_dt.formats.steps import OPTIONAL, REQUIRED, check_columns, step_table
 from rllib_dt.types import Array
 
 MAX_BYTES_AT_ONCE = 128 * 2**20
-"""A larger file is read in parts of about this size."""
+"""Larger files are read in parts of about this size."""
 
 
 def read(parquet: pq.ParquetFile, source: str, options: ReadOptions) -> Iterator[Fragment]:
-    """Yields the fragments of a file of steps."""
+    """Yields the fragments of a file with one row per step."""
     names = options.names
     present = set(parquet.schema_arrow.names)
     check_columns(present, names, source)
@@ -44,7 +44,7 @@ def _columns(
         column = table[names.get(name, name)]
         if name in OPTIONAL and column.null_count == len(column):
             continue
-        if name == "eps_id":  # any type that can be compared
+        if name == "eps_id":  # ids have any type that can be compared
             check_no_nulls(column, source, names.get(name, name))
             columns[name] = column.to_numpy(zero_copy_only=False)
         else:

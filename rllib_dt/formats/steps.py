@@ -13,7 +13,7 @@ OPTIONAL = ("eps_id", "t", "new_obs", "terminateds", "truncateds", "dones")
 
 
 def check_columns(present: Collection[str], names: Mapping[str, str], source: str) -> None:
-    """Raises a DataError that lists the columns that a step recording lacks."""
+    """Raises a DataError that lists the required columns that are missing, if any are."""
     missing = [names.get(name, name) for name in REQUIRED if names.get(name, name) not in present]
     ends = [names.get(name, name) for name in ("terminateds", "dones", "eps_id")]
     if not missing and any(name in present for name in ends):
@@ -36,7 +36,7 @@ def step_table(columns: Mapping[str, Array], source: str) -> StepTable:
     if "terminateds" in columns:
         terminateds, truncateds = columns["terminateds"], columns.get("truncateds")
     else:
-        # `dones` of the old stack: terminated or cut at a time limit, it does not say which
+        # `dones` of the old stack does not say whether an episode terminated or was truncated
         unmarked = np.zeros(len(columns["rewards"]), bool)
         terminateds, truncateds = columns.get("dones", unmarked), None
     if truncateds is not None:

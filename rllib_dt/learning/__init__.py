@@ -1,5 +1,5 @@
-"""Learning in RLlib: the learner, the RLModule, and what both are given.
+"""Learning in RLlib: the learner, the RLModule, batches, initial weights and validation.
 
 supply ─▶ batches (one ahead, in a thread) ─▶ learner ─▶ rl_module ─▶ network ─▶ head's loss
-                                                 └── metrics: born and ended with each call
+                                                 └── metrics (a new object for each `update` call)
 """

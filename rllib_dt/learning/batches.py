@@ -1,4 +1,4 @@
-"""Batches made one update ahead, and random numbers that belong to an update."""
+"""Draws batches one update ahead, and seeds torch for an update."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,13 +13,13 @@ from rllib_dt.types import SamplerState
 
 
 class PrefetchedBatches:
-    """Draws the next update's batch in a thread while the present one is trained on.
+    """Draws the next update's batch in a thread while the current one is trained on.
 
     Args:
         sampler: draws the batches.
         update: the number of the first update.
-        device: where batches will be used. For a GPU they are put into pinned memory, from which
-            they are copied while the device works.
+        device: the device that batches are for. For a GPU they are put into pinned memory, so that
+            copying them does not wait for the device.
     """
 
     def __init__(self, sampler: Sampler, update: int, device: torch.device):
@@ -30,7 +30,7 @@ class PrefetchedBatches:
         self._next = self._draw_next()
 
     def next(self) -> tuple[Window, SamplerState | None]:
-        """The next update's batch, of tensors, and the sampler's state after it."""
+        """Returns the next update's batch, as tensors, and the sampler's state after it."""
         try:
             drawn = self._next.result()
         except Exception:
@@ -54,7 +54,7 @@ def _draw(sampler: Sampler, update: int, pinned: bool) -> tuple[Window, SamplerS
 
 @contextmanager
 def seeded_torch(entropy: Sequence[int], device: torch.device) -> Iterator[None]:
-    """Seeds torch's global random numbers inside the block, and restores them afterwards."""
+    """Seeds torch's global random number generators for the block, and restores them afterwards."""
     seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):

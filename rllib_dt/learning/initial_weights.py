@@ -1,4 +1,4 @@
-"""What the learners' networks start from: the data's statistics, or a pretrained folder."""
+"""Initialises the learners' networks from the data's statistics or a pretrained folder."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from rllib_dt.types import LearnerGroup
 def change_networks(
     learner_group: LearnerGroup, change: Callable[[DecisionTransformer], None]
 ) -> None:
-    """Applies `change` to every learner's network, and raises what it raises there."""
+    """Applies `change` to every learner's network, and raises any error that it raises there."""
     on_every_learner(learner_group, lambda learner: change(learner.network))
 
 
@@ -33,7 +33,7 @@ class Normalize:
 
 
 class TakeOver:
-    """Loads the weights of a Hugging Face folder, which is read on the driver, into a network."""
+    """Loads the weights of a Hugging Face folder, read on the driver, into a network."""
 
     def __init__(self, folder: str):
         source = load_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The learner: masked loss, AdamW with warm-up, and what it reports."""
+"""`DTTorchLearner`: masked loss, AdamW with warm-up, and metrics."""
 
 import logging
 import os
@@ -32,13 +32,13 @@ COUNTERS = "dt_counters"
 """The component of a learner's state that holds its `Progress`."""
 
 _SECONDS_TO_ANSWER = 2.0
-"""How long a failed learner lives on, so that its error reaches the driver."""
+"""How long the process of a failed learner stays alive, so that its error reaches the driver."""
 
 _AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 
 
 def warmup_factor(update: int, warmup_steps: int) -> float:
-    """min((update + 1) / warmup_steps, 1) for update = 0, 1, … (kzl @ e2d82e6, gym)."""
+    """Returns min((update + 1) / warmup_steps, 1) for update = 0, 1, … (kzl @ e2d82e6, gym)."""
     return min((update + 1) / warmup_steps, 1.0) if warmup_steps else 1.0
 
 
@@ -53,7 +53,7 @@ class DTTorchLearner(TorchLearner):
     learner's loss is weighted by its share of them, since DDP averages over learners.
 
     Attributes:
-        progress: how far training has come.
+        progress: how far training has progressed.
     """
 
     @override(TorchLearner)
@@ -77,7 +77,7 @@ class DTTorchLearner(TorchLearner):
     def configure_optimizers_for_module(
         self, module_id: str, config: AlgorithmConfig = None
     ) -> None:
-        """AdamW over every parameter, norms and biases included (kzl @ e2d82e6, gym)."""
+        """Registers AdamW for every parameter, norms and biases included (kzl @ e2d82e6, gym)."""
         parameters = self.get_parameters(self._module[module_id])
         optimizer = torch.optim.AdamW(
             parameters,
@@ -91,7 +91,7 @@ class DTTorchLearner(TorchLearner):
     # --- data
 
     def adopt_seed(self, seed: int) -> None:
-        """Sets what batches and dropout follow from, so that checkpoints hold it from the start."""
+        """Sets the seed of batches and dropout, so that checkpoints contain it from the start."""
         self.progress.seed = seed
 
     @override(Learner)
@@ -102,7 +102,7 @@ class DTTorchLearner(TorchLearner):
             supply: Supply = training_data.data_iterators[0]
             self._warn_of_other_windows(supply)
             if self.progress.seed is None:
-                # otherwise that of the resumed run, which may have been drawn at random
+                # a resumed run keeps its seed, which may have been drawn at random
                 self.progress.seed = supply.draws.seed
             sampler = supply.sampler(
                 self.rank,
@@ -119,8 +119,8 @@ class DTTorchLearner(TorchLearner):
         if self.progress.updates and was_streamed is not supply.is_streamed:
             ways = {True: "streamed", False: "held in memory"}
             logger.warning(
-                "the resumed run had its data %s, now it is %s: it will draw other windows than "
-                "without the stop; offline_data(pool_capacity_steps=…) fixes the way",
+                "the resumed run had its data %s, now it is %s, so it will draw other windows than "
+                "an uninterrupted run; set offline_data(pool_capacity_steps=…) as it was before",
                 ways[was_streamed],
                 ways[supply.is_streamed],
             )
@@ -134,7 +134,7 @@ class DTTorchLearner(TorchLearner):
             with self._call.waiting_for_data():
                 window, self.progress.sampler = self._batches.next()
                 window = window.map(lambda column: column.to(self._device, non_blocking=True))
-            # dropout follows from the seed and the update too: nothing of it must be saved
+            # dropout depends on seed, learner and update only, so its state need not be saved
             with seeded_torch((self.progress.seed, self.rank, self.progress.updates), self._device):
                 yield MultiAgentBatch(
                     {DEFAULT_MODULE_ID: SampleBatch(window.columns())},
@@ -145,11 +145,11 @@ class DTTorchLearner(TorchLearner):
 
     @override(Learner)
     def update(self, *args: Any, **kwargs: Any) -> Any:
-        """See `Learner.update`. If it fails on one of several learners, it fails on all."""
+        """See `Learner.update`; if it fails on one of several learners, it fails on all."""
         try:
             return super().update(*args, **kwargs)
         except NonFiniteLossError:
-            raise  # on all of them
+            raise  # raised on all of them
         except Exception:
             if self.world_size > 1:
                 logger.exception("learner %d failed, and the others with it", self.rank)
@@ -166,11 +166,11 @@ class DTTorchLearner(TorchLearner):
         outputs = fwd_out[ColumnNames.ACTION_DIST_INPUTS]
         loss_sum = self.network.action_head.loss_sum(outputs, window.actions, window.mask)
         valid = window.mask.sum()
-        # agreed upon by all learners: those with a finite loss would wait for the others
+        # all learners must agree: otherwise those with a finite loss would wait for the others
         total, bad = self._over_learners(valid, ~loss_sum.detach().isfinite())
         self._call.add_loss(loss_sum, valid, total)
         self._call.bad_loss |= bad > 0
-        # on an accelerator the flag is read once each `update`, so as not to wait for the device
+        # on an accelerator the flag is read once per `update`, so as not to wait for the device
         if self._device.type == "cpu":
             self._raise_if_bad(self._call)
         return loss_sum * self.world_size / total.clamp(min=1)
@@ -187,7 +187,7 @@ class DTTorchLearner(TorchLearner):
             raise NonFiniteLossError(
                 f"the loss is not finite at update {self.progress.updates}; the last checkpoint is "
                 "unharmed. Lower lr, set grad_clip, or look for extreme values in the data "
-                f"(summary: normalisation and returns); lr was {self._current_lr(call):.3g}"
+                f"(the log has a summary of its returns); lr was {self._current_lr(call):.3g}"
             )
 
     @override(Learner)
@@ -209,7 +209,11 @@ class DTTorchLearner(TorchLearner):
 
     @override(TorchLearner)
     def apply_gradients(self, gradients_dict: ParamDict) -> None:
-        """Steps the optimiser. Losses that are not finite never get here, so nothing is zeroed."""
+        """Steps the optimiser, without zeroing gradients that are not finite.
+
+        The loss is checked instead: before this on the CPU, at the end of the `update` call on
+        accelerators.
+        """
         assert self._call is not None
         lr = self._current_lr(self._call)
         for parameter, gradient in gradients_dict.items():
@@ -222,10 +226,10 @@ class DTTorchLearner(TorchLearner):
         self._call.end_update()
 
     def _current_lr(self, call: UpdateCall) -> float:
-        """The rate of this update. Schedules count the steps trained before it, on all learners."""
+        """Returns this update's rate; schedules count the steps trained before, on all learners."""
         base = self.config.lr
         if self._lr_schedule.use_schedule:
-            # reading the count waits for the device, which only a schedule has to pay
+            # reading the count waits for the device, so it is done for a schedule only
             base = self._lr_schedule.update(timestep=self.progress.steps + int(call.steps))
         return float(base) * warmup_factor(self.progress.updates, self.config.warmup_steps)
 
@@ -270,7 +274,7 @@ class DTTorchLearner(TorchLearner):
 
     @override(Learner)
     def set_state(self, state: State) -> None:
-        # RLlib keeps newer weights when an older checkpoint is loaded; restoring must not
+        # RLlib would keep newer weights when an older checkpoint is restored
         self._weights_seq_no = 0
         super().set_state(state)
         if COUNTERS in state:
@@ -279,7 +283,7 @@ class DTTorchLearner(TorchLearner):
 
     @property
     def network(self) -> DecisionTransformer:
-        """The network that is trained, unwrapped from DDP."""
+        """The network being trained, unwrapped from DDP."""
         network: DecisionTransformer = self.module[DEFAULT_MODULE_ID].unwrapped().network
         return network
 
@@ -290,5 +294,5 @@ class DTTorchLearner(TorchLearner):
 
     @property
     def rank(self) -> int:
-        """This learner's number."""
+        """This learner's number, from 0."""
         return torch.distributed.get_rank() if self.world_size > 1 else 0

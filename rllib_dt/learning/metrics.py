@@ -1,4 +1,4 @@
-"""What one `Learner.update` call sums up and reports."""
+"""Accumulates and reports the metrics of one `Learner.update` call."""
 
 import time
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from rllib_dt.types import SamplerState, State
 
 
 class UpdateCall:
-    """Sums over the updates of one call, from its start to its end.
+    """Sums over the updates of one `Learner.update` call.
 
     Sums stay on the learner's device and are read once, at the end, so that no update waits for
     the device.
 
     Args:
-        device: the learner's.
+        device: the learner's device.
 
     Attributes:
         steps: () int64, valid steps trained so far, over all learners.
@@ -39,18 +39,18 @@ class UpdateCall:
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Counts the time inside the block as waiting."""
+        """Counts the time inside the block as waiting for data."""
         started = time.perf_counter()
         yield
         self._waited += time.perf_counter() - started
 
     def add_loss(self, loss_sum: Tensor, valid_steps: Tensor, all_steps: Tensor) -> None:
-        """Adds a batch.
+        """Adds the loss of one batch.
 
         Args:
-            loss_sum: () over this learner's valid steps.
-            valid_steps: () of this learner.
-            all_steps: () valid steps of all learners.
+            loss_sum: () sum over this learner's valid steps.
+            valid_steps: () number of this learner's valid steps.
+            all_steps: () number of all learners' valid steps.
         """
         self._loss_sum += loss_sum.detach()
         self._valid_steps += valid_steps
@@ -66,7 +66,7 @@ class UpdateCall:
         self.steps += self._batch_steps
 
     def end(self) -> "CallReport":
-        """Reads all sums, which waits for the device, and then the clock."""
+        """Returns the report; reads all sums, which waits for the device, and then the clock."""
         steps = int(self.steps)
         loss = float(self._loss_sum / self._valid_steps.clamp(min=1))
         gradient_norm = float(self._gradient_norm / max(1, self.num_updates))
@@ -85,11 +85,11 @@ class UpdateCall:
 
 @dataclass(frozen=True, kw_only=True)
 class CallReport:
-    """What a call reports.
+    """The metrics of one `Learner.update` call.
 
     Attributes:
-        means: of this learner; merging averages them over learners.
-        num_updates: of the call.
+        means: this learner's means; merging averages them over learners.
+        num_updates: updates in the call.
         num_steps: valid steps trained in the call, over all learners.
         seconds: the call's duration.
     """
@@ -102,11 +102,11 @@ class CallReport:
     def counts(
         self, progress: "Progress", windows_per_update: int, num_data_steps: int
     ) -> dict[str, float]:
-        """Numbers that are the same on every learner, so that merging must not add them up.
+        """Returns the numbers that are equal on every learner, which merging must not add up.
 
         Args:
-            progress: after this call.
-            windows_per_update: over all learners.
+            progress: the learner's progress after this call.
+            windows_per_update: windows that all learners draw for one update.
             num_data_steps: steps in the data.
         """
         windows = self.num_updates * windows_per_update
@@ -126,12 +126,12 @@ class CallReport:
 
 @dataclass
 class Progress:
-    """How far a learner has come: what a checkpoint needs to continue with the same batches.
+    """A learner's progress: what a checkpoint needs to continue with the same batches.
 
     Attributes:
         updates: updates so far.
         steps: valid steps trained so far, over all learners.
-        seed: what batches and dropout follow from.
+        seed: the seed of batches and dropout.
         sampler: the sampler's state after the last update; see `Sampler.state`.
     """
 
@@ -141,5 +141,5 @@ class Progress:
     sampler: SamplerState | None = None
 
     def state(self) -> State:
-        """As plain values, for a checkpoint."""
+        """Returns plain values for a checkpoint."""
         return dict(vars(self))

@@ -1,4 +1,4 @@
-"""The network as an RLModule."""
+"""`DTTorchRLModule`: the network as an RLModule."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,12 +19,13 @@ from rllib_dt.types import Columns, State
 
 
 class DTTorchRLModule(TorchRLModule):
-    """Reads windows of K steps; `rllib_dt.episodes.windows` names the columns.
+    """The Decision Transformer as an RLModule that reads windows of K steps.
 
-    `forward_train` returns `action_dist_inputs` (B, K, size), the action head's outputs.
-    `forward_inference` and `forward_exploration` return `actions` (B, …) for each window's last
-    step, in the environment's units. They differ only if the head can sample: the likeliest action,
-    and one drawn.
+    `rllib_dt.episodes.windows` names the columns of a batch. `forward_train` returns
+    `action_dist_inputs` (B, K, size), the action head's outputs. `forward_inference` and
+    `forward_exploration` return `actions` (B, …) for each window's last step, in the environment's
+    units. They differ only if the head can sample: the first takes the likeliest action, the second
+    draws one.
 
     With `attention="window"` and the columns of `NewSteps` in the batch, only the new steps are
     computed, and their keys and values stay in this module, by slot. They are not part of its
@@ -49,19 +50,19 @@ class DTTorchRLModule(TorchRLModule):
 
     @property
     def cache_version(self) -> int:
-        """Changes when what the module holds of running episodes becomes void."""
+        """A number that changes when the cache of running episodes becomes invalid."""
         return self._policy.version
 
     @override(nn.Module)
     def train(self, mode: bool = True) -> "DTTorchRLModule":
-        # RLlib sets the mode at every call, and torch then walks through every submodule
+        # RLlib sets the mode at every call, and torch would then walk through every submodule
         if self.training is mode and self.network.training is mode:
             return self
         super().train(mode)
         return self
 
     def compile_training(self, **settings: Any) -> None:
-        """Compiles what `forward_train` computes: one graph, for static shapes.
+        """Compiles the computation of `forward_train` to one graph of static shapes.
 
         Args:
             settings: `torch.compile`'s `backend`, `mode`, …

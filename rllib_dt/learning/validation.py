@@ -1,4 +1,4 @@
-"""The loss on episodes that are not trained on; needs no environment."""
+"""Computes the loss on held-out episodes; needs no environment."""
 
 import math
 from collections import Counter
@@ -23,10 +23,10 @@ class Validation:
     """Held-out episodes, and the loss on them in evaluation mode.
 
     Args:
-        pool: the episodes.
-        window_length: K, steps of a window.
+        pool: the held-out episodes.
+        window_length: K, steps in a window.
         batch_size: windows at a time.
-        metric_names: what the network's action head reports besides its loss.
+        metric_names: the metrics that the network's action head reports besides its loss.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Validation:
         self._names = (_LOSS, *metric_names)
 
     def run(self, learner_group: LearnerGroup) -> dict[str, float]:
-        """Lets each learner compute its share; see `DT.validate` for the results."""
+        """Computes the results, each learner a share of the windows; see `DT.validate`."""
         sums: Counter[str] = Counter()
         for share in on_every_learner(learner_group, self._share):
             sums.update(share)
@@ -53,13 +53,13 @@ class Validation:
         }
 
     def nothing(self) -> dict[str, float]:
-        """The results in iterations without a validation: NaN, since nothing was measured."""
+        """Returns the results of an iteration without validation: NaN, as nothing was measured."""
         return {**dict.fromkeys(self._names, math.nan), "num_episodes": 0, _STEPS: 0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Share:
-    """What one learner computes, as a function of the learner: sums over its steps."""
+    """Computes one learner's share, when called with the learner: sums over its steps."""
 
     pool: ray.ObjectRef
     window_length: int

@@ -1,1 +1,1 @@
-"""The Decision Transformer in torch, and what it is made of. No Ray in here."""
+"""The Decision Transformer in torch: network, settings, caches and dropout; imports no Ray."""

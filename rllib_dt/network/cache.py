@@ -13,14 +13,14 @@ from rllib_dt.network.config import DTModelConfig
 
 
 class KeyValueCache(Protocol):
-    """Where a layer's attention finds the tokens that precede the new ones."""
+    """The keys and values of the tokens that precede the new ones, by layer."""
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Adds a layer's new keys and values, (B, H, L, d), and returns all, (B, H, P+L, d)."""
 
 
 class GrowingCache:
-    """Keeps every token. Exact as long as no token has to be forgotten."""
+    """A cache that keeps every token; exact while no token has to be forgotten."""
 
     def __init__(self) -> None:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
@@ -36,27 +36,27 @@ class GrowingCache:
 
 
 class RollingCache:
-    """Keeps the last 3K tokens of each layer, for N running episodes.
+    """A cache of each layer's last G groups of tokens, for N running episodes.
 
-    With attention to the last 3K tokens (`DTModelConfig.attention="window"`) this is exact however
-    long an episode runs: a token's keys and values do not depend on what was forgotten since.
+    With attention to the last 3K tokens (`DTModelConfig.attention="window"`) it is exact for
+    episodes of any length: a token's keys and values do not depend on tokens forgotten since.
 
-    Step t adds three tokens, a_{t-1}, R_t and s_t, to group t mod G. Nothing is ever moved. Here
-    K = 3, so G = 4, after step 5:
+    Step t writes three tokens, a_{t-1}, R_t and s_t, to group t mod G; no token is ever moved. With
+    K = 3, and so G = 4, after step 5:
 
         group       0            1            2            3
         tokens  [a3 R4 s4]  [a4 R5 s5]  [a1 R2 s2]  [a2 R3 s3]
                                ↑ newest    ↑ oldest; step 6 replaces it
 
-    Which of a slot's tokens are visible follows from t and from the first step that it holds.
+    Which of a slot's tokens are visible depends on t and on the first step that the slot holds.
 
     Args:
-        config: of the network.
+        config: the network's settings.
         num_slots: N.
-        device: where the network computes.
+        device: the network's device.
 
     Raises:
-        ValueError: attention is not "window", so that a cache would not be exact.
+        ValueError: attention is not "window", so a cache would not be exact.
     """
 
     def __init__(
@@ -82,11 +82,12 @@ class RollingCache:
 
         Args:
             slots: (B,) int, all different.
-            timesteps: (B,) int, of the step; one more than the slot's last, unless it begins.
-            begins: (B,) bool, True where an episode begins and the slot's content is forgotten.
+            timesteps: (B,) int, the step's timesteps; one more than the slot's last, unless an
+                episode begins.
+            begins: (B,) bool, True where an episode begins, which clears the slot.
 
         Returns:
-            (B, 1, 3, 3G) bool, which of the slot's tokens each of the three may attend to.
+            (B, 1, 3, 3G) bool, True for the slot's tokens that each of the three may attend to.
         """
         self._slots = None if torch.equal(slots, self._every_slot) else slots
         self._first[slots] = torch.where(begins, timesteps, self._first[slots])
@@ -99,7 +100,7 @@ class RollingCache:
         real = since[..., None] >= torch.where(self._within == 0, 1, 0)  # (B, G, 3)
         mask = self._in_band[age] & real[:, :, None, :]  # (B, G, 3 queries, 3 keys)
         mask = mask.transpose(1, 2).flatten(2)  # (B, 3, 3G)
-        # even if it was not recorded, that action attends to itself: a softmax of nothing is NaN
+        # even if not recorded, that action attends to itself: a softmax over no token is NaN
         mask[self._every_slot[: len(slots)], 0, self._places[:, 0]] = True
         return mask.unsqueeze(1)
 
@@ -112,7 +113,7 @@ class RollingCache:
         return all_keys, all_values
 
     def grown(self, config: DTModelConfig, num_slots: int) -> "RollingCache":
-        """A copy with more slots."""
+        """Returns a copy with more slots."""
         larger = RollingCache(config, num_slots, self._first.device)
         larger._first[: self.num_slots] = self._first
         for mine, theirs in zip(self._layers, larger._layers, strict=True):

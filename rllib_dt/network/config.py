@@ -11,11 +11,12 @@ ACTIVATIONS = ("relu", "silu", "gelu", "tanh", "gelu_new")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DTModelConfig:
-    """Settings of `DecisionTransformer`; names and defaults as `DecisionTransformerConfig`'s.
+    """Settings of `DecisionTransformer`, named as in Hugging Face's `DecisionTransformerConfig`.
 
-    `context_length`, `attention`, `segment_length` and `pretrained` are ours. `n_positions` is None
-    by default: the paper adds no position embedding besides the timestep's (Chen et al. 2021, §3);
-    Hugging Face's models have 1024 and use row 0 for every token, see `rllib_dt.huggingface`.
+    `context_length`, `attention`, `segment_length` and `pretrained` are ours. Other defaults are
+    Hugging Face's, except that `n_positions` is None: the paper adds no position embedding besides
+    the timestep's (Chen et al. 2021, §3). Hugging Face's models have 1024 and use row 0 for every
+    token; see `rllib_dt.policy.folders`.
 
     Attributes:
         context_length: K, the number of steps that attention spans; 3K tokens.
@@ -26,22 +27,22 @@ class DTModelConfig:
         hidden_size: D, the tokens' width.
         n_layer: transformer blocks.
         n_head: attention heads; must divide `hidden_size`.
-        n_inner: the width within an MLP; None means 4 · `hidden_size`.
+        n_inner: the inner width of an MLP; None means 4 · `hidden_size`.
         activation_function: "relu", "silu", "gelu", "tanh" or "gelu_new".
         resid_pdrop: dropout after attention and MLP.
         embd_pdrop: dropout on the embedded tokens.
         attn_pdrop: dropout on the attention weights.
-        layer_norm_epsilon: of the blocks' layer norms.
-        initializer_range: standard deviation of initial weights.
-        max_ep_len: rows of the timestep embedding; longer episodes are refused in training,
-            and in training and evaluation a later step counts as the last row.
+        layer_norm_epsilon: epsilon of the blocks' layer norms.
+        initializer_range: standard deviation of the initial weights.
+        max_ep_len: rows of the timestep embedding. Data with longer episodes is refused; in
+            evaluation, later steps use the last row.
         action_tanh: squash predicted Box actions into their bounds.
         scale_attn_weights: divide attention scores by √(D / heads).
         scale_attn_by_inverse_layer_idx: divide them by the layer's number as well.
         n_positions: rows of a position embedding, or None for none.
-        pretrained: a Hugging Face folder to start training or evaluation from in RLlib. It gives
-            weights, normalisation and settings; settings here that differ from their defaults
-            override the folder's.
+        pretrained: a Hugging Face folder to start training or evaluation from in RLlib. It
+            provides weights, normalisation and settings; settings here that differ from their
+            defaults override the folder's.
     """
 
     context_length: int = 20
@@ -66,7 +67,7 @@ class DTModelConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "DTModelConfig":
-        """Builds settings from a dict; refuses an unknown name and suggests the nearest one."""
+        """Builds settings from a dict; refuses unknown names and suggests the nearest one."""
         known = [field.name for field in dataclasses.fields(cls)]
         for name in settings:
             if name not in known:
@@ -76,7 +77,7 @@ class DTModelConfig:
         return cls(**settings)
 
     def validate(self) -> None:
-        """Raises ValueError for values that no network can be built from."""
+        """Raises a ValueError for values that no network can be built from."""
         for name in ("context_length", "hidden_size", "n_layer", "n_head", "max_ep_len"):
             self._check_size(name, getattr(self, name))
         for name in ("n_inner", "n_positions", "segment_length"):
@@ -114,7 +115,7 @@ class DTModelConfig:
 
     @property
     def window_length(self) -> int:
-        """Steps of a training window: K, or with `attention="window"` a segment's."""
+        """Steps in a training window: K, or with `attention="window"` those of a segment."""
         if self.attention == "context":
             return self.context_length
         return self.segment_length or 3 * self.context_length
@@ -128,7 +129,7 @@ class DTModelConfig:
         return self.n_layer * self.context_length + 1
 
     def overrides(self) -> dict[str, Any]:
-        """The settings that differ from their defaults."""
+        """Returns the settings that differ from their defaults."""
         defaults = dataclasses.asdict(DTModelConfig())
         return {k: v for k, v in dataclasses.asdict(self).items() if v != defaults[k]}
 

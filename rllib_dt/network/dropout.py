@@ -8,10 +8,10 @@ _LANE_BITS, _LANES_PER_WORD = 16, 4
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Inverted dropout: each element of x is zeroed with probability p, the rest divided by 1 - p.
+    """Applies inverted dropout: zeroes each element with probability p, divides others by 1 - p.
 
-    On the CPU p is rounded to a multiple of 2^-16, and the kept elements are divided by one minus
-    exactly that. On other devices, and in a compiled graph, this is torch's own dropout.
+    On the CPU, p is rounded to a multiple of 2^-16, and kept elements are divided by one minus that
+    multiple. On other devices, and in a compiled graph, this is torch's own dropout.
     """
     if p == 0.0 or not training:
         return x
@@ -21,9 +21,9 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
 
 def _factors(shape: torch.Size, p: float) -> Tensor:
-    """Float32 factors for each element: four 16-bit random numbers from each 64-bit word.
+    """Draws float32 factors: four 16-bit random numbers from each 64-bit word.
 
-    `F.dropout` draws 53 bits an element: 3.0 ms for 64 × 60 × 128 on one core, against 0.5 here
+    `F.dropout` draws 53 bits per element: 3.0 ms for 64 × 60 × 128 on one core, against 0.5 here
     (docs/performance.md).
     """
     words = torch.empty(-(-shape.numel() // _LANES_PER_WORD), dtype=torch.int64)

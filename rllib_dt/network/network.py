@@ -1,9 +1,10 @@
-"""The Decision Transformer (Chen et al. 2021, arXiv:2106.01345), top to bottom.
+"""The Decision Transformer (Chen et al. 2021, arXiv:2106.01345), to be read from top to bottom.
 
-Each step is three tokens. A token is a linear embedding of its value plus an embedding of its
-timestep, and a_t is predicted from the token of s_t, which attends to itself and everything before:
+Each step has three tokens. A token is a linear embedding of its value plus an embedding of its
+timestep. The action a_t is predicted from the token of s_t, which attends to itself and to
+everything before it:
 
-    R1  s1  a1  R2  s2  a2  R3  s3  a3      a3 is not taken yet; nothing that matters sees it
+    R1  s1  a1  R2  s2  a2  R3  s3  a3      a3 is not taken yet; no predicted action sees it
         │           │           │
         ▼           ▼           ▼
         a1          a2          a3          predicted
@@ -11,8 +12,8 @@ timestep, and a_t is predicted from the token of s_t, which attends to itself an
 Values enter and leave in the environment's units: normalisation, action bounds and return scale
 are buffers of the network, so they are part of every checkpoint, weight sync and export.
 
-Letters: B batch, K context steps, L = 3K tokens, D width, H heads, A action features, S
-observation size, P cached tokens.
+Letters: B batch, K context steps, L = 3K tokens, Q queries, D width, H heads, A action features,
+S observation size, P cached tokens.
 """
 
 import math
@@ -32,7 +33,7 @@ from rllib_dt.spaces.encoders import observation_size
 from rllib_dt.spaces.heads import action_head
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    # in place: its input, the output of a Linear, is used nowhere else
+    # in place, since its input, the output of a Linear, is used nowhere else
     "relu": torch.relu_,
     "silu": F.silu,
     "gelu": F.gelu,
@@ -45,7 +46,7 @@ LAST_TOKEN = slice(-1, None)
 
 
 def causal_mask(attention_mask: Tensor, num_queries: int, band: int | None = None) -> Tensor:
-    """Turns (B, L) bool, True where real, into (B, 1, Q, L): which token attends to which.
+    """Turns (B, L) bool, True where real, into (B, 1, Q, L), True where a query may attend.
 
     The queries are the last Q of the L tokens. A token attends to itself and to the real tokens
     before it; with a `band`, only to the last `band` tokens, itself included:
@@ -92,6 +93,7 @@ class Attention(nn.Module):
         cache: KeyValueCache | None,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
+        """Maps (B, L, D) to (B, Q, D); also returns the attention weights if it computed them."""
         q, k, v = (self._heads(part) for part in self._project(x, queries))
         if cache is not None:
             k, v = cache.extend(self.layer_index, k, v)
@@ -127,6 +129,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """The two-layer perceptron of a block."""
+
     def __init__(self, config: DTModelConfig):
         super().__init__()
         inner = config.n_inner or 4 * config.hidden_size
@@ -141,7 +145,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block, as GPT-2's."""
+    """A pre-norm transformer block like GPT-2's."""
 
     def __init__(self, config: DTModelConfig, layer_index: int):
         super().__init__()
@@ -158,6 +162,7 @@ class Block(nn.Module):
         cache: KeyValueCache | None = None,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
+        """Maps (B, L, D) to (B, Q, D); also returns the attention weights if it computed them."""
         y, weights = self.attn(self.ln_1(x), mask, queries, cache, need_weights)
         x = (x if queries is None else x[:, queries]) + y
         return x + self.mlp(self.ln_2(x)), weights
@@ -206,14 +211,14 @@ class CausalTransformer(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> BackboneOutput:
-        """Runs L new tokens, which follow the P tokens of a cache.
+        """Maps L new tokens, which follow the P tokens of a cache, to hidden states.
 
         Args:
             inputs_embeds: (B, L, D).
             mask: (B, 1, L, P+L), True where a token may attend; see `causal_mask`.
             position_ids: (B, L) or (1, L) int, rows of the position embedding if there is one.
             cache: keys and values of earlier tokens; those of the new tokens are added.
-            queries: the tokens whose output is wanted; the last block computes no others.
+            queries: the tokens to compute in the last block; all by default.
         """
         x = inputs_embeds
         if self.wpe is not None:
@@ -246,8 +251,8 @@ class DTOutput:
     Attributes:
         action_preds: (B, K, A) for a Box; (B, K, n) logits for a Discrete space. (B, 1, …)
             with `last_only`.
-        action_outputs: (B, K, size), the same as the action head's own outputs; what the head's
-            `losses` and `act` take.
+        action_outputs: (B, K, size), the same predictions as outputs of the action head, which
+            its `losses` and `act` take.
         state_preds: (B, K, S), the next observation; None if only actions were asked for.
         return_preds: (B, K, 1), the next return-to-go; None if only actions were asked for.
         last_hidden_state: (B, Q, D), of the tokens that were computed.
@@ -270,7 +275,7 @@ class DecisionTransformer(nn.Module):
     Args:
         config: the network's settings.
         observation_space: a Box of rank 1.
-        action_space: a Box with finite bounds, or a Discrete space.
+        action_space: a Box of rank 1 with finite bounds, or a Discrete space.
 
     Attributes:
         action_head: the `ActionHead` of the action space.
@@ -302,7 +307,7 @@ class DecisionTransformer(nn.Module):
         self.predict_state = nn.Linear(D, S)
         self.predict_action = nn.Linear(D, self.action_head.size)
         self.predict_return = nn.Linear(D, 1)
-        # tokens that one attends to, itself included; None for all
+        # the number of tokens that a token attends to, itself included; None for all
         self.band = 3 * config.context_length if config.attention == "window" else None
         self.register_buffer("observation_mean", torch.zeros(S))
         self.register_buffer("observation_std", torch.ones(S))
@@ -324,7 +329,7 @@ class DecisionTransformer(nn.Module):
     def set_normalization(
         self, observation_mean: Tensor, observation_std: Tensor, return_scale: float
     ) -> None:
-        """Sets what the inputs are normalised with: (S,), (S,) and a positive number."""
+        """Sets the normalisation of inputs: (S,) mean, (S,) deviation and a positive scale."""
         self.observation_mean.copy_(torch.as_tensor(observation_mean))
         self.observation_std.copy_(torch.as_tensor(observation_std))
         self.return_scale.fill_(return_scale)
@@ -351,14 +356,14 @@ class DecisionTransformer(nn.Module):
         mask: Tensor | None = None,
         **options: bool,
     ) -> DTOutput:
-        """Predicts every step's action from what came before it; `predict` for loose tensors.
+        """Predicts every step's action: `predict` for separate tensors.
 
         Args:
             observations: (B, K, S), in the environment's units.
             actions: (B, K, A) or, Discrete, (B, K) int, in the environment's units.
             returns_to_go: (B, K, 1), in reward units.
             timesteps: (B, K) int, 0 where padded.
-            mask: (B, K), True or 1 where real, on either side; all real by default.
+            mask: (B, K), True or 1 where real; padding may be on either side; all real by default.
             options: those of `predict`.
         """
         if mask is None:
@@ -381,12 +386,12 @@ class DecisionTransformer(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> DTOutput:
-        """Predicts every step's action from what came before it.
+        """Predicts every step's action from its observation and everything before it.
 
         Args:
             window: (B, K) steps.
             only_actions: skip states and returns, and with them two thirds of the last block.
-            last_only: compute the last step's action alone.
+            last_only: predict the last step's action only.
             output_hidden_states, output_attentions: return them too.
         """
         tokens = self.embed(window)
@@ -425,7 +430,7 @@ class DecisionTransformer(nn.Module):
     def act(self, window: Window, *, sample: bool = False) -> Tensor:
         """Picks the action of each window's last step: (B, A) or, Discrete, (B,).
 
-        What `window.actions` holds for that step is never read. Dropout follows `train` / `eval`.
+        That step's value in `window.actions` has no effect. Dropout is on in train mode only.
         """
         outputs = self.predict(window, last_only=True).action_outputs
         return self.action_head.act(outputs[:, 0], sample=sample)
@@ -434,23 +439,21 @@ class DecisionTransformer(nn.Module):
     def step(
         self, cache: RollingCache, slots: Tensor, window: Window, *, sample: bool = False
     ) -> Tensor:
-        """Picks the action of one more step of B running episodes, at 3 new tokens each.
+        """Picks the next action of B running episodes, computing 3 new tokens for each.
 
-        With `attention="window"` the actions are those that `predict` gives with the whole
-        episode.
+        Needs `attention="window"`; the actions are those predicted from the whole episodes.
 
         Args:
-            cache: of this network; holds what the episodes' earlier steps left.
-            slots: (B,) int, where in the cache each episode lives.
-            window: (B, 2), the step before and the present one. The step before is masked if the
-                episode begins; the slot's content is then forgotten. The present step's action is
-                never read.
+            cache: this network's cache, which holds the episodes' earlier steps.
+            slots: (B,) int, each episode's slot in the cache.
+            window: (B, 2), the previous step and the current one. The previous step is masked where
+                an episode begins, which clears the slot. The current step's action is never read.
             sample: draw the action, if the head can.
 
         Returns:
             (B, A) or, Discrete, (B,).
         """
-        # of the tokens R, s, a of both steps, a of the one before and R, s of the present are new
+        # the new tokens: a of the previous step, R and s of the current one
         tokens = self.embed(window)[:, 2:5]
         out = self.backbone(
             tokens,
@@ -463,7 +466,7 @@ class DecisionTransformer(nn.Module):
         return self.action_head.act(outputs[:, 0], sample=sample)
 
     def _position_ids(self, tokens: Tensor) -> Tensor:
-        # as Hugging Face's model: row 0 for every token
+        # row 0 for every token, as in Hugging Face's model
         return torch.zeros(1, tokens.shape[1], dtype=torch.long, device=tokens.device)
 
 

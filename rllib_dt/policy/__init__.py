@@ -1,1 +1,1 @@
-"""Acting without Ray: what is remembered of running episodes, and a network that acts on it."""
+"""Acting without Ray: contexts of running episodes, and a network that acts on them."""

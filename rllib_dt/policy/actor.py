@@ -1,4 +1,4 @@
-"""Acting in environments of one's own: a policy, and the contexts of the episodes it plays."""
+"""`Actor`: plays episodes with a trained network, in any environment loop."""
 
 from collections.abc import Sequence
 
@@ -13,14 +13,14 @@ from rllib_dt.types import Array
 
 
 class Actor:
-    """Plays N episodes side by side, each asked for a target return. Needs no Ray.
+    """Picks actions for N episodes at a time, conditioned on a target return; needs no Ray.
 
     Args:
         network: the trained network; it is put in eval mode.
         target_return: the return to ask for, in reward units.
         num_envs: N.
         rule: how rewards reduce the return-to-go, as in training; undiscounted by default.
-        sample: draw actions instead of taking the likeliest.
+        sample: draw actions, if the head can, instead of taking the likeliest.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Actor:
         self._actions: list[Array | None] = [None] * num_envs
 
     def reset(self, slots: Sequence[int] | None = None) -> None:
-        """Starts new episodes in the given slots, in all by default, with the next observation."""
+        """Makes the next observation the first of a new episode, in the given slots or in all."""
         for slot in self._slots if slots is None else slots:
             self._actions[slot] = None
 
@@ -50,8 +50,9 @@ class Actor:
         """Picks the next actions.
 
         Args:
-            observations: (N, …), the present observation of each environment.
-            rewards: (N,) or one number, the reward of the step before; 0 if an episode begins.
+            observations: (N, …), the current observation of each environment.
+            rewards: (N,) or one number, the reward of the previous step; ignored where an episode
+                begins.
 
         Returns:
             (N, …) actions, in the environment's units.

@@ -1,4 +1,4 @@
-"""What a policy remembers of running episodes: enough to make the window of the next action.
+"""Contexts of running episodes: what a policy needs to know to pick the next action.
 
     environment ─ observation, reward ─▶ ContextBuffer ─▶ Contexts.steps ─▶ Policy.act ─▶ action
                                          K steps a slot   whole windows, or the new steps only
@@ -27,7 +27,7 @@ from rllib_dt.types import Array, Columns, Tree
 Layout = tuple[tuple[int, ...], np.dtype]
 """Shape and dtype of one step's value."""
 
-# columns beside a window that continues what a policy already holds of the episodes
+# the columns of `NewSteps` besides those of its window
 SLOTS, NEW_STEPS = "slots", "new_steps"
 
 
@@ -37,9 +37,9 @@ class NewSteps:
 
     Attributes:
         window: (B, n + 1), the step before the first new one (masked if there is none), then n
-            steps, of which each episode's last `counts` are new.
-        slots: (B,) int, where in the cache each episode lives.
-        counts: (B,) int, from 1 to n. More than one if the policy starts anew and catches up.
+            steps; the last `counts` of each episode are new.
+        slots: (B,) int, each episode's slot in the cache.
+        counts: (B,) int, from 1 to n; more than 1 if the policy's cache must catch up.
     """
 
     window: Window
@@ -47,12 +47,12 @@ class NewSteps:
     counts: Tree
 
     def columns(self) -> Columns:
-        """Flat and by name, as `Window.columns`."""
+        """Returns the arrays by name, as `Window.columns` does."""
         return {**self.window.columns(), SLOTS: self.slots, NEW_STEPS: self.counts}
 
 
 def steps_from_columns(columns: Mapping[str, Tree]) -> Window | NewSteps:
-    """Rebuilds what `columns()` of either kind returned."""
+    """Rebuilds a `Window` or `NewSteps` from its `columns()`."""
     window = Window.from_columns(columns)
     if SLOTS not in columns:
         return window
@@ -62,13 +62,13 @@ def steps_from_columns(columns: Mapping[str, Tree]) -> Window | NewSteps:
 class ContextBuffer:
     """The recent past of each of S running episodes, as flat arrays.
 
-    Each slot owns 2K rows. Steps are appended; when the rows are full the last K-1 steps move to
-    the front, so an append costs one row and, every K steps, a copy.
+    Each slot owns 2K rows. Steps are appended; when the rows are full, the last K-1 steps move to
+    the front, so an append writes one row and, about every K steps, copies K-1.
 
     Args:
         num_slots: S.
         context_length: K.
-        observation_layout, action_layout: of one step.
+        observation_layout, action_layout: shape and dtype of one step's value.
         rule: how rewards reduce the return-to-go; undiscounted by default.
     """
 
@@ -108,16 +108,16 @@ class ContextBuffer:
         self._put(slot, observation)
 
     def windows(self, slots: Array, length: int | None = None) -> Window:
-        """(len(slots), K) windows that end at each slot's current step; of `length` steps if given.
+        """Returns windows, (len(slots), K) or of `length` steps, that end at each current step.
 
-        The action of the current step, not taken yet, is zero.
+        The action of the current step, which is not taken yet, is zero.
         """
         length = self._context_length if length is None else length
         assert length <= self._context_length
         return gather_windows(self._columns, self._row[slots], self._timestep[slots], length)
 
     def steps_held(self, slot: int) -> int:
-        """Steps of the slot's episode that a window can show, the current one included."""
+        """Returns how many of the episode's steps a window can hold, the current one included."""
         return int(min(self._timestep[slot] + 1, self._context_length))
 
     def _advance(self, slot: int) -> None:
@@ -138,15 +138,15 @@ class ContextBuffer:
 
 
 class Contexts:
-    """The contexts of S running episodes, in the form that a policy of these settings reads.
+    """The contexts of S running episodes, in the form that a policy with these settings reads.
 
-    With `attention="context"` that is a whole window at every step. With "window" a policy keeps
-    what it computed, and reads the new steps only, as long as its cache stays valid.
+    With `attention="context"` that is a whole window at every step. With "window" a policy has a
+    cache, and reads only the new steps while the cache is valid.
 
     Args:
         num_slots: S.
         model: the network's settings.
-        observation_space, action_space: of the environment.
+        observation_space, action_space: the environment's spaces.
         rule: how rewards reduce the return-to-go; undiscounted by default.
     """
 
@@ -160,11 +160,11 @@ class Contexts:
     ):
         self.num_slots = num_slots
         self._is_incremental = model.attention == "window"
-        # one more than matters: the step before the first
+        # one step more than matters: the step before the first new one
         self._length = model.receptive_steps + int(self._is_incremental)
         layouts = step_layout(observation_space), step_layout(action_space)
         self._buffer = ContextBuffer(num_slots, self._length, *layouts, rule)
-        # slots of which the policy knows the steps up to the newest but one
+        # slots whose steps are in the policy's cache, except for the newest
         self._known: set[int] = set()
         self._version: int | None = None
 
@@ -178,11 +178,11 @@ class Contexts:
         self._buffer.append(slot, action, reward, observation)
 
     def steps(self, slots: Array, version: int | None = None) -> Window | NewSteps:
-        """What the policy has to read for the next action of each slot.
+        """Returns what the policy has to read for the next action of each slot.
 
         Args:
             slots: (B,) int, the running episodes.
-            version: `Policy.version`; when it changes, the policy's cache has become void.
+            version: `Policy.version`; when it changes, the policy's cache has become invalid.
         """
         return self._new_steps(slots, version) if self._is_incremental else self._windows(slots)
 
@@ -197,6 +197,6 @@ class Contexts:
         counts = np.where(is_known, 1, np.minimum(held, self._length - 1))
         self._known.update(map(int, slots))
         window = self._buffer.windows(slots, int(counts.max()) + 1)
-        for row in np.flatnonzero(~is_known):  # nothing precedes the first new step
+        for row in np.flatnonzero(~is_known):  # the cache holds nothing before the first new step
             window.mask[row, : -counts[row]] = False
         return NewSteps(window=window, slots=slots, counts=counts)

@@ -1,14 +1,14 @@
 """Reads and writes Hugging Face folders (`save_pretrained` layout) without `transformers`.
 
-The two models differ in these points:
+Hugging Face's model and ours differ in these points:
 
-- GPT-2's `Conv1D` keeps its weight transposed with respect to `Linear`.
+- GPT-2's `Conv1D` stores its weight transposed with respect to `Linear`.
 - Their `DecisionTransformerModel` passes position id 0 for every token, so row 0 of `wpe`
   shifts all tokens alike. An imported network keeps the table (`DTModelConfig.n_positions`);
   weights without `wpe`, such as kzl/decision-transformer's, need none.
-- Their folders hold neither normalisation nor spaces. `save_pretrained` writes both beside the
-  weights, to `rllib_dt.json` and `rllib_dt.safetensors`, which `transformers` ignores. A folder
-  without these files gives a network that does not normalise and acts in [-1, 1].
+- Their folders contain neither normalisation nor spaces. `save_pretrained` writes both beside the
+  weights, to `rllib_dt.json` and `rllib_dt.safetensors`, which `transformers` ignores. A network
+  from a folder without these files does not normalise, and acts in [-1, 1].
 """
 
 import json
@@ -33,7 +33,7 @@ _SHARED_SETTINGS = (
 )  # fmt: skip
 _NORMALIZATION = ("observation_mean", "observation_std", "return_scale")
 _HEAD = "action_head."
-# the causal-mask buffers of older `transformers` versions
+# causal-mask buffers of older `transformers` versions
 _IGNORED_SUFFIXES = (".attn.bias", ".attn.masked_bias")
 _THEIR_POSITIONS = 1024
 _OURS_JSON, _OURS_TENSORS = "rllib_dt.json", "rllib_dt.safetensors"
@@ -53,13 +53,13 @@ def load_pretrained(folder: str | Path, **overrides: Any) -> DecisionTransformer
     """Loads the network of a Hugging Face folder, in eval mode.
 
     Args:
-        folder: holds `config.json` and `model.safetensors` or `pytorch_model.bin`.
+        folder: contains `config.json` and `model.safetensors` or `pytorch_model.bin`.
         overrides: settings of `DTModelConfig` that take precedence, such as `context_length`
             (20 if the folder does not say) or the dropouts.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the files hold another model, or weights that do not fit.
+        ValueError: the files contain another model, or weights that do not fit.
     """
     folder = Path(folder)
     settings = pretrained_settings(folder)
@@ -137,7 +137,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             folder / "pytorch_model.bin", map_location="cpu", weights_only=True
         )
         return loaded
-    raise FileNotFoundError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
+    raise FileNotFoundError(f"{folder} contains neither model.safetensors nor pytorch_model.bin")
 
 
 def _read_sidecar(folder: Path) -> JsonObject:
@@ -151,7 +151,7 @@ def _spaces(theirs: JsonObject, ours: JsonObject) -> tuple[gym.Space, gym.Space]
             space_from_description(ours["observation_space"]),
             space_from_description(ours["action_space"]),
         )
-    # transformers' defaults for keys that a config.json may omit
+    # the defaults of `transformers` for keys that a config.json may omit
     state_dim, act_dim = theirs.get("state_dim", 17), theirs.get("act_dim", 4)
     return (
         gym.spaces.Box(-np.inf, np.inf, (state_dim,), np.float32),

@@ -1,4 +1,4 @@
-"""A network that acts: on whole windows, or step by step with a cache of what went before."""
+"""`Policy`: a network that acts on whole windows, or step by step with a cache."""
 
 import numpy as np
 import torch
@@ -13,13 +13,13 @@ from rllib_dt.policy.context import NewSteps
 class Policy:
     """Picks actions with a network, and owns the keys and values of running episodes.
 
-    Not part of any checkpoint: the cache follows from the network and the episodes.
+    The cache is part of no checkpoint: it can be rebuilt from the network and the episodes.
 
     Args:
-        network: acts in the mode (`train` or `eval`) that it is in.
+        network: the network; its mode (`train` or `eval`) is left as it is.
 
     Attributes:
-        version: changes when the cache becomes void; see `Contexts.steps`.
+        version: changes when the cache becomes invalid; see `Contexts.steps`.
     """
 
     def __init__(self, network: DecisionTransformer):
@@ -28,7 +28,7 @@ class Policy:
         self._cache: RollingCache | None = None
 
     def forget(self) -> None:
-        """Drops what was computed of running episodes: the network has other weights now."""
+        """Drops the cache of running episodes; to be called when the network's weights change."""
         self._cache = None
         self.version += 1
 
@@ -36,8 +36,8 @@ class Policy:
         """Picks each episode's next action.
 
         Args:
-            steps: of tensors, on the network's device.
-            sample: draw the action, if the head can; otherwise the likeliest.
+            steps: what to act on, as tensors on the network's device.
+            sample: draw the action, if the head can, instead of taking the likeliest.
 
         Returns:
             (B, …) actions in the environment's units.
@@ -65,7 +65,7 @@ class Policy:
 
 
 def as_tensors(steps: Window | NewSteps, device: torch.device) -> Window | NewSteps:
-    """Moves steps from numpy to tensors on a device."""
+    """Converts steps from numpy arrays to tensors on a device."""
 
     def tensor(column: np.ndarray) -> Tensor:
         return torch.from_numpy(column).to(device)

@@ -1,9 +1,9 @@
-"""Reading through Ray Data: from an input to pools of checked episodes, held or streamed.
+"""Reads data through Ray Data: from an input to pools of checked episodes, held or streamed.
 
     files ─▶ tasks ─▶ passes: read ▸ assemble ▸ check ▸ hold out ▸ pack ─▶ survey ─▶ a supply for
     (driver)  (Ray)   (one chain of generators)                            (once)    each learner
 
-`tasks` runs the readers of `rllib_dt.formats` in Ray Data's tasks; `passes` is one pass over the
-input; `survey` is the first one, which checks everything; `stream` repeats passes for data that
-exceeds memory; `offline_data` hands each learner a supply of windows.
+`tasks` runs the readers of `rllib_dt.formats` in Ray Data's tasks; `passes` makes one pass over the
+input; `survey` makes the first one, which checks everything; `stream` repeats passes for data that
+exceeds memory; `offline_data` gives each learner a supply of windows.
 """

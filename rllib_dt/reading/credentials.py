@@ -1,4 +1,4 @@
-"""Settings that may hold credentials: used in the cluster, never saved."""
+"""Seals settings that may contain credentials: used in the cluster, never saved."""
 
 import hashlib
 import pickle
@@ -13,11 +13,11 @@ from rllib_dt.compat import share_in_cluster, shared_in_cluster
 
 
 class Sealed:
-    """A setting that may hold credentials: it prints as `<sealed>` and pickles to a digest.
+    """A setting that may contain credentials: it prints as `<sealed>` and pickles to a digest.
 
-    The value itself is stored in the running cluster's key-value store, so that every process of
-    the cluster can read it, but no checkpoint, result file or log contains it. In another cluster
-    the same setting must be given again; a config restored without it raises when it is used.
+    The value itself is in the running cluster's key-value store, where every process of the cluster
+    can read it, but in no checkpoint, result file or log. In another cluster the same setting must
+    be given again; a config that was restored without it raises when the value is needed.
     """
 
     _known: dict[str, Any] = {}
@@ -29,16 +29,16 @@ class Sealed:
 
     @classmethod
     def seal(cls, value: Any) -> Any:
-        """Seals a value, unless it cannot hold credentials."""
+        """Seals a value, unless it cannot contain credentials."""
         plain = value is None or isinstance(value, str | Sealed)
         return value if plain else cls(value)
 
     @classmethod
     def unseal(cls, value: Any) -> Any:
-        """Returns what was sealed, and any other value unchanged.
+        """Returns a sealed value itself, and any other value unchanged.
 
         Raises:
-            ValueError: this cluster was never given the value.
+            ValueError: the value was never given in this cluster.
         """
         if not isinstance(value, cls):
             return value
@@ -77,7 +77,7 @@ class Sealed:
 
 
 def check_no_credentials(path: str) -> None:
-    """Raises a ValueError for a URI that holds a password, which would be logged and saved."""
+    """Raises a ValueError for a URI with credentials, which would be logged and saved."""
     scheme, found, rest = path.partition("://")
     if not found:
         return
@@ -86,13 +86,13 @@ def check_no_credentials(path: str) -> None:
     secret = any(re.search("secret|password|token|sas|access_?key|account_?key", n) for n in names)
     if secret or re.search(r":.*@", place):
         raise ValueError(
-            f"the {scheme}:// path holds credentials, which would be logged and saved; give them "
+            f"the {scheme}:// path holds credentials, which would be logged and saved; pass them "
             "as offline_data(input_filesystem_kwargs=…) or in the environment"
         )
 
 
 def resolve_filesystem(name: Any, kwargs: Any) -> pafs.FileSystem | None:
-    """Makes RLlib's `input_filesystem`: "s3", "gcs", "abs", a pyarrow filesystem, or None."""
+    """Resolves RLlib's `input_filesystem`: "s3", "gcs", "abs", a pyarrow filesystem, or None."""
     name, kwargs = Sealed.unseal(name), Sealed.unseal(kwargs)
     if name is None or isinstance(name, pafs.FileSystem):
         return name
@@ -102,4 +102,6 @@ def resolve_filesystem(name: Any, kwargs: Any) -> pafs.FileSystem | None:
         return pafs.GcsFileSystem(**(kwargs or {}))
     if name == "abs":
         return pafs.AzureFileSystem(**(kwargs or {}))
-    raise ValueError(f'input_filesystem={name!r}: wanted "s3", "gcs", "abs" or a pyarrow one')
+    raise ValueError(
+        f'input_filesystem={name!r}: wanted "s3", "gcs", "abs" or a pyarrow filesystem'
+    )

@@ -1,4 +1,4 @@
-"""Keeps episodes back for validation, the same ones in every pass and every run."""
+"""Holds out episodes for validation, the same ones in every pass and every run."""
 
 import hashlib
 import math
@@ -8,9 +8,9 @@ from rllib_dt.episodes.episode import Episode
 
 
 def draw_by_name(episode: Episode, seed: int | str) -> float:
-    """A number in [0, 1) that follows from the episode's name and the end of its file's path.
+    """Returns a number in [0, 1) that depends only on seed, episode name and end of the path.
 
-    So it is the same in every pass and process, and does not change if the data moves as a whole.
+    It is the same in every pass and process, and does not change if the whole data set is moved.
     """
     place = "/".join(episode.source.split("/")[-2:])
     digest = hashlib.blake2b(f"{seed}/{place}/{episode.id}".encode(), digest_size=7).digest()
@@ -18,19 +18,19 @@ def draw_by_name(episode: Episode, seed: int | str) -> float:
 
 
 class Holdout:
-    """Chooses episodes by their names and keeps them back from training.
+    """Chooses episodes by their names and holds them out of training.
 
-    The choice does not depend on what else is in the data: more data moves no episode over. At
-    least one is kept.
+    The choice of an episode does not depend on the other data, so adding data reassigns none. If
+    none falls under the fraction, the nearest one is held out.
 
     Args:
         fraction: the expected share of episodes.
-        seed: of the choice.
+        seed: the seed of the choice.
         max_steps: the most steps to hold; further chosen episodes are left out.
 
     Attributes:
-        episodes: those kept back by `train`.
-        left_out: how many were chosen but not held.
+        episodes: the episodes held out by `train`.
+        left_out: the number of episodes that were chosen but not held.
     """
 
     def __init__(self, fraction: float, seed: int, max_steps: int | None = None):
@@ -41,8 +41,8 @@ class Holdout:
         self._max_steps = max_steps
 
     def train(self, episodes: Iterator[Episode]) -> Iterator[Episode]:
-        """Yields the episodes to train on, in the first pass, and keeps the others back."""
-        nearest: Episode | None = None  # kept if no episode falls under the fraction
+        """Yields the episodes to train on in the first pass, and keeps the others."""
+        nearest: Episode | None = None  # held out if no episode falls under the fraction
         steps = 0
         for episode in episodes:
             if self._draw(episode) < self._threshold:
@@ -65,11 +65,11 @@ class Holdout:
             self._threshold = math.nextafter(self._draw(nearest), 2.0)
 
     def skip(self, episodes: Iterator[Episode]) -> Iterator[Episode]:
-        """Yields the episodes to train on, in a later pass."""
+        """Yields the episodes to train on in a later pass."""
         return (e for e in episodes if self._draw(e) >= self._threshold)
 
     def rule(self) -> "Holdout":
-        """The same choice without the episodes: small to send."""
+        """Returns the same choice without the episodes, small enough to send."""
         return Holdout(self._threshold, self._seed)
 
     def _draw(self, episode: Episode) -> float:

@@ -1,4 +1,4 @@
-"""RLlib's `OfflineData`: reads the input once, then holds it for the learners or streams it."""
+"""`DTOfflineData`: reads the input once, then holds it for the learners or streams it."""
 
 import logging
 import math
@@ -24,7 +24,7 @@ DEFAULT_SHARE_OF_OBJECT_STORE = 0.5
 """The default capacity, as a share of the smallest object store among the cluster's nodes."""
 
 _BYTES_BESIDE_SPACES = 8
-"""Of each step: its return-to-go and its timestep."""
+"""Bytes of a step's return-to-go and timestep."""
 
 
 class DataSettings(ReadingSettings, Protocol):
@@ -41,21 +41,21 @@ class DataSettings(ReadingSettings, Protocol):
 
 
 class DTOfflineData(OfflineData):
-    """Reads the input once, checks it, and holds it for the learners, or streams it to them.
+    """Reads the input once, checks it, and holds it for the learners or streams it to them.
 
     Deliberately does not run `OfflineData.__init__`, which would set up RLlib's own pipeline
     (an object for each row, a sample frozen for the whole run).
 
     Attributes:
-        summary: a `DataSummary` of what is trained on.
-        returns: (E,) float64, each episode's undiscounted return.
-        normalization: what the network is to normalise with.
+        summary: a `DataSummary` of the training data.
+        returns: (E,) float64, each training episode's undiscounted return.
+        normalization: the `Normalization` for the network.
         derived_targets: the target returns to evaluate if none are given.
-        validation: an `EpisodePool` of the episodes that were kept back, or None.
-        capacity: of the pool, in steps.
+        validation: an `EpisodePool` of the held-out episodes, or None.
+        capacity: the pool's capacity in steps.
         is_streamed: whether the data exceeds the capacity.
-        sampling_seed: what windows are drawn from.
-        supply: what the learners draw from.
+        sampling_seed: the seed that windows are drawn with.
+        supply: the `Supply` that learners draw from.
     """
 
     def __init__(self, config: DataSettings):
@@ -83,7 +83,7 @@ class DTOfflineData(OfflineData):
     def sample(
         self, num_samples: int, return_iterator: bool = True, num_shards: int = 1, **kwargs: Any
     ) -> list[Supply]:
-        """One supply for each learner; they draw different windows by their number."""
+        """Returns the supply once for each learner; each draws different windows, by its number."""
         return [self.supply] * max(1, num_shards)
 
     def stop(self) -> None:
@@ -118,7 +118,7 @@ class DTOfflineData(OfflineData):
 
 
 def _capacity(config: DataSettings) -> int:
-    """The pool's capacity in steps, from the settings or else from the cluster."""
+    """Returns the pool's capacity in steps, from the settings or else from the cluster."""
     if config.pool_capacity_steps is not None:
         return int(config.pool_capacity_steps)
     layouts = map(step_layout, (config.observation_space, config.action_space))

@@ -1,4 +1,4 @@
-"""One pass over the input: a chain of generators from files to pools of checked episodes."""
+"""`Passes`: a chain of generators from files to pools of checked episodes."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -22,17 +22,17 @@ EpisodeFilter = Callable[[Iterator[Episode]], Iterator[Episode]]
 
 @dataclass(frozen=True, kw_only=True)
 class Passes:
-    """How to go over the input; small to pickle, so that any process can do it.
+    """A description of how to read the input, small to pickle, so that any process can read it.
 
     Attributes:
         groups: the files, in groups; each group is one task.
         options: see `ReadOptions`.
-        filesystem: where the files are; None derives it from each path.
-        incomplete: what to do with an episode without end.
-        observation_space, action_space: what each episode must fit.
+        filesystem: the files' file system; None derives it from each path.
+        incomplete: what to do with an episode without an end.
+        observation_space, action_space: the spaces that each episode must fit.
         actions_normalized: recorded actions are in [-1, 1], not in the environment's units.
         max_ep_len: longer episodes are refused.
-        rule: how rewards become returns-to-go.
+        rule: the rule by which rewards become returns-to-go.
         min_return: episodes with a smaller return are left out.
         share_of_ties: the share to keep of episodes with exactly that return, chosen by name.
     """
@@ -58,14 +58,14 @@ class Passes:
         keep: EpisodeFilter = iter,
         quiet: bool = False,
     ) -> Iterator[EpisodePool]:
-        """Reads everything once: the way of the data, from top to bottom.
+        """Reads everything once and yields pools of checked episodes.
 
         Args:
-            steps: of each pool, at least; the last may be smaller.
-            order: of the groups; as they stand by default.
-            assembler: to join with; afterwards it can be asked what it saw.
-            keep: leaves episodes out, for validation.
-            quiet: log neither progress nor what is left out.
+            steps: the least number of steps in a pool; the last pool may be smaller.
+            order: the order of the groups, by index; as given by default.
+            assembler: joins the fragments; its attributes can be read afterwards.
+            keep: filters episodes, to hold some out for validation.
+            quiet: log neither progress nor which episodes were left out.
 
         Raises:
             DataError: naming file, episode and remedy, for data that cannot be trained on.
@@ -81,7 +81,7 @@ class Passes:
             logger.warning("left out: %s", message)
 
     def best(self, min_return: float, share_of_ties: float) -> "Passes":
-        """Passes over the episodes above this return, and over a share of those that reach it."""
+        """Returns passes over episodes above a return, and over a share of those that equal it."""
         return replace(self, min_return=min_return, share_of_ties=share_of_ties)
 
     def _checked(self, episode: Episode) -> Episode:

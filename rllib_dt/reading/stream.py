@@ -1,7 +1,7 @@
-"""Streams chunks of episodes from an actor to every learner, if the data exceeds the pool.
+"""Streams chunks of episodes from an actor to every learner, for data that exceeds the pool.
 
 ChunkRecipe.chunks ─▶ ChunkFeeder (an actor) ─▶ object store ─▶ RemoteFeed of each learner
-pass after pass       each chunk once            one copy a node   asks one chunk ahead
+pass after pass       reads each chunk once     one per node    asks one chunk ahead
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from rllib_dt.reading.passes import Passes
 from rllib_dt.types import ActorHandle
 
 _ATTEMPTS = 5
-"""Times that the feeder may die over one chunk before a learner gives up."""
+"""Number of times that the feeder may die over one chunk before a learner gives up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,10 @@ class ChunkRecipe:
     """Everything that determines the sequence of chunks, the same in every process and run.
 
     Attributes:
-        passes: how to go over the input.
-        holdout: leaves out the episodes kept for validation, or None.
-        seed: of the order in which each pass goes through the files.
-        shuffle: whether each pass has an order of its own.
+        passes: how to read the input.
+        holdout: leaves out the episodes held out for validation, or None.
+        seed: the seed of the passes' orders of files.
+        shuffle: whether each pass reads the files in a different order.
     """
 
     passes: Passes
@@ -38,7 +38,7 @@ class ChunkRecipe:
     shuffle: bool = True
 
     def chunks(self, first: Position, capacity: int) -> Iterator[tuple[Position, EpisodePool]]:
-        """Yields chunks without end, starting at a position, for a pool of `capacity` steps."""
+        """Yields chunks endlessly, starting at a position, for a pool of `capacity` steps."""
         number, skip = first
         while True:
             for index, pool in enumerate(self._one_pass(number, capacity)):
@@ -68,7 +68,7 @@ class _Given:
 class ChunkFeeder:
     """Reads chunks and puts each into the object store once, for all learners.
 
-    After a restart, of this actor or of a run, reading starts over with the pass asked for.
+    After a restart of this actor or of the run, the requested pass is read again from its start.
     """
 
     def __init__(self, recipe: ChunkRecipe, num_learners: int):
@@ -76,20 +76,20 @@ class ChunkFeeder:
         self._num_learners = num_learners
         self._chunks: Iterator[tuple[Position, EpisodePool]] | None = None
         self._last: Position | None = None
-        # by the position before it; kept until every learner has taken it
+        # chunks by the position before them; kept until every learner has taken them
         self._given: dict[Position | None, _Given] = {}
 
     def after(
         self, position: Position | None, learner: int, capacity: int
     ) -> tuple[Position, ray.ObjectRef]:
-        """Returns a reference to the chunk that follows a position (None: the first of all).
+        """Returns the position of the chunk after a given one, and a reference to the chunk.
 
         If it cannot be read, every learner gets the same error, and a later call tries again.
 
         Args:
-            position: of the chunk before.
+            position: the position of the chunk before, or None for the first of all.
             learner: the number of the learner that asks.
-            capacity: of the learners' pools, in steps; determines the chunks' size.
+            capacity: the capacity of the learners' pools in steps; determines the chunks' size.
         """
         if position not in self._given:
             self._given[position] = _Given(self._read_after(position, capacity), set())
@@ -117,7 +117,7 @@ class ChunkFeeder:
 
 
 def start_feeder(recipe: ChunkRecipe, num_learners: int) -> ActorHandle:
-    """Starts a `ChunkFeeder` as an actor, which asks for no CPU and restarts if it dies."""
+    """Starts a `ChunkFeeder` as an actor, which reserves no CPU and restarts if it dies."""
     remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=_ATTEMPTS)(ChunkFeeder)
     return remote.remote(recipe, num_learners)
 
@@ -128,7 +128,7 @@ class RemoteFeed:
     Args:
         feeder: the actor.
         learner: the learner's number.
-        capacity: of the pool, in steps.
+        capacity: the pool's capacity in steps.
         first: the position to start at; the beginning by default.
     """
 
@@ -164,6 +164,6 @@ class RemoteFeed:
 
 
 def before(position: Position) -> Position | None:
-    """A stand-in for the position before this one; None if this is the first of all."""
+    """Returns a stand-in for the position before a given one; None for the first of all."""
     number, index = position
     return None if position == (0, 0) else (number, index - 1)

@@ -1,4 +1,4 @@
-"""What a learner gets its windows from: a pool that holds everything, or one that is streamed.
+"""Supplies of windows for learners: from a pool that holds everything, or one that is streamed.
 
 A supply is small to send; each learner makes its own sampler from it.
 """
@@ -29,7 +29,7 @@ class Supply(ABC):
     @property
     @abstractmethod
     def is_streamed(self) -> bool:
-        """Whether the data is read again and again, with a part of it held."""
+        """Whether the data is read repeatedly, with only a part of it in memory."""
 
     @abstractmethod
     def _sampler(self, draws: Draws, state: SamplerState | None) -> Sampler:
@@ -48,8 +48,8 @@ class Supply(ABC):
         Args:
             learner: the learner's number.
             num_learners: learners that draw from the data.
-            seed: what the windows follow from; by default the seed of `draws`.
-            state: of an earlier sampler, to continue from; None starts afresh.
+            seed: the seed to draw windows with; by default that of `draws`.
+            state: the state of an earlier sampler to continue from; None starts afresh.
         """
         draws = replace(
             self.draws,
@@ -65,7 +65,7 @@ class ResidentSupply(Supply):
     """Windows of a pool that holds everything; each learner fetches it once.
 
     Attributes:
-        pool: the `EpisodePool` in the object store; numpy reads it there, uncopied.
+        pool: the `EpisodePool` in the object store, which numpy reads without a copy.
     """
 
     pool: ray.ObjectRef
@@ -86,8 +86,8 @@ class StreamedSupply(Supply):
 
     Attributes:
         feeder: the `ChunkFeeder`.
-        capacity: of the pool, in steps.
-        reuse: how often each step is trained, on average, while it is in the pool.
+        capacity: the pool's capacity in steps.
+        reuse: how many times each step is trained on, on average, while it is in the pool.
     """
 
     feeder: ActorHandle
@@ -100,8 +100,8 @@ class StreamedSupply(Supply):
         return True
 
     def _sampler(self, draws: Draws, state: SamplerState | None) -> RollingSampler:
-        # a resumed run keeps the capacity that it had: chunks were cut for it, and the default
-        # follows from the cluster's nodes
+        # a resumed run keeps its former capacity: chunks were cut for it, and the default depends
+        # on the cluster's nodes
         capacity = state.get("capacity", self.capacity) if state else self.capacity
         return RollingSampler(
             RemoteFeed(self.feeder, draws.learner, capacity, state["first"] if state else None),

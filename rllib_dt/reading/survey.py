@@ -1,4 +1,4 @@
-"""The first reading of everything: checks, statistics, and the pool if the data fits it."""
+"""The first pass over the input: checks, statistics, and the pool if the data fits it."""
 
 import logging
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ MAX_VALIDATION_SHARE = 0.25
 """The share of the pool's capacity that validation episodes may take."""
 
 _STEPS_AT_ONCE = 2**16
-"""Steps packed at a time: what is held beside the pool."""
+"""Steps packed at a time; they are in memory in addition to the pool."""
 
 
 class ReadingSettings(Protocol):
@@ -56,16 +56,16 @@ class ReadingSettings(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What the first reading found.
+    """The result of the first pass over the input.
 
     Attributes:
         pool: all training episodes, or None if they exceed the capacity.
-        statistics: of the training episodes.
-        validation: the episodes kept back, or None.
+        statistics: the statistics of the training episodes.
+        validation: the held-out episodes, or None.
         passes: how to read the training episodes again.
-        holdout: the choice of those kept back from `passes`, or None.
-        may_shuffle: whether files may be read in any order. Not if episodes were joined by the
-            order of their files alone.
+        holdout: the choice of episodes to hold out of `passes`, or None.
+        may_shuffle: whether files may be read in any order; false if episodes were joined only by
+            the order of their files.
     """
 
     pool: EpisodePool | None
@@ -77,11 +77,11 @@ class Survey:
 
 
 def survey(config: ReadingSettings, capacity: int) -> Survey:
-    """Reads everything that a config names.
+    """Reads and checks all the data that a config names.
 
     Args:
         config: names the input and how to read it.
-        capacity: of the pool, in steps.
+        capacity: the pool's capacity in steps.
 
     Raises:
         DataError: naming file, episode and remedy, for data that cannot be trained on.
@@ -135,7 +135,7 @@ def _passes(config: ReadingSettings, inputs: str | list[str]) -> Passes:
 def _collect(
     pools: Iterator[EpisodePool], capacity: int, source: str
 ) -> tuple[EpisodePool | None, Statistics]:
-    """One pool of everything, or None if it exceeds the capacity; and the statistics."""
+    """Returns one pool of everything, or None if it exceeds the capacity, and the statistics."""
     statistics = Statistics()
     kept: list[EpisodePool] | None = []
     for pool in pools:
@@ -165,7 +165,7 @@ def _only_best(
     capacity: int,
     source: str,
 ) -> tuple[EpisodePool | None, Statistics, Passes]:
-    """Restricts all three to the best episodes; reads again if they are not in memory."""
+    """Restricts all three to the best episodes; reads the data again if it is not in memory."""
     best = top_episodes(statistics.returns, statistics.lengths, fraction)
     if pool is not None:
         pool = pool.select(best)
@@ -181,7 +181,7 @@ def _only_best(
 
 
 def _read_validation(config: ReadingSettings, max_steps: int) -> EpisodePool:
-    """Reads an input of its own: every episode is kept back."""
+    """Reads `validation_input`, whose episodes are all held out."""
     everything = Holdout(1.0, 0, max_steps)
     passes = _passes(config, config.validation_input)
     for _ in passes.pools(_STEPS_AT_ONCE, keep=everything.train):

@@ -37,15 +37,15 @@ def read_fragments(
     *,
     quiet: bool = False,
 ) -> Iterator[Fragment]:
-    """Yields the files' fragments in the files' order, one Ray Data task for each group of files.
+    """Yields the fragments of files in order, with a Ray Data task for each group of files.
 
-    The tasks ask for no CPU of their own: with one they would wait forever on a small cluster
-    whose CPUs are all held by a trial or by learners (`docs/design.md`, "Reading asks for no CPU").
+    The tasks reserve no CPU. Otherwise they would wait forever on a small cluster whose CPUs are
+    all held by a trial or by learners (`docs/design.md`, "Reading reserves no CPU").
 
     Args:
         groups: the files of each task.
         options: see `ReadOptions`.
-        filesystem: where the files are; None derives it from each path.
+        filesystem: the files' file system; None derives it from each path.
         quiet: do not log progress.
     """
     dataset = ray.data.from_items(
@@ -78,7 +78,7 @@ def read_fragments(
 
 
 def _concurrency(num_groups: int) -> int:
-    """Tasks at a time: they ask for no CPU, so nothing else bounds them."""
+    """Returns the number of tasks at a time; they reserve no CPU, so nothing else bounds it."""
     return max(1, min(num_groups, int(ray.cluster_resources().get("CPU", 1))))
 
 
@@ -99,7 +99,7 @@ def group_files(files: Sequence[tuple[str, int]]) -> list[list[str]]:
 def _read_groups(
     items: pa.Table, options: ReadOptions, filesystem: pafs.FileSystem | None
 ) -> Iterator[pa.Table]:
-    """Yields tables of fragments; a DataError becomes a row, to arrive as it was raised."""
+    """Yields tables of fragments; a DataError becomes a row, so that it arrives unchanged."""
     for item in items.to_pylist():
         batch: list[JsonObject] = []
         size = 0
@@ -131,7 +131,7 @@ def _rows(
 
 
 def _to_row(fragment: Fragment) -> JsonObject:
-    """Stores arrays as bytes, so that all blocks share one schema whatever the data's shapes."""
+    """Stores arrays as bytes, so that all blocks share one schema for data of any shape."""
     header: JsonObject = {name: getattr(fragment, name) for name in _FLAGS}
     row: JsonObject = dict.fromkeys(_ARRAYS)
     for name in _ARRAYS:

@@ -1,6 +1,8 @@
-"""Evaluation by rollouts: fixed lists of episodes, run to their ends by RLlib's env runners.
+"""Evaluation by rollouts: a fixed list of episodes, run to their ends by RLlib's env runners.
 
-jobs ─▶ dispatch ─▶ env_runner ─▶ environments (by slot)        what survives which failure:
-(target, seed)      connector ─▶ module ─▶ action               docs/design.md
-results ◀── events ◀──┘
+jobs ─▶ dispatch ─▶ env_runner ─▶ connector ─▶ module ─▶ action ─▶ environments (by slot)
+(target, seed)           │
+results ◀─── events ◀────┘
+
+docs/design.md says how failures are contained.
 """

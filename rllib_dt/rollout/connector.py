@@ -1,4 +1,4 @@
-"""Env-to-module connector: from an episode's newest step to what the policy reads."""
+"""Env-to-module connector: turns an episode's newest step into what the policy reads."""
 
 from typing import Any
 
@@ -15,24 +15,24 @@ from rllib_dt.policy.context import Contexts
 from rllib_dt.types import Columns
 
 TARGET_RETURN = "target_return"
-"""Key in an episode's `custom_data`: the return that the policy is asked for."""
+"""Key in an episode's `custom_data` for the return that the policy is asked for."""
 
 
 class DecisionTransformerContext(ConnectorV2):
-    """Replaces the batch by what the policy reads for each running episode.
+    """Replaces the batch with what the policy reads for each running episode.
 
-    Reads: `obs` in the batch (B, …), as earlier pieces left them; each episode's newest action and
-    reward; `custom_data["target_return"]`, or else the first configured target.
-    Writes: the columns of a `Window`, (B, K, …) each, in the episodes' order. With
+    Reads: `obs` in the batch, (B, …), as earlier connector pieces left it; each episode's newest
+    action and reward; `custom_data["target_return"]`, or else the first configured target.
+    Writes: the columns of a `Window`, (B, K, …) each, in the episodes' order; with
     `attention="window"`, the columns of `NewSteps`.
     Usable in env-to-module pipelines of single-agent environments, after `BatchIndividualItems`
     and before `NumpyToTensor`.
 
-    It follows each episode by its id: a new one starts with an empty context, and one that it has
-    lost track of is replayed from the episode, which must then hold its whole past.
+    It follows each episode by its id. A new episode starts with an empty context. One whose steps
+    it has missed is replayed from the episode itself, which must then contain its whole past.
 
     Args:
-        input_observation_space, input_action_space: RLlib's.
+        input_observation_space, input_action_space: see `ConnectorV2`.
         model: the network's settings.
         rule: how rewards reduce the return-to-go, as in training.
         default_target: the return to ask for if an episode names none.
@@ -73,7 +73,7 @@ class DecisionTransformerContext(ConnectorV2):
         return contexts.steps(np.asarray(slots), version).columns()
 
     def _contexts_for(self, episodes: list[SingleAgentEpisode]) -> Contexts:
-        """The contexts, with room for all running episodes; those that have ended are forgotten."""
+        """Returns contexts with room for all running episodes; forgets the episodes that ended."""
         running = {episode.id_ for episode in episodes}
         self._followed = {k: v for k, v in self._followed.items() if k in running}
         if self._contexts is None or len(episodes) > self._contexts.num_slots:

@@ -24,16 +24,16 @@ from rllib_dt.types import ActorHandle, EnvRunnerGroup, State
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 2
-"""Times that a job may be running when its runner dies; the second time it runs alone."""
+"""How many runners may die while running one job; the second attempt runs alone."""
 
 MAX_UNHEARD = 3
-"""Times that a job may be sent to a runner that dies without an answer, before it runs alone."""
+"""How many runners may die without an answer to one job, before it runs alone."""
 
 _GRACE_SECONDS = 15.0
-"""Beyond the time that an environment's call may take, before a silent runner is killed."""
+"""Added to the time limit of an environment's call before a silent runner is killed."""
 
 _PROBE_SECONDS = 0.5
-"""Between two checks whether a lost runner is back."""
+"""Pause between two checks whether a lost runner has restarted."""
 
 
 def run_jobs(
@@ -44,15 +44,16 @@ def run_jobs(
     call_timeout: float | None = None,
     restart_timeout: float = 300.0,
 ) -> Outcome:
-    """Runs every job; the others take over what a dying or hanging runner leaves undone.
+    """Runs every job; if a runner dies or hangs, the others take over its jobs.
 
     Args:
         group: the `EnvRunnerGroup` of `DTEnvRunner`s.
         jobs: the episodes to run.
         weights: the module state to run them with.
-        call_timeout: seconds that an environment's `reset` or `step` may take; a runner that gives
+        call_timeout: seconds that an environment's `reset` or `step` may take; a runner that shows
             no sign of life for longer is killed.
-        restart_timeout: seconds to wait for a runner to restart, when none is left.
+        restart_timeout: seconds to wait for a runner to restart if none is left, and for a first
+            sign of life.
 
     Raises:
         RuntimeError: no runner is left, and none restarted in time.
@@ -70,7 +71,7 @@ def _run_here(runner: ActorHandle, jobs: Sequence[EvaluationJob], weights: State
 
 
 class _Record:
-    """The jobs still to run, and the results of the others."""
+    """The unfinished jobs, and the results of the others."""
 
     def __init__(self, jobs: Sequence[EvaluationJob]):
         self._left = {job.index: job for job in jobs}
@@ -81,7 +82,7 @@ class _Record:
         self._failures: dict[int, EpisodeFailure] = {}
 
     def take(self, event: RunnerEvent) -> None:
-        """Records a runner's report on a job, unless the job has ended already."""
+        """Records a runner's report on a job, unless the job has already ended."""
         if isinstance(event, Alive) or event.job.index not in self._left:
             return
         del self._left[event.job.index]
@@ -91,7 +92,7 @@ class _Record:
             self._failures[event.job.index] = event
 
     def lose(self, jobs: Iterable[EvaluationJob], error: str) -> None:
-        """Reschedules jobs that were running when their runner died: once more, each alone."""
+        """Reschedules jobs that were running when their runner died, once more and each alone."""
         for job in self.unfinished(jobs):
             self._attempts[job.index] += 1
             if self._attempts[job.index] >= MAX_ATTEMPTS:
@@ -100,9 +101,9 @@ class _Record:
                 self._alone.append(job)
 
     def lose_unheard(self, jobs: Sequence[EvaluationJob], error: str) -> list[EvaluationJob]:
-        """Returns the jobs to run among others again, after their runner died without an answer.
+        """Returns the jobs to reschedule together after their runner died without an answer.
 
-        It may have been dead before, or one of the jobs kills it before it can answer.
+        The runner may have been dead before, or one of the jobs killed it before it could answer.
         """
         again = []
         for job in self.unfinished(jobs):
@@ -114,11 +115,11 @@ class _Record:
         return again
 
     def unfinished(self, jobs: Iterable[EvaluationJob]) -> list[EvaluationJob]:
-        """Those of the jobs that have not ended."""
+        """Returns the jobs that have not ended."""
         return [job for job in jobs if job.index in self._left]
 
     def take_alone(self) -> EvaluationJob | None:
-        """Takes a job that must run on its own, if there is one."""
+        """Takes a job that must run alone, if there is one."""
         while self._alone:
             job = self._alone.popleft()
             if job.index in self._left:
@@ -127,11 +128,11 @@ class _Record:
 
     @property
     def num_left(self) -> int:
-        """Jobs that have not ended."""
+        """The number of jobs that have not ended."""
         return len(self._left)
 
     def outcome(self) -> Outcome:
-        """All results in the order of the jobs, whichever runner ran them."""
+        """Returns all results in the order of the jobs, whichever runner ran them."""
         return Outcome(
             results=[self._results[i] for i in sorted(self._results)],
             failures=[self._failures[i] for i in sorted(self._failures)],
@@ -142,13 +143,13 @@ class _Record:
 class _Runner:
     actor: ActorHandle
     events: Any = None
-    """The stream of events of what it is running, or None."""
+    """The stream of events from its current jobs, or None if it is idle."""
     jobs: list[EvaluationJob] = field(default_factory=list)
     running: Sequence[EvaluationJob] = ()
     has_answered: bool = False
     last_sign: float = 0.0
     ping: Any = None
-    """A call that returns once the runner is back; set while it is thought to be dead."""
+    """A call that returns once the runner has restarted; set while it is thought to be dead."""
     next_probe: float = 0.0
     is_gone: bool = False
 
@@ -282,7 +283,7 @@ class _Dispatch:
     def _wait_for_a_runner(self, waited: float) -> None:
         if all(r.is_gone for r in self._runners.values()) or waited > self._restart_timeout:
             raise RuntimeError(
-                f"no evaluation runner is left, and none restarted; {self._record.num_left} "
+                f"no evaluation runner is left, and none has restarted; {self._record.num_left} "
                 "episodes were not run. See the runners' errors above"
             )
         time.sleep(_PROBE_SECONDS)

@@ -1,4 +1,4 @@
-"""The evaluation's env runner: runs (target, seed) jobs, each to its end."""
+"""`DTEnvRunner`: runs an evaluation's (target, seed) jobs, each to its end."""
 
 import logging
 import time
@@ -28,7 +28,7 @@ from rllib_dt.types import Array, State
 logger = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 120.0
-"""How long a restarted runner keeps trying to make its environments."""
+"""How long a restarted runner keeps trying to create its environments."""
 
 _PAUSE_SECONDS = 2.0
 
@@ -36,9 +36,9 @@ _PAUSE_SECONDS = 2.0
 class DTEnvRunner(SingleAgentEnvRunner):
     """Runs evaluation jobs on environments that it resets itself, slot by slot.
 
-    Each job starts from its own seed, no step is fed between two episodes, and no environment
-    influences another: any number of environments and runners yields the same episodes. It runs
-    jobs only: `sample()` belongs to online algorithms.
+    Each job starts from its own seed, no step is taken between two episodes, and no environment
+    influences another, so any number of environments and runners yields the same episodes. It runs
+    only jobs; `sample()` is for online algorithms.
     """
 
     env: Any
@@ -67,12 +67,12 @@ class DTEnvRunner(SingleAgentEnvRunner):
     def run_jobs(
         self, jobs: Sequence[EvaluationJob], weights: State = None, *, at_once: int | None = None
     ) -> Iterator[RunnerEvent]:
-        """Runs every job to its end, in as many environments as there are.
+        """Runs every job to its end, each environment one job at a time.
 
         Args:
             jobs: the episodes to run.
-            weights: a module state to load first; None keeps the present one.
-            at_once: the most episodes to run at a time.
+            weights: a module state to load first; None keeps the current one.
+            at_once: the most episodes to run at a time; by default one in each environment.
 
         Yields:
             Each job's result or failure as soon as it is known, and signs of life in between.
@@ -95,7 +95,7 @@ class DTEnvRunner(SingleAgentEnvRunner):
                 yield Alive(running=list(running.values()))
             for slot, failure in self._start(started):
                 if failure is not None and failure.unmade and len(usable) > 1:
-                    # it would fail job after job, faster than the other slots finish theirs
+                    # the slot would fail job after job, faster than other slots finish theirs
                     usable.remove(slot)
                     pending.appendleft(running.pop(slot))
                 elif failure is not None:
@@ -133,7 +133,7 @@ class DTEnvRunner(SingleAgentEnvRunner):
             yield slot, None
 
     def _step(self, slots: list[int]) -> Iterator[tuple[int, bool | SlotFailure]]:
-        """Steps the slots' environments; yields whether each episode has ended."""
+        """Steps the slots' environments; yields for each slot whether its episode has ended."""
         if not slots:
             return
         actions, for_env = self._compute_actions(slots)
@@ -154,9 +154,9 @@ class DTEnvRunner(SingleAgentEnvRunner):
             yield slot, result.ended
 
     def _compute_actions(self, slots: list[int]) -> tuple[Array, Array]:
-        """(len(slots), …) actions as the module returned them, and as the environments get them."""
+        """Returns (len(slots), …) actions as the module made them and as environments get them."""
         explore = self.config.explore
-        # one dict for both: the first pipeline stores there how the second splits batches
+        # one dict for both pipelines: the first stores in it how the second splits batches
         shared: dict[str, Any] = {
             "rl_module": self.module,
             "episodes": [self._ongoing_episodes[slot] for slot in slots],
@@ -178,7 +178,7 @@ class DTEnvRunner(SingleAgentEnvRunner):
 
 
 def _patiently(make: Callable[[], SlotEnvs]) -> SlotEnvs:
-    """Makes the environments; a runner that Ray has restarted keeps trying for a while.
+    """Creates the environments; a runner that Ray has restarted keeps trying for a while.
 
     Ray does not restart a process whose constructor raised, and what an environment lacks (a
     licence, a port, memory) may become available again.
@@ -190,9 +190,9 @@ def _patiently(make: Callable[[], SlotEnvs]) -> SlotEnvs:
         except Exception:
             context = ray.get_runtime_context()
             restarted = context.get_actor_id() and context.was_current_actor_reconstructed
-            if not restarted or time.monotonic() > until:  # at set-up the error is raised at once
+            if not restarted or time.monotonic() > until:  # at set-up an error is raised at once
                 raise
-            logger.exception("the environment could not be made; trying again")
+            logger.exception("the environment could not be created; trying again")
             time.sleep(_PAUSE_SECONDS)
 
 

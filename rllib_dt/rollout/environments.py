@@ -1,4 +1,4 @@
-"""Environments that are reset and stepped one by one, by slot, each with its own seed.
+"""Environments that are reset and stepped slot by slot, each with its own seed.
 
 If an environment raises or times out, its slot reports a `SlotFailure` and gets a new environment;
 the other slots continue.
@@ -30,7 +30,7 @@ R = TypeVar("R")
 SlotEnv = Any
 """A slot's environment: a `gym.Env`, or an `AsyncVectorEnv` of one."""
 Info = dict[str, Any]
-"""What gymnasium calls `info`."""
+"""The `info` of gymnasium's `reset` and `step`."""
 
 
 class EnvironmentHangsError(TimeoutError):
@@ -45,7 +45,7 @@ class ResetResult(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """The result of gymnasium's `step`, of one environment."""
+    """The result of gymnasium's `step`, for one environment."""
 
     observation: Value
     reward: float
@@ -61,11 +61,11 @@ class StepResult(NamedTuple):
 
 @dataclass(frozen=True)
 class SlotFailure:
-    """A slot's episode is lost.
+    """The loss of a slot's episode.
 
     Attributes:
-        error: the environment's, with its traceback.
-        unmade: the slot has no environment, and could not be given one.
+        error: the environment's error with its traceback.
+        unmade: the slot has no environment, and none could be created.
     """
 
     error: str
@@ -76,12 +76,12 @@ class SlotEnvs(ABC):
     """A vector of environments without autoreset.
 
     Args:
-        makers: one for each slot.
-        timeout: seconds that one `reset` or `step` may take. In this process a signal enforces it,
-            so only in the main thread, and only when Python code runs.
+        makers: a function for each slot that creates its environment.
+        timeout: seconds that one `reset` or `step` may take. In this process it is enforced by a
+            signal, which works only in the main thread and only while Python code runs.
 
     Attributes:
-        vector: a gymnasium vector, for its spaces and for users' callbacks.
+        vector: a gymnasium vector environment, for its spaces and for users' callbacks.
     """
 
     vector: VectorEnv
@@ -92,25 +92,25 @@ class SlotEnvs(ABC):
         self._envs: list[SlotEnv] = [None] * len(makers)
 
     def reset(self, seeds: Mapping[int, int]) -> Iterator[tuple[int, ResetResult | SlotFailure]]:
-        """Resets the given slots with the given seeds, one after another."""
+        """Resets the given slots with the given seeds one by one, and yields each slot's result."""
         for slot, seed in seeds.items():
             yield slot, self._attempt(slot, "reset", self._reset, seed)
 
     @abstractmethod
     def step(self, actions: Mapping[int, Value]) -> Iterator[tuple[int, StepResult | SlotFailure]]:
-        """Steps the given slots."""
+        """Steps the given slots, and yields each slot's result."""
 
     @abstractmethod
     def _make(self, slot: int) -> SlotEnv:
-        """The slot's environment."""
+        """Creates the slot's environment."""
 
     @abstractmethod
     def _reset(self, env: SlotEnv, seed: int) -> ResetResult:
-        """Resets it."""
+        """Resets an environment."""
 
     @abstractmethod
     def _close(self, env: SlotEnv) -> None:
-        """Closes it, whatever state it is in."""
+        """Closes an environment in any state."""
 
     def _attempt(
         self, slot: int, name: str, function: Callable[[SlotEnv, A], R], argument: A
@@ -128,11 +128,11 @@ class SlotEnvs(ABC):
         return failure
 
     def _checked(self, result: R) -> R:
-        """Refuses a result that would spoil those of the other slots."""
+        """Refuses a result that would spoil the other slots' results."""
         if isinstance(result, ResetResult | StepResult):
             wanted, got = self.vector.single_observation_space.shape, np.shape(result.observation)
             if wanted != got:
-                raise ValueError(f"the observation has shape {got}, the space says {wanted}")
+                raise ValueError(f"the observation has shape {got}, but the space has {wanted}")
         if isinstance(result, StepResult) and not math.isfinite(result.reward):
             raise ValueError(f"the reward is {result.reward}")
         return result
@@ -140,7 +140,7 @@ class SlotEnvs(ABC):
 
 @contextlib.contextmanager
 def _time_limit(seconds: float | None, name: str) -> Iterator[None]:
-    """Raises an EnvironmentHangsError inside the block after `seconds`, and every second since."""
+    """Raises an EnvironmentHangsError in the block after `seconds`, and then every second."""
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -158,7 +158,7 @@ def _time_limit(seconds: float | None, name: str) -> Iterator[None]:
 
 
 class InProcessEnvs(SlotEnvs):
-    """Steps the environments one after another; slots without a job are not stepped."""
+    """Environments in this process, stepped one after another."""
 
     def __init__(self, makers: Makers, timeout: float | None = None):
         super().__init__(makers, timeout)
@@ -192,10 +192,10 @@ class InProcessEnvs(SlotEnvs):
 
 
 class SubprocessEnvs(SlotEnvs):
-    """Steps the environments at the same time, each in a process of its own.
+    """Environments in separate processes, stepped at the same time.
 
-    Each slot is an `AsyncVectorEnv` of one environment. One vector of several would step all of
-    them or none, and fail as a whole.
+    Each slot is an `AsyncVectorEnv` of one environment; a vector of several would step all of them
+    or none, and fail as a whole.
     """
 
     def __init__(self, makers: Makers, timeout: float | None = None):
@@ -245,7 +245,7 @@ class SubprocessEnvs(SlotEnvs):
 
 
 class _SlotsAsVector(VectorEnv):
-    """Presents slots, vectors of one each, as one vector: spaces, metadata and closing."""
+    """Presents slots, vectors of one environment each, as one vector that can be closed."""
 
     def __init__(self, envs: list[SlotEnv]):
         self._slots = envs
@@ -267,4 +267,4 @@ SLOT_ENVS: dict[str, type[InProcessEnvs] | type[SubprocessEnvs]] = {
     "sync": InProcessEnvs,
     "async": SubprocessEnvs,
 }
-"""By `config.gym_env_vectorize_mode`."""
+"""The class for each value of `config.gym_env_vectorize_mode`."""

@@ -1,4 +1,4 @@
-"""The episodes that an evaluation runs, and what runners report about them."""
+"""The jobs of an evaluation, one for each episode, and what runners report about them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +14,10 @@ class EvaluationJob:
     depends on which episodes happen to end first (short ones would be overcounted).
 
     Attributes:
-        index: the job's place in the evaluation.
-        target: the return to ask for.
-        seed: of the environment's reset; the same for every target, so that they start alike.
+        index: the job's place in the list of jobs.
+        target: the return to ask the policy for.
+        seed: the seed of the environment's reset; every target has the same seeds, so that its
+            episodes start in the same states.
     """
 
     index: int
@@ -25,7 +26,7 @@ class EvaluationJob:
 
 
 def make_jobs(targets: Sequence[float], episodes: int, seed: int | None) -> list[EvaluationJob]:
-    """Makes `episodes` jobs for each target; with `seed` None the starts are fresh each time."""
+    """Makes `episodes` jobs for each target; with `seed` None, every call makes other seeds."""
     entropy = np.random.SeedSequence(seed)
     seeds = [int(s) for s in entropy.generate_state(episodes)]
     pairs = [(target, s) for target in targets for s in seeds]
@@ -37,9 +38,9 @@ class EpisodeResult:
     """A finished evaluation episode.
 
     Attributes:
-        job: which one.
-        episode_return: Σ of the environment's rewards, undiscounted.
-        length: steps.
+        job: the job.
+        episode_return: the undiscounted sum of the environment's rewards.
+        length: the number of steps.
     """
 
     job: EvaluationJob
@@ -52,8 +53,8 @@ class EpisodeFailure:
     """An evaluation episode that could not be finished.
 
     Attributes:
-        job: which one.
-        error: what the environment raised, or how its runner was lost.
+        job: the job.
+        error: the environment's error, or how its runner was lost.
     """
 
     job: EvaluationJob
@@ -72,11 +73,12 @@ class Alive:
 
 
 RunnerEvent = EpisodeResult | EpisodeFailure | Alive
+"""What a runner reports while it runs jobs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The end of every job of an evaluation; each is in one of the two."""
+    """The outcome of an evaluation: every job has either a result or a failure."""
 
     results: Sequence[EpisodeResult]
     failures: Sequence[EpisodeFailure]

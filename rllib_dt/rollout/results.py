@@ -1,4 +1,4 @@
-"""Evaluation results, as they appear in `train()` and `evaluate()`."""
+"""Summarises evaluations in the form in which `train()` and `evaluate()` return them."""
 
 import logging
 import math
@@ -12,7 +12,7 @@ from rllib_dt.rollout.jobs import EpisodeResult, Outcome
 logger = logging.getLogger(__name__)
 
 NOTHING = Outcome(results=[], failures=[])
-"""The outcome in an iteration without evaluation."""
+"""The outcome of an iteration without an evaluation."""
 
 
 def report_failures(outcome: Outcome) -> None:
@@ -31,12 +31,15 @@ def report_failures(outcome: Outcome) -> None:
 
 
 def target_name(target: float) -> str:
-    """The key of a target in results: "3600", "-120", "0.5"."""
+    """Returns a target's key in results: "3600", "-120", "0.5"."""
     return str(int(target)) if float(target).is_integer() else repr(float(target))
 
 
 def normalized_score(episode_return: float, reference: Sequence[float]) -> float:
-    """100 · (return - random) / (expert - random) (Fu et al. 2020, arXiv:2004.07219, §4)."""
+    """Returns 100 · (return - random) / (expert - random).
+
+    D4RL's normalised score (Fu et al. 2020, arXiv:2004.07219, §4).
+    """
     random, expert = reference
     return 100.0 * (episode_return - random) / (expert - random)
 
@@ -46,11 +49,12 @@ def summarize(
     targets: Sequence[float],
     score_reference: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """Sums an evaluation up, in the form that results hold under `evaluation/env_runners`.
+    """Summarises an evaluation in the form that results have under `evaluation/env_runners`.
 
-    The usual names at the top belong to the first target; `by_target` holds every target's.
-    `num_episodes` counts finished episodes, `num_episodes_failed` those that could not be finished.
-    Without results the numbers are NaN and the counts zero: nothing was measured.
+    At the top level, statistics are those of the first target, and counts those of all targets;
+    `by_target` has both for each target. `num_episodes` counts finished episodes,
+    `num_episodes_failed` those that could not be finished. Without results, statistics are NaN and
+    counts zero.
     """
     by_target = {
         target_name(target): _statistics(

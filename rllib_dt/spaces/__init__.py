@@ -1,5 +1,5 @@
-"""Every question that the package asks of a gymnasium space, one registered function each.
+"""What the package needs to know about gymnasium spaces: one registered function per question.
 
 `leaves` answers in numpy (checks, layout, membership, description) and imports no torch, so that
-Ray's reading tasks stay light. `encoders` and `heads` hold the network's side of a leaf.
+Ray's reading tasks stay light. `encoders` and `heads` answer for the network.
 """

@@ -1,4 +1,4 @@
-"""How the network reads an observation leaf."""
+"""Encoders: how the network reads an observation leaf."""
 
 from functools import singledispatch
 
@@ -10,7 +10,7 @@ from rllib_dt.spaces.leaves import check_observation_space
 
 @singledispatch
 def observation_size(space: gym.Space) -> int:
-    """S, the length of an observation as a vector of numbers."""
+    """Returns S, the length of an observation as a vector of numbers."""
     check_observation_space(space)
     raise AssertionError(f"{type(space).__name__} passed the check but has no encoder")
 

@@ -1,8 +1,8 @@
 """Action heads: everything about an action leaf that the network, the loss and acting need.
 
-A head turns recorded actions into features, reads its outputs off the network, computes its loss
-in its own normalised unit, picks the action to take, and names the metrics worth reporting. The
-network owns the linear layers; a head says how wide they are.
+A head turns recorded actions into features, interprets the network's outputs, computes its loss in
+its own normalised unit, picks the action to take, and computes its metrics. The network owns the
+linear layers; a head determines their width.
 """
 
 from abc import ABC, abstractmethod
@@ -21,9 +21,9 @@ class ActionHead(nn.Module, ABC):
     """An action leaf, as the network sees it.
 
     Attributes:
-        size: number of features of an action, and of outputs for it.
+        size: the number of an action's features, and of the network's outputs for it.
         squashes: whether outputs pass through a tanh.
-        metric_names: what `metric_sums` computes.
+        metric_names: the names of the metrics in `metric_sums`.
     """
 
     size: int
@@ -32,30 +32,30 @@ class ActionHead(nn.Module, ABC):
 
     @abstractmethod
     def features(self, actions: Tensor) -> Tensor:
-        """Actions in the environment's units to features, (…, size) float."""
+        """Converts actions in the environment's units to features, (…, size) float."""
 
     @abstractmethod
     def squash(self, raw: Tensor) -> Tensor:
-        """The last linear layer's result, (…, size), to outputs in the head's own range."""
+        """Maps the last linear layer's result, (…, size), to outputs in the head's own range."""
 
     @abstractmethod
     def decode(self, outputs: Tensor) -> Tensor:
-        """Outputs, (…, size), to what `DTOutput.action_preds` holds, (…, size) float."""
+        """Converts outputs, (…, size), to `DTOutput.action_preds`, (…, size) float."""
 
     @abstractmethod
     def losses(self, outputs: Tensor, actions: Tensor) -> Tensor:
-        """The loss of each step, (…,) float, for `actions` in the environment's units."""
+        """Returns each step's loss, (…,) float, for `actions` in the environment's units."""
 
     @abstractmethod
     def act(self, outputs: Tensor, *, sample: bool) -> Tensor:
-        """The actions to take, in the environment's units; `sample` draws where there is noise."""
+        """Returns actions in the environment's units: the likeliest, or with `sample` drawn."""
 
     @abstractmethod
     def metric_sums(self, outputs: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Each metric summed over the steps where `mask`, (…,) bool, is True."""
+        """Returns each metric summed over the steps where `mask`, (…,) bool, is True."""
 
     def loss_sum(self, outputs: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
-        """Σ of `losses` over valid steps. Divide by their number, never by B·K.
+        """Returns the sum of `losses` over valid steps; divide by their number, never by B·K.
 
         Args:
             outputs: (B, K, size).
@@ -63,7 +63,7 @@ class ActionHead(nn.Module, ABC):
             mask: (B, K) bool, True where real.
 
         Returns:
-            () float. Padded steps contribute exactly nothing, whatever they hold.
+            () float. Padded steps contribute exactly zero, regardless of their values.
         """
         return torch.where(mask, self.losses(outputs, actions), 0.0).sum()
 
@@ -83,41 +83,41 @@ class BoxHead(ActionHead):
         self.size = int(np.prod(space.shape))
         self.squashes = tanh
         self.metric_names = ()
-        # taken from the space: computed from `middle` and `spread` they would be off by a rounding
+        # taken from the space: computed from `middle` and `spread`, they would have rounding errors
         for name in ("low", "high"):
             bound = torch.tensor(getattr(space, name), dtype=torch.float32)
             self.register_buffer(name, bound, persistent=False)
         low, high = (torch.as_tensor(b, dtype=torch.float64) for b in (space.low, space.high))
         half = (high - low) / 2
         self.register_buffer("middle", ((high + low) / 2).float())
-        # a component with one legal value has no range; 1 keeps the division harmless
+        # a component with one legal value has no range; 1 avoids a division by zero
         self.register_buffer("half_range", torch.where(half > 0, half, 1.0).float())
         self.register_buffer("spread", half.float())
         self.register_buffer("has_range", (half > 0).float(), persistent=False)
 
     def features(self, actions: Tensor) -> Tensor:
-        """(…, A) in the environment's units to (…, A) in [-1, 1]."""
+        """Converts (…, A) in the environment's units to (…, A) in [-1, 1]."""
         return (actions.to(self.middle.dtype) - self.middle) / self.half_range
 
     def squash(self, raw: Tensor) -> Tensor:
-        """(…, A) to [-1, 1] by a tanh, unless the head was made without one."""
+        """Maps (…, A) to [-1, 1] by a tanh, unless the head has none."""
         return raw.tanh() if self.squashes else raw
 
     def decode(self, outputs: Tensor) -> Tensor:
-        """(…, A) in [-1, 1] to (…, A) in the environment's units."""
+        """Converts (…, A) in [-1, 1] to (…, A) in the environment's units."""
         return outputs.to(self.middle.dtype) * self.spread + self.middle
 
     def losses(self, outputs: Tensor, actions: Tensor) -> Tensor:
-        """(…,) squared error in [-1, 1] units, the mean over the A components."""
+        """Returns (…,) squared errors in [-1, 1] units, the mean over the A components."""
         error = outputs.to(self.middle.dtype) - self.features(actions)
         return (error * self.has_range).square().mean(dim=-1)
 
     def act(self, outputs: Tensor, *, sample: bool) -> Tensor:
-        """(…, A) actions within the bounds. This policy is deterministic: `sample` is ignored."""
+        """Returns (…, A) actions within the bounds; deterministic, so `sample` is ignored."""
         return self.decode(outputs).clamp(self.low, self.high)
 
     def metric_sums(self, outputs: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """None: the loss says it all."""
+        """Returns no metrics: the loss is enough."""
         return {}
 
 
@@ -132,25 +132,25 @@ class DiscreteHead(ActionHead):
         self.start = int(space.start)
 
     def features(self, actions: Tensor) -> Tensor:
-        """(…,) int to (…, n) one-hot."""
+        """Converts (…,) int to (…, n) one-hot."""
         return F.one_hot(self._index(actions), self.size).float()
 
     def squash(self, raw: Tensor) -> Tensor:
-        """(…, n) logits, unchanged."""
+        """Returns the (…, n) logits unchanged."""
         return raw
 
     def decode(self, outputs: Tensor) -> Tensor:
-        """(…, n) logits, as float32."""
+        """Returns the (…, n) logits as float32."""
         return outputs.float()
 
     def losses(self, outputs: Tensor, actions: Tensor) -> Tensor:
-        """(…,) cross-entropy of the recorded action, in nats."""
+        """Returns the (…,) cross-entropy of the recorded actions, in nats."""
         index = self._index(actions)
         logits = self.decode(outputs).flatten(0, -2)
         return F.cross_entropy(logits, index.flatten(), reduction="none").view(index.shape)
 
     def act(self, outputs: Tensor, *, sample: bool) -> Tensor:
-        """(…,) actions: the likeliest, or one drawn."""
+        """Returns (…,) actions: the likeliest, or drawn ones."""
         logits = self.decode(outputs)
         if sample:
             drawn: Tensor = torch.distributions.Categorical(logits=logits).sample()  # type: ignore[no-untyped-call]
@@ -158,18 +158,18 @@ class DiscreteHead(ActionHead):
         return logits.argmax(dim=-1) + self.start
 
     def metric_sums(self, outputs: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """`action_accuracy`: the steps whose likeliest action is the recorded one."""
+        """Counts, as `action_accuracy`, the steps whose likeliest action is the recorded one."""
         correct = self.act(outputs, sample=False) == actions
         return {"action_accuracy": (correct & mask).sum()}
 
     def _index(self, actions: Tensor) -> Tensor:
-        """(…,) long in [0, n). Whatever a padded action holds, it becomes a legal one."""
+        """Converts actions to (…,) long in [0, n); those of padded steps become legal ones."""
         return (actions.long() - self.start).clamp(0, self.size - 1)
 
 
 @singledispatch
 def action_head(space: gym.Space, *, tanh: bool) -> ActionHead:
-    """The head of an action space.
+    """Returns the head of an action space.
 
     Args:
         space: the action space.

@@ -1,4 +1,4 @@
-"""What a leaf space looks like in numpy: one function per question.
+"""What the package needs to know about a leaf space in numpy: one function per question.
 
 To support a new space, register it with each function here, with `encoders.observation_size` (if
 it can be observed) and with `heads.action_head` (if it can be acted in). Unregistered spaces are
@@ -13,7 +13,7 @@ import numpy as np
 from rllib_dt.types import Array
 
 _BOUND_TOLERANCE = 1e-5
-"""Relative to a Box's range: float32 recordings of float64 bounds differ in the last digits."""
+"""Relative to a Box's range; float32 recordings of float64 bounds differ in the last digits."""
 
 
 class UnsupportedSpaceError(ValueError):
@@ -63,7 +63,7 @@ def _(space: gym.spaces.Discrete) -> None:
 
 @singledispatch
 def step_layout(space: gym.Space) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of one step's value, as the pool stores it."""
+    """Returns the shape and dtype of one step's value, as the pool stores it."""
     raise _unsupported(space, "data", "a Box or a Discrete space")
 
 
@@ -80,7 +80,7 @@ def _(space: gym.spaces.Discrete) -> tuple[tuple[int, ...], np.dtype]:
 
 @singledispatch
 def out_of_space(space: gym.Space, actions: Array) -> str | None:
-    """Names the first of the `actions`, (T, …), that is not in the space; None if all are."""
+    """Describes the first of the `actions`, (T, …), outside the space; None if all are inside."""
     raise _unsupported(space, "actions", "a Box with finite bounds or a Discrete space")
 
 
@@ -141,7 +141,7 @@ def _(space: gym.spaces.Discrete) -> dict[str, object]:
 
 
 def space_from_description(description: dict) -> gym.Space:
-    """Rebuilds a space from `describe_space`'s output; raises ValueError for any other dict."""
+    """Rebuilds a space from `describe_space`'s output; raises a ValueError for any other dict."""
     kind = description.get("type")
     if kind == "Discrete":
         return gym.spaces.Discrete(description["n"], start=description["start"])
@@ -152,4 +152,4 @@ def space_from_description(description: dict) -> gym.Space:
             for k in ("low", "high")
         )
         return gym.spaces.Box(low, high, shape, dtype.type)
-    raise ValueError(f"{description} describes no space; wanted type Box or Discrete")
+    raise ValueError(f"{description} does not describe a space; wanted type Box or Discrete")
