@@ -30,7 +30,13 @@ def test_code_is_found():
     assert len(list(python_blocks(ROOT / "README.md"))) >= 4
 
 
-@pytest.mark.parametrize("path", WITH_CODE, ids=lambda p: p.name)
+def slow_if_long(path):
+    # README trains, evaluates and tunes: half a minute
+    marks = [pytest.mark.slow] if path.name == "README.md" else []
+    return pytest.param(path, marks=marks, id=path.name)
+
+
+@pytest.mark.parametrize("path", map(slow_if_long, WITH_CODE))
 def test_code_runs_from_top_to_bottom(cluster, tmp_path, monkeypatch, path):
     (tmp_path / "data").symlink_to(ROOT / "data")
     (tmp_path / "results").mkdir()
