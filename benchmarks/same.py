@@ -153,7 +153,8 @@ def largest_difference(a: Any, b: Any) -> float:
     if x.shape != y.shape:
         return float("inf")
     same = (x == y) | (np.isnan(x) & np.isnan(y))
-    return float(np.abs(np.where(same, 0.0, x - y)).max(initial=0.0))
+    difference = np.where(same, 0.0, np.abs(x - y))
+    return float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0))
 
 
 def record(folder: Path, found: dict[str, Job]) -> int:

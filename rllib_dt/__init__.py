@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rllib_dt.network.config import DTModelConfig
     from rllib_dt.network.network import DecisionTransformer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "DT",
     "DTConfig",

@@ -1,8 +1,8 @@
 """All uses of private modules and attributes of Ray and gymnasium.
 
 The exceptions are private methods and attributes that our subclasses of RLlib's classes override or
-use; `tests/test_layers.py` lists them. `tests/test_host_contract.py` tests each workaround, and
-fails once upstream has made it unnecessary.
+use; `tests/test_layers.py` lists them. `tests/test_host_contract.py` checks that
+every name used here exists, and fails once upstream has made a workaround unnecessary.
 
 Ray and RLlib are imported inside the functions that need them, because reading tasks and the
 package's `__init__` import this module without needing RLlib.

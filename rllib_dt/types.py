@@ -10,7 +10,7 @@ Array = NDArray[Any]
 Tree = Any
 """An array or tensor; for a composite space, a mapping from leaf path to array or tensor."""
 
-Columns = dict[str, Any]
+Batch = dict[str, Any]
 """Arrays or tensors by column name, as RLlib passes batches."""
 
 Value = Any

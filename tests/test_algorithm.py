@@ -11,6 +11,7 @@ from gymnasium.spaces import Box
 from rllib_dt import DT, DTConfig, write_episodes
 from rllib_dt.learning.learner import NonFiniteLossError, warmup_factor
 from tests.conftest import cartpole_config, make_episodes, tiny_config
+from tests.environments import Lengths
 from tests.training import NO_DROPOUT, learner_results, same, weights
 
 
@@ -311,3 +312,60 @@ def test_the_learners_share_one_copy_of_the_data(algo):
     assert len(pool) == 71
     # it is sent to each learner at each `train()`, so it must be small
     assert len(ray.cloudpickle.dumps(supply)) < 2000
+
+
+class Counted(Lengths):
+    """Counts how often it is created."""
+
+    made = 0
+
+    def __init__(self, config=None):
+        type(self).made += 1
+
+
+def test_validating_creates_no_environment_and_building_one_for_the_spaces(cluster, tmp_path):
+    Counted.made = 0
+    env = Counted()
+    write_episodes(
+        make_episodes([7, 5], action_space=env.action_space),
+        tmp_path / "d",
+        env.observation_space,
+        env.action_space,
+    )
+    Counted.made = 0
+    config = tiny_config(str(tmp_path / "d")).environment(
+        Counted, observation_space=None, action_space=None
+    )
+    config.observation_space = config.action_space = None
+    config.validate()
+    assert Counted.made == 0
+    algo = config.build_algo()
+    assert algo.config.observation_space == Lengths.observation_space
+    assert algo.config.action_space == Lengths.action_space
+    assert Counted.made == 1 + 1  # for the spaces, and in the evaluation's own runner
+    algo.stop()
+
+
+class Image(Lengths):
+    observation_space = Box(0, 255, (8, 8, 3), np.uint8)
+
+
+def test_unsupported_spaces_of_an_environment_are_refused_before_anything_is_read(cluster):
+    config = tiny_config("nowhere").environment(Image)
+    config.observation_space = config.action_space = None
+    with pytest.raises(ValueError, match="Box spaces are not supported as observations"):
+        config.build_algo()
+
+
+def test_rllibs_own_checks_of_offline_settings_hold_with_an_environment(tiny_data):
+    config = cartpole_config(tiny_data[0]).offline_data(prelearner_class=int)
+    with pytest.raises(ValueError, match="prelearner_class"):
+        config.validate()
+
+
+def test_the_folder_of_pretrained_weights_can_be_searched_over():
+    from ray import tune
+
+    for space in (tune.grid_search(["a", "b"]), tune.choice(["a", "b"])):
+        config = DTConfig().rl_module(model_config={"pretrained": space})
+        assert config._model_config["pretrained"] == space

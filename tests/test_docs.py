@@ -36,7 +36,7 @@ def slow_if_long(path):
     return pytest.param(path, marks=marks, id=path.name)
 
 
-@pytest.mark.parametrize("path", map(slow_if_long, WITH_CODE))
+@pytest.mark.parametrize("path", [slow_if_long(path) for path in WITH_CODE])
 def test_code_runs_from_top_to_bottom(cluster, tmp_path, monkeypatch, path):
     (tmp_path / "data").symlink_to(ROOT / "data")
     (tmp_path / "results").mkdir()

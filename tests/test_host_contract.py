@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import ray
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from ray.rllib.algorithms import registry as rllib_registry
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.bc import BCConfig
 from ray.rllib.connectors.env_to_module import EnvToModulePipeline
 from ray.rllib.core.learner.learner import Learner
+from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.offline.offline_data import OfflineData
@@ -130,3 +132,32 @@ def test_a_single_environment_of_a_gymnasium_vector_can_be_reset_alone():
     assert not terminated
     assert not truncated
     vector.close()
+
+
+def test_the_private_names_that_compat_uses_exist():
+    from gymnasium.wrappers.vector import DictInfoToList
+    from ray.experimental import internal_kv
+    from ray.rllib.callbacks import utils as callbacks
+    from ray.rllib.env.env_runner_group import EnvRunnerGroup
+    from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+    from ray.tune import registry as tune_registry
+
+    names = {
+        Algorithm: ["_get_env_id_and_creator"],
+        FaultTolerantActorManager: ["actors", "num_healthy_actors", "set_actor_state"],
+        DictInfoToList: ["_convert_info_to_list"],
+        internal_kv: ["_internal_kv_get", "_internal_kv_put"],
+        callbacks: ["make_callback"],
+        tune_registry: ["register_trainable"],
+        rllib_registry: ["ALGORITHMS", "ALGORITHMS_CLASS_TO_NAME"],
+        ray._private.worker: ["_post_init_hooks", "global_worker", "WORKER_MODE"],
+    }
+    for owner, private in names.items():
+        for name in private:
+            assert hasattr(owner, name), f"{owner} has no {name}"
+    for owner, attribute in (
+        (EnvRunnerGroup, "self._worker_manager"),
+        (LearnerGroup, "self._worker_manager"),
+        (SingleAgentEnvRunner, "self._callbacks"),
+    ):
+        assert attribute in inspect.getsource(owner), f"{owner} has no {attribute}"

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+import rllib_dt
+from tests.scripts import run_script
+
 PACKAGE = Path(__file__).resolve().parents[1] / "rllib_dt"
 # from the lowest; a module may import from its own layer and from those before it
 LAYERS = [
@@ -21,9 +24,10 @@ LAYERS = [
     ("algorithm",),
     ("huggingface", "plots", "examples", "runtime", "__init__"),
 ]
-# the numpy half of `spaces`: Ray's reading tasks import it
+# modules without torch in layers that use it: reading tasks and runners' connectors import them
 NUMPY_ONLY = {"spaces/leaves.py", "policy/context.py"}
 FOREIGN = {
+    "types": {"torch", "ray"},
     "spaces": {"ray"},
     "episodes": {"torch", "ray"},
     "network": {"ray"},
@@ -54,6 +58,7 @@ INHERITED = {
         "_named_optimizers",
         "_weights_seq_no",
     },
+    "learning/rl_module.py": {"_forward_exploration", "_forward_inference", "_forward_train"},
     "rollout/env_runner.py": {
         "_env_to_module",
         "_make_on_episode_callback",
@@ -126,8 +131,10 @@ def test_a_module_imports_from_its_own_and_earlier_layers_only(path):
     for name in imports(path):
         top, *rest = name.split(".")
         assert top not in foreign, f"{path} imports {name}"
-        if top == "rllib_dt" and rest and any(rest[0] in names for names in LAYERS):
-            assert rank(rest[0]) <= rank(layer), f"{path} imports {name}"
+        if top == "rllib_dt" and rest:
+            # a name of the top level counts as the module that it comes from
+            home = rllib_dt._HOMES.get(rest[0], name).split(".")[1]
+            assert rank(home) <= rank(layer), f"{path} imports {name}"
         if "torch" in foreign:
             assert name not in TORCH_MODULES, f"{path} imports {name}"
         if layer != "compat":
@@ -161,9 +168,44 @@ def test_inherited_private_names_are_listed_only_where_they_are_used():
         assert listed <= used, f"{name} does not use {listed - used}"
 
 
-def test_reading_tasks_load_neither_torch_nor_rllib():
-    from tests.scripts import run_script
+def test_overridden_private_methods_are_listed():
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            is_override = isinstance(node, ast.FunctionDef) and any(
+                ast.unparse(decorator).startswith("override(") for decorator in node.decorator_list
+            )
+            if is_override and node.name.startswith("_") and not node.name.startswith("__"):
+                own_base = ast.unparse(node.decorator_list[0]) == "override(SlotEnvs)"
+                assert own_base or node.name in INHERITED[name_of(path)], f"{path}: {node.name}"
 
+
+@pytest.mark.parametrize(
+    ("blocked", "layers"),
+    [
+        ("torch", ("types", "spaces.leaves", "episodes", "network.config", "policy.context",
+                   "formats", "compat", "reading")),
+        ("ray", ("types", "spaces", "episodes", "network", "policy", "formats", "huggingface")),
+    ],
+)  # fmt: skip
+def test_layers_import_without_the_libraries_that_they_must_not_need(blocked, layers):
+    names = []
+    for layer in layers:
+        place = PACKAGE / layer.replace(".", "/")
+        found = place.glob("*.py") if place.is_dir() else [place.with_suffix(".py")]
+        names += [name_of(p).removesuffix(".py").replace("/", ".") for p in sorted(found)]
+    run_script(f"""
+        import importlib, sys
+        if {blocked!r} != "ray":  # as in a reading task, which does not load the algorithm
+            import ray._private.worker as worker
+            worker.global_worker.set_mode(worker.WORKER_MODE)
+        sys.modules[{blocked!r}] = None
+        for name in {names!r}:
+            importlib.import_module("rllib_dt." + name.removesuffix(".__init__"))
+        assert "ray.rllib" not in sys.modules or "reading.offline_data" in {names!r}
+    """)
+
+
+def test_reading_tasks_load_neither_torch_nor_rllib():
     out = run_script("""
         import sys
         import ray._private.worker as worker

@@ -119,7 +119,15 @@ def test_training_and_evaluation_start_from_a_hugging_face_folder(cluster, tmp_p
     restored = DT.from_checkpoint(path)  # the folder is no longer needed
     assert weights(restored)["return_scale"] == 123.0
     restored.train()
+    config = restored.config.copy(copy_frozen=False)
     restored.stop()
+    by_component = config.build_algo()
+    with pytest.raises(FileNotFoundError, match="no checkpoint was restored"):
+        by_component.train()
+    by_component.restore_from_path(f"{path}/learner_group", component="learner_group")
+    assert weights(by_component)["return_scale"] == 123.0
+    by_component.train()
+    by_component.stop()
     assert before["env_runners"]["num_episodes"] == 8
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         cartpole_config().rl_module(model_config={"pretrained": str(tmp_path / "hf")}).build_algo()

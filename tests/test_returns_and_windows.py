@@ -17,7 +17,7 @@ from rllib_dt.episodes.returns import (
 )
 from rllib_dt.episodes.samplers import Draws, FixedSampler
 from rllib_dt.episodes.statistics import Statistics, top_episodes
-from rllib_dt.episodes.windows import gather_windows
+from rllib_dt.episodes.windows import Window, gather_windows
 from rllib_dt.policy.context import ContextBuffer
 from tests.windows import assert_same
 
@@ -268,3 +268,25 @@ def test_an_episode_is_checked_against_the_spaces():
         ep.conform(Box(-1, 1, (4,)), actions)
     scaled = ep.conform(observations, Box(0.0, 10.0, (2,)), actions_normalized=True)
     np.testing.assert_allclose(scaled.actions[:, 0], [5.0, 10.0, 10.0, 10.0])
+
+
+def test_a_window_of_a_composite_space_converts_to_columns_and_back():
+    columns = {
+        "obs/camera": np.arange(24).reshape(12, 2),
+        "obs/joints": np.arange(12.0)[:, None],
+        "actions": np.arange(12),
+        "returns_to_go": np.ones((12, 1), np.float32),
+    }
+    sampler = FixedSampler(columns, np.arange(12), Draws(window_length=3, batch_size=5, seed=0))
+    window = sampler.sample(0)
+    assert window.observations.keys() == {"camera", "joints"}
+    np.testing.assert_array_equal(window.observations["camera"][..., 0] // 2, window.actions)
+    assert_same(Window.from_columns(window.columns()), window)
+    assert window[:2].observations["joints"].shape == (2, 3, 1)
+    assert len(window) == 5
+
+
+def test_a_window_without_observations_is_refused():
+    columns = dict.fromkeys(("actions", "returns_to_go", "t", "loss_mask"), np.zeros((1, 1)))
+    with pytest.raises(KeyError, match="obs"):
+        Window.from_columns(columns)

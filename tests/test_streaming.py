@@ -20,8 +20,7 @@ from rllib_dt.episodes.samplers import CHUNKS_PER_POOL, Draws, RollingSampler, c
 from rllib_dt.episodes.statistics import Statistics
 from rllib_dt.episodes.windows import gather_windows
 from rllib_dt.reading.holdout import Holdout
-from rllib_dt.reading.stream import ChunkFeeder, ChunkRecipe
-from rllib_dt.reading.survey import survey
+from rllib_dt.reading.stream import ChunkFeeder
 
 from .conftest import make_episodes, tiny_config
 from .training import learner_results, same, weights
@@ -62,6 +61,11 @@ class ListedChunks:
         return position, self.pools[position[1]]
 
 
+def positions(sampler):
+    """The positions of the chunks that a rolling sampler holds, oldest first."""
+    return [chunk.position for chunk in sampler._resident]
+
+
 def rolling(
     episodes, capacity, *, first=(0, 0), batch_size=16, draws_per_step=1 / K, state=None, **draws
 ):
@@ -93,7 +97,7 @@ def test_the_pool_stays_within_its_capacity_and_reads_the_data_in_order():
     for update in range(1200):
         sampler.sample(update)
         assert sampler.num_steps + chunk_steps(120) <= 120 + 30  # 30: the longest episode
-        seen.extend(p for p in sampler.positions if p not in seen)
+        seen.extend(p for p in positions(sampler) if p not in seen)
     passes = {number for number, _ in seen}
     assert len(passes) > 3
     assert seen == sorted(seen)
@@ -107,7 +111,7 @@ def test_a_pass_over_the_chunks_trains_as_many_steps_as_the_data_has(num_learner
     sampler = rolling(episodes, capacity=300, num_learners=num_learners, batch_size=10)
     for update in itertools.count():
         sampler.sample(update)
-        if sampler.positions[0][0] == 10:
+        if positions(sampler)[0][0] == 10:
             break
     # each window trains K steps; the first pass draws half as often from the pool's first fill
     trained = update * 10 * K * num_learners
@@ -121,10 +125,10 @@ def test_draws_are_proportional_to_episode_length():
     counts = np.zeros(len(lengths))
     # the first pass draws less often from the pool's first fill, so counting starts after it
     update = 0
-    while sampler.positions[0] < (1, 0):
+    while positions(sampler)[0] < (1, 0):
         sampler.sample(update)
         update += 1
-    while sampler.positions[0] < (201, 0):
+    while positions(sampler)[0] < (201, 0):
         ends = sampler.sample(update).observations[:, -1, 0].astype(int)
         np.add.at(counts, ends, 1)
         update += 1
@@ -144,7 +148,7 @@ def test_every_episode_is_seen_in_every_pass():
         sampler.sample(update)
         for chunk in sampler._resident:
             held.setdefault(chunk.position[0], set()).update(chunk.pool.columns["obs"][:, 0])
-        if sampler.positions[0][0] == 3:
+        if positions(sampler)[0][0] == 3:
             break
     assert all(held[p] == set(range(21)) for p in range(3))
 
@@ -159,7 +163,7 @@ def test_a_sampler_resumed_from_a_state_draws_the_same_batches():
     for update in range(25, 60):
         a, b = uninterrupted.sample(update), resumed.sample(update)
         assert_same(a, b)
-        assert uninterrupted.positions == resumed.positions
+        assert positions(uninterrupted) == positions(resumed)
 
 
 def test_learners_hold_the_same_chunks_and_draw_different_windows():
@@ -167,7 +171,7 @@ def test_learners_hold_the_same_chunks_and_draw_different_windows():
     first, second = (rolling(episodes, 60, learner=i, num_learners=2) for i in (0, 1))
     for update in range(50):
         a, b = first.sample(update), second.sample(update)
-        assert first.positions == second.positions
+        assert positions(first) == positions(second)
         assert not np.array_equal(a.observations, b.observations)
 
 
@@ -330,6 +334,9 @@ def test_streaming_skips_held_out_episodes_and_those_below_the_top_fraction(clus
     assert data.summary.num_steps <= 0.5 * sum(len(e["rewards"]) for e in episodes)
     assert data.summary.return_min > np.median(returns) - 1
     assert data.is_streamed
+    held_out = {row.tobytes() for row in data.validation.columns["obs"]}
+    for _, pool in itertools.islice(data.recipe.chunks((0, 0), 500), 20):
+        assert not held_out & {row.tobytes() for row in pool.columns["obs"]}
     feeder = data.supply.feeder
     position, reference = ray.get(feeder.after.remote(None, 0, 500))
     assert position == (0, 0)
@@ -364,8 +371,8 @@ def test_a_batch_larger_than_the_pool_is_still_drawn_evenly():
     sampler = rolling(numbered(lengths), capacity=90, batch_size=256)
     counts = np.zeros(len(lengths))
     update = 0
-    while sampler.positions[0] < (61, 0):
-        if sampler.positions[0] >= (1, 0):
+    while positions(sampler)[0] < (61, 0):
+        if positions(sampler)[0] >= (1, 0):
             np.add.at(counts, sampler.sample(update).observations[:, -1, 0].astype(int), 1)
         else:
             sampler.sample(update)
@@ -397,9 +404,8 @@ def test_an_order_of_files_that_separates_episodes_is_kept(cluster, tmp_path):
     one_each = [[str(tmp_path / f"{part}.parquet")] for part in range(6)]
     config = streamed(str(tmp_path), 300).offline_data(dataset_num_iters_per_learner=40)
     algo = config.build_algo()
-    found = survey(algo.config, 300)
-    passes = replace(found.passes, groups=one_each)
-    recipe = ChunkRecipe(passes=passes, holdout=None, seed=0, shuffle=found.may_shuffle)
+    recipe = algo.offline_data.recipe
+    recipe = replace(recipe, passes=replace(recipe.passes, groups=one_each))
     assert not recipe.shuffle
     lengths = [
         n for _, pool in itertools.islice(recipe.chunks((1, 0), 300), 36) for n in pool.lengths

@@ -130,8 +130,11 @@ class DTConfig(DTSettings):
     @override(AlgorithmConfig)
     def _validate_offline_settings(self) -> None:
         # RLlib would refuse a config without spaces, even one with an environment that has them
-        if not needs_environment(self):
-            super()._validate_offline_settings()
+        checked = self
+        if needs_environment(self):
+            checked = self.copy(copy_frozen=False)
+            checked.observation_space = checked.action_space = gym.spaces.Discrete(1)
+        super(DTConfig, checked)._validate_offline_settings()
 
     def _take_settings_from_pretrained(self) -> None:
         given = self.dt_model_config

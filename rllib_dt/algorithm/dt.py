@@ -29,11 +29,11 @@ from rllib_dt.algorithm.offline import OfflineAlgorithm
 from rllib_dt.algorithm.resources import check_resources
 from rllib_dt.compat import check_learners, on_every_learner
 from rllib_dt.learning.initial_weights import Normalize, TakeOver, change_networks
+from rllib_dt.learning.learner import DTTorchLearner
 from rllib_dt.learning.validation import Validation
 from rllib_dt.rollout.dispatch import run_jobs
 from rllib_dt.rollout.jobs import make_jobs
 from rllib_dt.rollout.results import NOTHING, report_failures, summarize
-from rllib_dt.spaces.heads import action_head
 from rllib_dt.types import State
 
 VALIDATION_RESULTS = "validation"
@@ -91,9 +91,9 @@ class DT(OfflineAlgorithm):
             self.config.freeze()
         if ray.util.get_current_placement_group() is None:  # in a trial, Tune has checked
             # this process reserves nothing
-            _, *others = self._resources(config).bundles
+            _, *others = self._resources(self.config).bundles
             check_resources(others, "the learners and evaluation runners")
-        super().setup(config)
+        super().setup(self.config)
         data = self.offline_data
         self.target_returns = [float(t) for t in self.config.target_returns or data.derived_targets]
         logger.info("target returns: %s", self.target_returns)
@@ -120,7 +120,7 @@ class DT(OfflineAlgorithm):
             pool,
             window_length=self.config.dt_model_config.window_length,
             batch_size=self.config.windows_per_learner,
-            metric_names=_metric_names(self.config),
+            metric_names=on_every_learner(self.learner_group, _metric_names)[0],
         )
 
     @classmethod
@@ -265,7 +265,12 @@ class DT(OfflineAlgorithm):
         super().set_state(state)
         self._awaits_restore = False
 
+    @override(Algorithm)
+    def restore_from_path(self, path: str | Path, **kwargs: Any) -> None:
+        """See `OfflineAlgorithm.restore_from_path`."""
+        super().restore_from_path(path, **kwargs)
+        self._awaits_restore = False
 
-def _metric_names(config: DTConfig) -> tuple[str, ...]:
-    assert config.action_space is not None
-    return action_head(config.action_space, tanh=config.dt_model_config.action_tanh).metric_names
+
+def _metric_names(learner: DTTorchLearner) -> tuple[str, ...]:
+    return learner.network.action_head.metric_names

@@ -9,7 +9,6 @@ from ray.rllib.utils.annotations import override
 
 from rllib_dt.algorithm.inputs import absolute_inputs, are_paths, check_inputs
 from rllib_dt.formats.assembly import IncompletePolicy
-from rllib_dt.formats.paths import absolute
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.reading.credentials import Sealed
 from rllib_dt.types import Paths
@@ -208,7 +207,7 @@ class DTSettings(AlgorithmConfig):
                 model_config = dataclasses.asdict(model_config)
             kwargs["model_config"] = dict(model_config)
             if model_config.get("pretrained"):
-                kwargs["model_config"]["pretrained"] = absolute(model_config["pretrained"])
+                kwargs["model_config"]["pretrained"] = absolute_inputs(model_config["pretrained"])
         super().rl_module(**kwargs)
         return self
 

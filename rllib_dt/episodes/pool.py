@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 from rllib_dt.episodes.episode import Episode
 from rllib_dt.episodes.frames import FrameStacks
 from rllib_dt.episodes.returns import ReturnRule
-from rllib_dt.episodes.windows import ACTIONS, OBSERVATIONS, RETURNS_TO_GO, Column
+from rllib_dt.episodes.windows import (
+    ACTIONS,
+    OBSERVATIONS,
+    RETURNS_TO_GO,
+    Column,
+    Window,
+    gather_windows,
+)
 from rllib_dt.types import Array
 
 
@@ -83,6 +90,19 @@ class EpisodePool:
             returns=self.returns[episodes],
             lengths=self.lengths[episodes],
         )
+
+    def windows(
+        self, last: Array, window_length: int, out: Mapping[str, Array] | None = None
+    ) -> Window:
+        """Gathers the windows that end at the given steps; see `gather_windows`.
+
+        Args:
+            last: (B,) int, flat indices.
+            window_length: K.
+            out: (B, K, …) arrays to write each column's windows to.
+        """
+        timestep = self.timesteps[last].astype(np.int64)
+        return gather_windows(self.columns, last, timestep, window_length, out)
 
     def __len__(self) -> int:
         return len(self.timesteps)

@@ -166,11 +166,6 @@ class RollingSampler:
         """The number of steps held."""
         return sum(len(chunk.pool) for chunk in self._resident)
 
-    @property
-    def positions(self) -> list[Position]:
-        """The positions of the chunks held, oldest first."""
-        return [chunk.position for chunk in self._resident]
-
     def state(self) -> SamplerState:
         """See `Sampler`."""
         return {
@@ -202,7 +197,7 @@ class RollingSampler:
                 last = np.minimum((rows - start) / each, len(chunk.pool) - 1).astype(np.int64)
                 place = {k: v[filled : filled + len(rows)] for k, v in out.items()}
                 filled += len(rows)
-                parts.append(_windows_of(chunk.pool, last, draws.window_length, place))
+                parts.append(chunk.pool.windows(last, draws.window_length, place))
         columns = {
             TIMESTEPS: np.concatenate([part.timesteps for part in parts]),
             MASK: np.concatenate([part.mask for part in parts]),
@@ -243,10 +238,3 @@ class RollingSampler:
             self._resident.append(_Resident(position, pool, drawn=0.0))
             held += len(pool)
             due += self._draws_per_step * len(pool)
-
-
-def _windows_of(
-    pool: EpisodePool, last: Array, window_length: int, out: Mapping[str, Array]
-) -> Window:
-    timestep = pool.timesteps[last].astype(np.int64)
-    return gather_windows(pool.columns, last, timestep, window_length, out)

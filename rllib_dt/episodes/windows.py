@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rllib_dt.episodes.buffers import Buffers
 from rllib_dt.episodes.frames import FrameStacks
-from rllib_dt.types import Array, Columns, Tree
+from rllib_dt.types import Array, Batch, Tree
 
 Column = Array | FrameStacks
 """(N, …) values of N steps: an array, or stacked frames that represent one."""
@@ -58,7 +58,7 @@ class Window:
             mask=columns[MASK],
         )
 
-    def columns(self) -> Columns:
+    def columns(self) -> Batch:
         """Returns arrays by name: `obs`, or `obs/camera` and `obs/joints` for a composite space."""
         return {
             **dict(_leaves(OBSERVATIONS, self.observations)),
@@ -90,7 +90,10 @@ def _leaves(name: str, tree: Tree) -> Iterator[tuple[str, Tree]]:
 def _tree(columns: Mapping[str, Tree], name: str) -> Tree:
     if name in columns:
         return columns[name]
-    return {k.removeprefix(f"{name}/"): v for k, v in columns.items() if k.startswith(f"{name}/")}
+    leaves = {k.removeprefix(f"{name}/"): v for k, v in columns.items() if k.startswith(f"{name}/")}
+    if not leaves:
+        raise KeyError(name)
+    return leaves
 
 
 def gather_windows(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from rllib_dt.episodes.episode import DataError
-from rllib_dt.types import Array, Columns
+from rllib_dt.types import Array, Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Fragment:
 
 @dataclass(frozen=True, kw_only=True)
 class StepTable:
-    """Columns of steps as a file holds them, of several episodes.
+    """Batch of steps as a file holds them, of several episodes.
 
     Attributes:
         source: the file, for messages.
@@ -166,12 +166,12 @@ class StepTable:
         return self._rows(slice(0, cut)), self._rows(slice(cut, None))
 
     def _rows(self, rows: slice) -> "StepTable | None":
-        columns: Columns = {k: v[rows] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+        columns: Batch = {k: v[rows] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
         return replace(self, **columns) if len(columns["rewards"]) else None
 
     def followed_by(self, other: "StepTable") -> "StepTable":
         """Returns a table of this one's rows and then the other's."""
-        columns: Columns = {
+        columns: Batch = {
             k: np.concatenate([v, getattr(other, k)])
             for k, v in vars(self).items()
             if isinstance(v, np.ndarray)

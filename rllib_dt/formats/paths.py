@@ -14,7 +14,8 @@ def is_uri(path: str) -> bool:
 def absolute(path: str | os.PathLike[str]) -> str:
     """Returns a local path made absolute, for every process to use; a URI unchanged."""
     name = os.fspath(path)
-    return name if is_uri(name) else os.path.abspath(os.path.expanduser(name))
+    # `..` is kept: after a link it does not mean the folder above the link
+    return name if is_uri(name) else str(Path(name).expanduser().absolute())
 
 
 def locate(

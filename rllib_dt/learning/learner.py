@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.columns import Columns as ColumnNames
+from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.training_data import TrainingData
@@ -24,7 +24,7 @@ from rllib_dt.learning.batches import PrefetchedBatches, seeded_torch
 from rllib_dt.learning.metrics import Progress, UpdateCall
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.reading.supply import Supply
-from rllib_dt.types import Columns, State
+from rllib_dt.types import Batch, State
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +101,6 @@ class DTTorchLearner(TorchLearner):
         if self._batches is None:
             supply: Supply = training_data.data_iterators[0]
             self._warn_of_other_windows(supply)
-            if self.progress.seed is None:
-                # a resumed run keeps its seed, which may have been drawn at random
-                self.progress.seed = supply.draws.seed
             sampler = supply.sampler(
                 self.rank,
                 self.world_size,
@@ -156,14 +153,16 @@ class DTTorchLearner(TorchLearner):
                 # the others wait in a collective, for up to half an hour, until this process ends
                 threading.Timer(_SECONDS_TO_ANSWER, os._exit, args=[1]).start()
             raise
+        finally:
+            self._call = None
 
     @override(Learner)
     def compute_loss_for_module(
-        self, *, module_id: str, config: AlgorithmConfig, batch: Columns, fwd_out: Columns
+        self, *, module_id: str, config: AlgorithmConfig, batch: Batch, fwd_out: Batch
     ) -> Tensor:
         assert self._call is not None
         window = Window.from_columns(batch)
-        outputs = fwd_out[ColumnNames.ACTION_DIST_INPUTS]
+        outputs = fwd_out[Columns.ACTION_DIST_INPUTS]
         loss_sum = self.network.action_head.loss_sum(outputs, window.actions, window.mask)
         valid = window.mask.sum()
         # all learners must agree: otherwise those with a finite loss would wait for the others
@@ -247,7 +246,6 @@ class DTTorchLearner(TorchLearner):
         assert self._call is not None
         self._raise_if_bad(self._call)
         report = self._call.end()
-        self._call = None
         self.progress.steps += report.num_steps
         windows_per_update = self._supply.draws.batch_size * self.world_size
         counts = report.counts(self.progress, windows_per_update, self._supply.num_steps)

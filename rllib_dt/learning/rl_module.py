@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from ray.rllib.core.columns import Columns as ColumnNames
+from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.utils.annotations import override
@@ -15,7 +15,7 @@ from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.policy.context import steps_from_columns
 from rllib_dt.policy.policy import Policy
-from rllib_dt.types import Columns, State
+from rllib_dt.types import Batch, State
 
 
 class DTTorchRLModule(TorchRLModule):
@@ -72,8 +72,8 @@ class DTTorchRLModule(TorchRLModule):
         )
 
     @override(TorchRLModule)
-    def _forward_train(self, batch: Columns, **kwargs: Any) -> Columns:
-        return {ColumnNames.ACTION_DIST_INPUTS: self._train_outputs(Window.from_columns(batch))}
+    def _forward_train(self, batch: Batch, **kwargs: Any) -> Batch:
+        return {Columns.ACTION_DIST_INPUTS: self._train_outputs(Window.from_columns(batch))}
 
     def _action_outputs(self, window: Window) -> Tensor:
         if self.autocast_dtype is None:
@@ -82,12 +82,12 @@ class DTTorchRLModule(TorchRLModule):
             return self.network.predict(window, only_actions=True).action_outputs
 
     @override(TorchRLModule)
-    def _forward_inference(self, batch: Columns, **kwargs: Any) -> Columns:
-        return {ColumnNames.ACTIONS: self._policy.act(steps_from_columns(batch))}
+    def _forward_inference(self, batch: Batch, **kwargs: Any) -> Batch:
+        return {Columns.ACTIONS: self._policy.act(steps_from_columns(batch))}
 
     @override(TorchRLModule)
-    def _forward_exploration(self, batch: Columns, **kwargs: Any) -> Columns:
-        return {ColumnNames.ACTIONS: self._policy.act(steps_from_columns(batch), sample=True)}
+    def _forward_exploration(self, batch: Batch, **kwargs: Any) -> Batch:
+        return {Columns.ACTIONS: self._policy.act(steps_from_columns(batch), sample=True)}
 
     @override(TorchRLModule)
     def set_state(self, state: State) -> None:

@@ -5,13 +5,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import ray
 import torch
 
 from rllib_dt.compat import on_every_learner
 from rllib_dt.episodes.pool import EpisodePool
-from rllib_dt.episodes.windows import Window, covering_windows, gather_windows
+from rllib_dt.episodes.windows import Window, covering_windows
 from rllib_dt.learning.learner import DTTorchLearner
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.types import LearnerGroup
@@ -83,8 +82,7 @@ class _Share:
         sums: Counter[str] = Counter()
         for start in range(0, len(ends), self.batch_size):
             last = ends[start : start + self.batch_size]
-            timestep = pool.timesteps[last].astype(np.int64)
-            window = gather_windows(pool.columns, last, timestep, self.window_length)
+            window = pool.windows(last, self.window_length)
             window = window.map(lambda column: torch.from_numpy(column).to(device))
             sums.update(_batch_sums(network, window))
         return dict(sums)

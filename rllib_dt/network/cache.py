@@ -19,22 +19,6 @@ class KeyValueCache(Protocol):
         """Adds a layer's new keys and values, (B, H, L, d), and returns all, (B, H, P+L, d)."""
 
 
-class GrowingCache:
-    """A cache that keeps every token; exact while no token has to be forgotten."""
-
-    def __init__(self) -> None:
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """See `KeyValueCache`."""
-        if layer in self._layers:
-            past_keys, past_values = self._layers[layer]
-            keys = torch.cat([past_keys, keys], dim=2)
-            values = torch.cat([past_values, values], dim=2)
-        self._layers[layer] = keys, values
-        return keys, values
-
-
 class RollingCache:
     """A cache of each layer's last G groups of tokens, for N running episodes.
 

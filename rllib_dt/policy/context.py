@@ -22,7 +22,7 @@ from rllib_dt.episodes.windows import (
 )
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.spaces.leaves import step_layout
-from rllib_dt.types import Array, Columns, Tree
+from rllib_dt.types import Array, Batch, Tree
 
 Layout = tuple[tuple[int, ...], np.dtype]
 """Shape and dtype of one step's value."""
@@ -46,7 +46,7 @@ class NewSteps:
     slots: Tree
     counts: Tree
 
-    def columns(self) -> Columns:
+    def columns(self) -> Batch:
         """Returns the arrays by name, as `Window.columns` does."""
         return {**self.window.columns(), SLOTS: self.slots, NEW_STEPS: self.counts}
 

@@ -56,6 +56,7 @@ class DTOfflineData(OfflineData):
         is_streamed: whether the data exceeds the capacity.
         sampling_seed: the seed that windows are drawn with.
         supply: the `Supply` that learners draw from.
+        recipe: what streamed chunks follow from, or None if the data is not streamed.
     """
 
     def __init__(self, config: DataSettings):
@@ -74,6 +75,7 @@ class DTOfflineData(OfflineData):
         self.derived_targets = statistics.derived_targets()
         self.validation: EpisodePool | None = found.validation
         self.sampling_seed = _seed(config.seed)
+        self.recipe: ChunkRecipe | None = None
         self._feeder: ActorHandle = None
         self.supply: Supply = self._supply(found)
         self.is_streamed = self.supply.is_streamed
@@ -101,13 +103,13 @@ class DTOfflineData(OfflineData):
         )
         if found.pool is not None:
             return ResidentSupply(pool=ray.put(found.pool), draws=draws, num_steps=len(found.pool))
-        recipe = ChunkRecipe(
+        self.recipe = ChunkRecipe(
             passes=found.passes,
             holdout=found.holdout,
             seed=config.seed or 0,
             shuffle=found.may_shuffle,
         )
-        self._feeder = start_feeder(recipe, max(1, config.num_learners))
+        self._feeder = start_feeder(self.recipe, max(1, config.num_learners))
         return StreamedSupply(
             feeder=self._feeder,
             capacity=self.capacity,

@@ -12,7 +12,7 @@ from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.episodes.windows import OBSERVATIONS
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.policy.context import Contexts
-from rllib_dt.types import Columns
+from rllib_dt.types import Batch
 
 TARGET_RETURN = "target_return"
 """Key in an episode's `custom_data` for the return that the policy is asked for."""
@@ -60,12 +60,12 @@ class DecisionTransformerContext(ConnectorV2):
         self,
         *,
         rl_module: Any,
-        batch: Columns,
+        batch: Batch,
         episodes: list[SingleAgentEpisode],
         explore: bool | None = None,
         shared_data: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> Columns:
+    ) -> Batch:
         observations = np.asarray(batch[OBSERVATIONS])
         contexts = self._contexts_for(episodes)
         slots = [self._follow(contexts, e, o) for e, o in zip(episodes, observations, strict=True)]

@@ -29,6 +29,9 @@ MAX_ATTEMPTS = 2
 MAX_UNHEARD = 3
 """How many runners may die without an answer to one job, before it runs alone."""
 
+_RESTART_SECONDS = 300.0
+"""How long to wait for a restart if no runner is left, and for a first sign of life."""
+
 _GRACE_SECONDS = 15.0
 """Added to the time limit of an environment's call before a silent runner is killed."""
 
@@ -42,7 +45,6 @@ def run_jobs(
     weights: State,
     *,
     call_timeout: float | None = None,
-    restart_timeout: float = 300.0,
 ) -> Outcome:
     """Runs every job; if a runner dies or hangs, the others take over its jobs.
 
@@ -52,15 +54,13 @@ def run_jobs(
         weights: the module state to run them with.
         call_timeout: seconds that an environment's `reset` or `step` may take; a runner that shows
             no sign of life for longer is killed.
-        restart_timeout: seconds to wait for a runner to restart if none is left, and for a first
-            sign of life.
 
     Raises:
         RuntimeError: no runner is left, and none restarted in time.
     """
     if group.num_remote_env_runners() == 0:
         return _run_here(group.local_env_runner, jobs, weights)
-    return _Dispatch(runner_actors(group), jobs, weights, call_timeout, restart_timeout).run(group)
+    return _Dispatch(runner_actors(group), jobs, weights, call_timeout).run(group)
 
 
 def _run_here(runner: ActorHandle, jobs: Sequence[EvaluationJob], weights: State) -> Outcome:
@@ -161,14 +161,12 @@ class _Dispatch:
         jobs: Sequence[EvaluationJob],
         weights: State,
         call_timeout: float | None,
-        restart_timeout: float,
     ):
         self._runners = {i: _Runner(actor) for i, actor in actors.items()}
         self._record = _Record(jobs)
         self._pending = list(jobs)
         self._weights = ray.put(weights)
         self._patience = None if call_timeout is None else call_timeout + _GRACE_SECONDS
-        self._restart_timeout = restart_timeout
 
     def run(self, group: EnvRunnerGroup) -> Outcome:
         alone_since = None
@@ -226,7 +224,7 @@ class _Dispatch:
             runner = busy[events]
             seconds = time.monotonic() - runner.last_sign
             # a runner that has not answered yet may still be starting
-            patience = self._patience if runner.has_answered else self._restart_timeout
+            patience = self._patience if runner.has_answered else _RESTART_SECONDS
             if patience is not None and seconds > patience:
                 ray.kill(runner.actor, no_restart=False)
                 self._lost(runner, f"the environment hangs: no sign of life for {seconds:.0f} s")
@@ -281,7 +279,7 @@ class _Dispatch:
                 runner.ping = None
 
     def _wait_for_a_runner(self, waited: float) -> None:
-        if all(r.is_gone for r in self._runners.values()) or waited > self._restart_timeout:
+        if all(r.is_gone for r in self._runners.values()) or waited > _RESTART_SECONDS:
             raise RuntimeError(
                 f"no evaluation runner is left, and none has restarted; {self._record.num_left} "
                 "episodes were not run. See the runners' errors above"
