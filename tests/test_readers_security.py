@@ -3,6 +3,7 @@
 import os
 import pickle
 
+import h5py
 import msgpack
 import msgpack_numpy
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import recordings as rec
-from tests.recordings import arrays, check, read, refused, rows
+from tests.recordings import arrays, check, packed, read, refused, rows
 
 FORMATS = ["a.parquet", "a.hdf5", "a.json", "a.json.gz", "a.zip"]
 
@@ -127,3 +128,132 @@ def test_a_row_that_is_not_a_serialised_episode_is_refused(tmp_path, case):
     pq.write_table(pa.table({"item": items}), tmp_path / "a.parquet")
     with refused(r"a.parquet: row 1 is not an episode that RLlib serialised \(.*; record it with"):
         read(tmp_path / "a.parquet")
+
+
+# ---- values that are not in the file, or not numbers
+
+
+def outside(path, kind):
+    """A D4RL file whose observations are in another file, in one of the ways that HDF5 has."""
+    rec.write_d4rl(path, (5, 7), terminals=(4, 11))
+    secret = path.with_name("secret")
+    with h5py.File(path.with_name("other.hdf5"), "w") as other:
+        other["observations"] = np.zeros((12, 3), np.float32)
+    secret.write_bytes(np.arange(36, dtype=np.float32).tobytes())
+    with h5py.File(path, "r+") as file:
+        del file["observations"]
+        link = h5py.ExternalLink("other.hdf5", "/observations")
+        if kind == "external storage":
+            where = [(str(secret), 0, h5py.h5f.UNLIMITED)]
+            file.create_dataset("observations", (12, 3), np.float32, external=where)
+        elif kind == "external link":
+            file["observations"] = link
+        elif kind == "soft link through an external link":
+            file["hidden"] = h5py.ExternalLink("other.hdf5", "/")
+            file["observations"] = h5py.SoftLink("/hidden/observations")
+        elif kind == "virtual dataset":
+            layout = h5py.VirtualLayout((12, 3), np.float32)
+            layout[:] = h5py.VirtualSource("other.hdf5", "observations", (12, 3))
+            file.create_virtual_dataset("observations", layout)
+        else:
+            file["observations"] = h5py.SoftLink("/observations")  # to itself
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("external storage", "values of 'observations' are in other files: .*secret"),
+        ("external link", "'observations' is a link to another file, other.hdf5"),
+        ("soft link through an external link", "'hidden' is a link to another file, other.hdf5"),
+        ("virtual dataset", "'observations' is a virtual dataset"),
+        ("loop", "'/observations' is a chain of too many links"),
+    ],
+)
+def test_hdf5_datasets_outside_of_the_file_are_refused(tmp_path, kind, message):
+    outside(tmp_path / "a.hdf5", kind)
+    with refused(f"a.hdf5: .*{message}.*; copy the data into the file itself"):
+        read(tmp_path / "a.hdf5")
+
+
+def test_soft_links_within_an_hdf5_file_are_followed(tmp_path):
+    rec.write_d4rl(tmp_path / "a.hdf5", (5, 7), terminals=(4, 11))
+    want = read(tmp_path / "a.hdf5").episodes
+    with h5py.File(tmp_path / "a.hdf5", "r+") as file:
+        file.move("observations", "group/kept")
+        file["observations"] = h5py.SoftLink("group/kept")
+    got = read(tmp_path / "a.hdf5").episodes
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_array_equal(one.observations, other.observations)
+
+
+class Hostile(pa.ExtensionType):
+    """An extension type whose values run code when they are converted."""
+
+    def __init__(self, storage=None):
+        super().__init__(storage or pa.binary(), "hostile.type")
+
+    def __arrow_ext_serialize__(self):
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type, serialized):
+        return cls(storage_type)
+
+
+def as_objects(values):
+    """A column of Ray's pickled objects."""
+    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
+
+    return ArrowPythonObjectArray.from_objects(values)
+
+
+@pytest.mark.parametrize("column", ["obs", "actions", "rewards", "eps_id", "terminateds", "infos"])
+def test_columns_of_pickled_objects_are_refused_before_a_value_is_read(tmp_path, column):
+    target = tmp_path / "ran"
+    table = pa.Table.from_pylist(rec.rows(2, 5))
+    hostile = as_objects([Runs(target)] * 5)
+    if column in table.column_names:
+        table = table.drop_columns([column])
+    pq.write_table(table.append_column(column, hostile), tmp_path / "a.parquet")
+    with refused(f"column '{column}' is of the extension type 'ray.data.arrow_pickled_object'"):
+        read(tmp_path / "a.parquet")
+    assert not target.exists()
+    hostile.to_numpy(zero_copy_only=False)  # the same column does run code where it is converted
+    assert target.exists()
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["plain", "in a list"])
+def test_other_extension_types_are_refused_by_name(tmp_path, nested):
+    pa.register_extension_type(Hostile())
+    try:
+        storage = pa.array([b"x"] * 5, pa.binary())
+        column = pa.ExtensionArray.from_storage(Hostile(), storage)
+        if nested:
+            column = pa.ListArray.from_arrays(pa.array(range(6), pa.int32()), column)
+        table = pa.Table.from_pylist(rec.rows(2, 5)).drop_columns(["obs"])
+        pq.write_table(table.append_column("obs", column), tmp_path / "a.parquet")
+        with refused("a.parquet: column 'obs' is of the extension type 'hostile.type'; record"):
+            read(tmp_path / "a.parquet")
+    finally:
+        pa.unregister_extension_type("hostile.type")
+
+
+class Uninitialised:
+    """Pickles to a call of `numpy.ndarray` with a shape: memory that nobody wrote to."""
+
+    def __reduce__(self):
+        return np.ndarray, ((5, 3),)
+
+
+class Reconstructed:
+    """Pickles to numpy's own reconstruction, with a shape and no state after it."""
+
+    def __reduce__(self):
+        return np.zeros(1).__reduce__()[0], (np.ndarray, (5, 3), b"d")
+
+
+@pytest.mark.parametrize("made", [Uninitialised, Reconstructed])
+def test_arrays_without_values_are_refused(tmp_path, made):
+    batch = rec.batch(2, 5, obs=packed(made()))
+    with refused("a.json: column 'obs' holds a packed value that was refused"):
+        read(rec.write_batches(tmp_path / "a.json", [batch]))

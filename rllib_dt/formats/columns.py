@@ -1,5 +1,6 @@
 """Converts Arrow columns and lists of Python values to numpy arrays of numbers."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,41 @@ def _chunk(chunk: pa.Array, source: str, name: str) -> Array:
         values = chunk.to_numpy(zero_copy_only=False)
         return values
     raise DataError(source, f"column {name!r} is of type {chunk.type}", "record numbers")
+
+
+_TENSORS = ("arrow.fixed_shape_tensor", "ray.data.arrow_tensor", "ray.data.arrow_variable_shaped")
+"""What the names of extension types that hold numbers begin with: Arrow's tensors, and Ray's."""
+
+
+def check_types(schema: pa.Schema, source: str) -> None:
+    """Refuses a schema with an extension type other than a tensor of numbers.
+
+    Converting an extension type's values runs code that the type's name selects: for Ray's
+    `ray.data.arrow_pickled_object`, an unpickler. So this comes before any value is read.
+    """
+    for field in schema:
+        for kind in _types_within(field.type):
+            if isinstance(kind, pa.BaseExtensionType) and not kind.extension_name.startswith(
+                _TENSORS
+            ):
+                raise DataError(
+                    source,
+                    f"column {field.name!r} is of the extension type {kind.extension_name!r}",
+                    "record numbers, lists of numbers or tensors; other columns must be removed, "
+                    "since reading such a type could run code",
+                )
+
+
+def _types_within(kind: pa.DataType) -> Iterator[pa.DataType]:
+    """Yields a type and all the types that it is made of."""
+    yield kind
+    if isinstance(kind, pa.BaseExtensionType):
+        yield from _types_within(kind.storage_type)
+    elif pa.types.is_dictionary(kind):
+        yield from _types_within(kind.value_type)
+    else:
+        for i in range(kind.num_fields):
+            yield from _types_within(kind.field(i).type)
 
 
 def is_list(kind: pa.DataType) -> bool:

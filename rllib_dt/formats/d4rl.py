@@ -14,6 +14,8 @@ from rllib_dt.formats.fragments import (
     fragments_of_parts,
     one_a_step,
 )
+from rllib_dt.formats.hdf5 import names, open_dataset
+from rllib_dt.types import Array
 
 ROWS_AT_ONCE = 500_000
 """Rows read at a time, so that a file is never in memory as a whole."""
@@ -31,11 +33,11 @@ def read_d4rl(file: IO[bytes], source: str, options: ReadOptions) -> Iterator[Fr
     """
     try:
         with h5py.File(file, "r") as data:
-            missing = [name for name in _REQUIRED if name not in data]
+            missing = [name for name in _REQUIRED if name not in names(data)]
             if missing:
                 raise DataError(
                     source,
-                    f"datasets {missing} are missing; it has {sorted(data)}",
+                    f"datasets {missing} are missing; it has {names(data)}",
                     "use D4RL's layout (docs/dataset_format.md)",
                 )
             yield from fragments_of_parts(_tables(data, source, options.time_limit))
@@ -47,13 +49,13 @@ def read_d4rl(file: IO[bytes], source: str, options: ReadOptions) -> Iterator[Fr
 
 def _tables(data: h5py.File, source: str, time_limit: int | None) -> Iterator[StepTable]:
     """Reads the file's steps, part by part."""
-    terminals = one_a_step(data["terminals"][()], "terminals", source).astype(bool)
-    if "timeouts" in data:
-        timeouts = one_a_step(data["timeouts"][()], "timeouts", source).astype(bool)
+    terminals = _flags(data, "terminals", source)
+    if "timeouts" in names(data):
+        timeouts = _flags(data, "timeouts", source)
     else:
         timeouts = _timeouts(terminals, time_limit, source)
     flags = {"terminateds": terminals, "truncateds": timeouts}
-    steps = {name: data[name] for name in ("observations", "actions", "rewards")}
+    steps = {n: open_dataset(data, n, source) for n in ("observations", "actions", "rewards")}
     lengths = {name: len(values) for name, values in (steps | flags).items()}
     if len(set(lengths.values())) > 1:
         raise DataError(
@@ -72,6 +74,11 @@ def _tables(data: h5py.File, source: str, time_limit: int | None) -> Iterator[St
             truncateds=timeouts[rows],
             may_drop_tail=True,
         )
+
+
+def _flags(data: h5py.File, name: str, source: str) -> Array:
+    flags: Array = one_a_step(open_dataset(data, name, source)[()], name, source).astype(bool)
+    return flags
 
 
 def _timeouts(terminals: np.ndarray, time_limit: int | None, source: str) -> np.ndarray:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats import canonical, rllib_episodes, step_rows
+from rllib_dt.formats.columns import check_types
 from rllib_dt.formats.fragments import Fragment, ReadOptions
 
 
@@ -46,6 +47,7 @@ def read_parquet(file: IO[bytes], source: str, options: ReadOptions) -> Iterator
         if parquet.metadata.num_rows == 0:
             raise DataError(source, "it is empty", "remove it from the input")
         schema = parquet.schema_arrow
+        check_types(schema, source)
         layout = next(layout for layout in LAYOUTS if layout.matches(schema, options))
         yield from layout.read(parquet, source, options)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

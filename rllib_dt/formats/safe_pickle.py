@@ -25,17 +25,28 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+class _NdarrayName:
+    """Stands for `numpy.ndarray` in a pickle: it can be named, but not called."""
+
+
+def _empty_array(kind: object, shape: object, code: object) -> np.ndarray:
+    # what numpy's pickles call first; the array's state is set afterwards, and numpy checks it. Any
+    # other shape would be memory that nobody has written to
+    if kind is not _NdarrayName or shape != (0,):
+        raise RefusedPickleError("it builds a numpy array in a way that numpy's own pickles do not")
+    return np.empty(0, np.uint8)
+
+
 def _admitted() -> dict[tuple[str, str], Any]:
-    reconstruct: Any = np.zeros(1).__reduce__()[0]
     scalar: Any = np.float64(0).__reduce__()[0]
     frombuffer: Any = np.zeros(1).__reduce_ex__(5)[0]
     names: dict[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "ndarray"): _NdarrayName,
         ("numpy", "dtype"): np.dtype,
         ("_codecs", "encode"): _encode_latin1,
     }
     for core in ("numpy.core", "numpy._core"):
-        names[(f"{core}.multiarray", "_reconstruct")] = reconstruct
+        names[(f"{core}.multiarray", "_reconstruct")] = _empty_array
         names[(f"{core}.multiarray", "scalar")] = scalar
         names[(f"{core}.numeric", "_frombuffer")] = frombuffer
     return names

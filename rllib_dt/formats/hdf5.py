@@ -1,0 +1,58 @@
+"""Opens datasets of HDF5 files whose values are in the file itself.
+
+HDF5 can place a dataset's values in any file of the machine: by external storage, by links to other
+files, and by virtual datasets. A recording has no use for that, and a hostile one could have a
+password file trained on, so all three are refused before a value is read.
+"""
+
+import h5py
+
+from rllib_dt.episodes.episode import DataError
+
+_MAX_LINKS = 16
+_REMEDY = "copy the data into the file itself (h5repack, or h5py's Group.copy with expand_external)"
+
+
+def names(group: h5py.Group) -> list[str]:
+    """Lists the names in a group, without following links."""
+    return sorted(group.keys())
+
+
+def open_dataset(group: h5py.Group, name: str, source: str) -> h5py.Dataset:
+    """Opens a dataset of a group; raises DataError if its values are not all in this file.
+
+    Args:
+        group: a group of an open file.
+        name: the dataset's name in the group.
+        source: the file's name, for messages.
+    """
+    found = _follow(group, name, source, _MAX_LINKS)
+    if not isinstance(found, h5py.Dataset):
+        raise DataError(source, f"{name!r} is not a dataset", "use the layout of the format")
+    if found.external:
+        files = sorted({str(file) for file, *_ in found.external})
+        raise DataError(source, f"the values of {name!r} are in other files: {files}", _REMEDY)
+    if found.is_virtual:
+        raise DataError(source, f"{name!r} is a virtual dataset, made of other datasets", _REMEDY)
+    return found
+
+
+def _follow(
+    group: h5py.Group, path: str, source: str, links_left: int
+) -> h5py.Group | h5py.Dataset:
+    """Finds an object by its path, and refuses to leave the file."""
+    found = group.file["/"] if path.startswith("/") else group
+    for part in (part for part in path.split("/") if part not in ("", ".")):
+        if not isinstance(found, h5py.Group):
+            raise KeyError(path)
+        link = found.get(part, getlink=True)
+        if isinstance(link, h5py.SoftLink):
+            if not links_left:
+                raise DataError(source, f"{path!r} is a chain of too many links", _REMEDY)
+            found = _follow(found, link.path, source, links_left - 1)
+        elif isinstance(link, h5py.HardLink):
+            found = found[part]
+        else:
+            where = getattr(link, "filename", "another file")
+            raise DataError(source, f"{part!r} is a link to another file, {where}", _REMEDY)
+    return found
