@@ -136,7 +136,9 @@ def test_a_missing_column_is_named_by_the_users_own_name(tmp_path):
 def test_rows_that_do_not_identify_their_episodes_are_refused(tmp_path):
     bare = without(rows(2, 3), "eps_id", "terminateds", "truncateds")
     path = rec.write_rows(tmp_path / "a.parquet", bare)
-    with refused(r"no column tells where episodes end \(none of \['terminateds', 'dones', 'eps_id"):
+    with refused(
+        r"no column tells where episodes end \(none of \['terminateds', 'truncateds', 'dones', 'eps_id"
+    ):
         read(path)
 
 

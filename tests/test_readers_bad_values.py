@@ -9,6 +9,7 @@ from gymnasium.spaces import Discrete
 from rllib_dt import write_episodes
 from rllib_dt.episodes.episode import DataError
 from tests import recordings as rec
+from tests.conftest import tiny_config
 from tests.recordings import ACTIONS, OBSERVATIONS, arrays, read, refused, rows
 
 FORMATS = ["a.parquet", "a.hdf5", "a.json", "a.json.gz", "a.zip"]
@@ -223,3 +224,95 @@ def test_an_error_in_a_task_arrives_unchanged(cluster, tmp_path):
         rec.read_with_ray(tmp_path)
     assert type(caught.value) is DataError
     assert caught.value.parts[0].startswith(str(path))
+
+
+# ---- end flags
+
+BAD_FLAGS = {
+    "text": "False",
+    "nan": float("nan"),
+    "negative": -1,
+    "fraction": 0.01,
+    "two": 2,
+    "list": [0, 1],
+}
+
+
+def with_flag(step_rows, name, value, row=2):
+    """Rows with one bad flag. A column has one type, so the other flags are of the value's type."""
+    others = {"str": "False", "list": [0, 0], "int": 0, "float": 0.0}
+    other = others[type(value).__name__]
+    return [step | {name: value if i == row else other} for i, step in enumerate(step_rows)]
+
+
+@pytest.mark.parametrize("name", ["terminateds", "truncateds", "dones"])
+@pytest.mark.parametrize("kind", BAD_FLAGS)
+def test_end_flags_are_booleans_or_zero_and_one(tmp_path, name, kind):
+    step_rows = with_flag(rec.rows(2, 5), name, BAD_FLAGS[kind])
+    with refused(rf"a.parquet: .*{name}.*; record .*(booleans|one number)"):
+        read(rec.write_rows(tmp_path / "a.parquet", step_rows))
+
+
+@pytest.mark.parametrize("kind", ["nan", "negative", "fraction", "two"])
+def test_end_flags_of_d4rl_files_are_booleans_or_zero_and_one(tmp_path, kind):
+    flags = np.array([0, 0, 0, 0, BAD_FLAGS[kind]], float)
+    path = rec.write_d4rl(tmp_path / "a.hdf5", (5,), terminals=flags)
+    with refused(r"a.hdf5: terminals hold .* at row 4; record end flags as booleans"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["terminated", "truncated"])
+@pytest.mark.parametrize("kind", BAD_FLAGS)
+def test_end_flags_of_canonical_episodes_are_booleans_or_zero_and_one(tmp_path, name, kind):
+    value = BAD_FLAGS[kind]
+    episodes = [rec.arrays(2, 5) | dict(terminated=True, truncated=False) | {name: value}]
+    with refused(rf"{name} .*; record end flags as booleans"):
+        write_episodes(episodes, tmp_path / "d", rec.OBSERVATIONS, rec.ACTIONS)
+    made = {k: v.tolist() for k, v in rec.arrays(2, 5).items()}
+    made |= dict(terminated=1.0, truncated=0.0) | {name: value}
+    with refused(rf"{name} .*; record end flags as booleans"):
+        read(rec.write_rows(tmp_path / "a.parquet", [made]))
+
+
+@pytest.mark.parametrize("one", [1, 1.0, True])
+def test_zero_and_one_are_flags(tmp_path, one):
+    step_rows = [step | dict(terminateds=type(one)(step["terminateds"])) for step in rec.rows(2, 5)]
+    (episode,) = read(rec.write_rows(tmp_path / "a.parquet", step_rows)).episodes
+    assert (episode.terminated, episode.truncated) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("columns", "ends"),
+    [
+        # the column that marks step 4, and the one that marks step 9; no ids
+        (("dones", "truncateds"), [(True, False), (False, True)]),
+        (("truncateds", "dones"), [(False, True), (True, False)]),
+        (("terminateds", "dones"), [(True, False), (False, True)]),
+        (("dones", "terminateds"), [(False, True), (True, False)]),
+        (("terminateds", "truncateds"), [(True, False), (False, True)]),
+    ],
+)
+def test_every_column_of_end_flags_ends_episodes(tmp_path, columns, ends):
+    step_rows = []
+    for step in rec.rows(2, 10):
+        kept = {k: v for k, v in step.items() if k in ("obs", "actions", "rewards")}
+        flags = {name: step["t"] == (4, 9)[i] for i, name in enumerate(columns)}
+        step_rows.append(kept | flags)
+    episodes = read(rec.write_rows(tmp_path / "a.parquet", step_rows)).episodes
+    assert [len(e) for e in episodes] == [5, 5]
+    assert rec.ends(episodes) == ends
+
+
+# ---- names of columns
+
+
+def test_a_mapped_column_that_is_missing_is_refused(tmp_path):
+    path = rec.write_rows(tmp_path / "a.parquet", rec.rows(2, 5))
+    with refused(r"a.parquet: columns \['mine'\] are missing; it has .*'obs'.*input_read_schema"):
+        read(path, names={"t": "mine"})
+
+
+def test_an_unknown_name_in_the_read_schema_is_refused(tiny_data):
+    config = tiny_config(tiny_data[0]).offline_data(input_read_schema={"observations": "obs"})
+    with pytest.raises(ValueError, match=r"read_schema.* has no column 'observations'.*'obs'"):
+        config.validate()

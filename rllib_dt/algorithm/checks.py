@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.rllib.utils.schedules.scheduler import Scheduler
 
+from rllib_dt.formats import canonical, steps
 from rllib_dt.spaces.leaves import (
     UnsupportedSpaceError,
     check_action_space,
@@ -15,6 +16,9 @@ from rllib_dt.spaces.leaves import (
 
 if TYPE_CHECKING:
     from rllib_dt.algorithm.config import DTConfig
+
+_COLUMNS = {*steps.REQUIRED, *steps.OPTIONAL, *canonical.EPISODE_COLUMNS}
+"""The columns that readers know by name; others are ignored."""
 
 _UNFIT_FOR_EVALUATION = ("auto", "timesteps")
 
@@ -46,6 +50,12 @@ def check_training(config: "DTConfig") -> None:
     """Refuses invalid settings of data and training."""
     if not config.is_offline:
         config.refuse("offline_data(input_=…) must be a path or a list of paths")
+    for name in config.input_read_schema or {}:
+        if name not in _COLUMNS:
+            config.refuse(
+                f"offline_data(input_read_schema=…) has no column {name!r}; its keys are RLlib's "
+                f"names, its values yours: {sorted(_COLUMNS)}"
+            )
     if config.normalize_actions:
         config.refuse(
             "normalize_actions=True would scale actions twice: this module already returns them in "

@@ -17,7 +17,7 @@ from rllib_dt.formats.columns import (
     check_no_nulls,
     is_list,
 )
-from rllib_dt.formats.fragments import Fragment, ReadOptions
+from rllib_dt.formats.fragments import Fragment, ReadOptions, end_flag
 from rllib_dt.spaces.leaves import describe_space, step_layout
 from rllib_dt.types import Array
 
@@ -70,8 +70,8 @@ def _fragment(row: Mapping[str, pa.Scalar], source: str, key: str) -> Fragment:
         actions=actions,
         rewards=rewards,
         next_observation=obs[-1] if one_more else None,
-        terminated=bool(row["terminated"].as_py()),
-        truncated=bool(row["truncated"].as_py()),
+        terminated=end_flag(row["terminated"].as_py(), "terminated", where),
+        truncated=end_flag(row["truncated"].as_py(), "truncated", where),
     )
 
 
@@ -164,8 +164,8 @@ def _episode(given: RecordedEpisode, name: str) -> Episode:
         observations=observations,
         actions=actions,
         rewards=rewards.astype(np.float64),
-        terminated=bool(given["terminated"]),
-        truncated=bool(given["truncated"]),
+        terminated=end_flag(given["terminated"], "terminated", where),
+        truncated=end_flag(given["truncated"], "truncated", where),
     )
 
 

@@ -12,6 +12,8 @@ from rllib_dt.formats.safe_pickle import RefusedPickleError, unpack_array
 from rllib_dt.types import Array
 
 _RAGGED = "record arrays of one shape at every step"
+_SHOWN = 40
+"""Characters of a refused value that a message shows."""
 
 
 def unpack(packed: str | bytes, source: str, name: str) -> Array:
@@ -21,9 +23,15 @@ def unpack(packed: str | bytes, source: str, name: str) -> Array:
     except RefusedPickleError as error:
         raise DataError(
             source,
-            f"column {name!r} holds a packed value that was refused: {error}",
-            "write the column uncompressed (config.offline_data(output_compress_columns=[]))",
+            f"column {name!r} holds text or bytes ({_short(packed)}), which count as an array that "
+            f"RLlib packed, but were refused: {error}",
+            "record numbers or booleans, uncompressed (offline_data(output_compress_columns=[]))",
         ) from error
+
+
+def _short(packed: str | bytes) -> str:
+    text = repr(packed)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def array_from_values(values: Any, source: str, name: str) -> Array:

@@ -11,6 +11,7 @@ from rllib_dt.formats.fragments import (
     Fragment,
     ReadOptions,
     StepTable,
+    end_flags,
     fragments_of_parts,
     one_a_step,
 )
@@ -77,8 +78,7 @@ def _tables(data: h5py.File, source: str, time_limit: int | None) -> Iterator[St
 
 
 def _flags(data: h5py.File, name: str, source: str) -> Array:
-    flags: Array = one_a_step(open_dataset(data, name, source)[()], name, source).astype(bool)
-    return flags
+    return end_flags(open_dataset(data, name, source)[()], name, source)
 
 
 def _timeouts(terminals: np.ndarray, time_limit: int | None, source: str) -> np.ndarray:

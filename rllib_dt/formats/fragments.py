@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.types import Array, Batch
@@ -208,3 +209,33 @@ def one_a_step(values: Array, name: str, source: str) -> Array:
             "record one number for each step",
         )
     return values
+
+
+def end_flags(values: Array, name: str, source: str) -> NDArray[np.bool_]:
+    """Turns flags, (n,) or (n, 1) booleans or numbers 0 and 1, into (n,) bool.
+
+    Raises:
+        DataError: there is any other value. NaN, -1 or 0.5 would count as True.
+    """
+    flags = one_a_step(values, name, source)
+    is_flag = np.isin(flags, (0, 1))
+    if not is_flag.all():
+        row = int(np.argmin(is_flag))
+        raise DataError(
+            source,
+            f"{name} hold {flags[row]!s} at row {row}",
+            "record end flags as booleans, or as the numbers 0 and 1",
+        )
+    chosen: NDArray[np.bool_] = flags.astype(bool)
+    return chosen
+
+
+def end_flag(value: object, name: str, where: str) -> bool:
+    """Turns one flag, a boolean or a number 0 or 1, into a bool; see `end_flags`."""
+    if not isinstance(value, bool | int | float | np.generic):
+        raise DataError(
+            where,
+            f"{name} is {value!r}, a {type(value).__name__}",
+            "record end flags as booleans, or as the numbers 0 and 1",
+        )
+    return bool(end_flags(np.asarray([value]), name, where)[0])

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rllib_dt.episodes.episode import DataError
-from rllib_dt.formats.fragments import Fragment, ReadOptions
+from rllib_dt.formats.fragments import Fragment, ReadOptions, end_flag
 from rllib_dt.types import Array
 
 # raised when damaged or foreign msgpack bytes are turned into a fragment
@@ -71,8 +71,8 @@ def _fragment_from_state(state: dict, source: str) -> Fragment:
         actions=actions,
         rewards=rewards,
         next_observation=observations[steps],
-        terminated=bool(state["is_terminated"]),
-        truncated=bool(state["is_truncated"]),
+        terminated=end_flag(state["is_terminated"], "is_terminated", source),
+        truncated=end_flag(state["is_truncated"], "is_truncated", source),
     )
 
 

@@ -5,17 +5,21 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from rllib_dt.episodes.episode import DataError
-from rllib_dt.formats.fragments import StepTable, one_a_step
+from rllib_dt.formats.fragments import StepTable, end_flags, one_a_step
 from rllib_dt.types import Array
 
 REQUIRED = ("obs", "actions", "rewards")
 OPTIONAL = ("eps_id", "t", "new_obs", "terminateds", "truncateds", "dones")
 
 
+END_FLAGS = ("terminateds", "truncateds", "dones")
+
+
 def check_columns(present: Collection[str], names: Mapping[str, str], source: str) -> None:
-    """Raises a DataError that lists the required columns that are missing, if any are."""
-    missing = [names.get(name, name) for name in REQUIRED if names.get(name, name) not in present]
-    ends = [names.get(name, name) for name in ("terminateds", "dones", "eps_id")]
+    """Raises a DataError that lists the columns that are missing, if any are."""
+    needed = [*REQUIRED, *(name for name in OPTIONAL if name in names)]
+    missing = [names.get(name, name) for name in needed if names.get(name, name) not in present]
+    ends = [names.get(name, name) for name in (*END_FLAGS, "eps_id")]
     if not missing and any(name in present for name in ends):
         return
     problem = (
@@ -32,21 +36,27 @@ def check_columns(present: Collection[str], names: Mapping[str, str], source: st
 
 
 def step_table(columns: Mapping[str, Array], source: str) -> StepTable:
-    """Builds a table from columns under RLlib's names."""
-    if "terminateds" in columns:
-        terminateds, truncateds = columns["terminateds"], columns.get("truncateds")
-    else:
-        # `dones` of the old stack does not say whether an episode terminated or was truncated
-        unmarked = np.zeros(len(columns["rewards"]), bool)
-        terminateds, truncateds = columns.get("dones", unmarked), None
-    if truncateds is not None:
-        truncateds = one_a_step(truncateds, "truncateds", source).astype(bool)
+    """Builds a table from columns under RLlib's names.
+
+    Every column of end flags counts. `dones` does not say whether an episode terminated or was
+    truncated: alone it counts as termination, beside one of the others as the other kind.
+    """
+    flags = {name: end_flags(columns[name], name, source) for name in END_FLAGS if name in columns}
+    dones, truncateds = flags.get("dones"), flags.get("truncateds")
+    terminateds = flags.get("terminateds")
+    if terminateds is None:
+        terminateds = np.zeros(len(columns["rewards"]), bool) if dones is None else dones
+        if truncateds is not None:
+            terminateds = terminateds & ~truncateds
+    elif dones is not None and (dones & ~terminateds).any():
+        others = dones & ~terminateds
+        truncateds = others if truncateds is None else truncateds | others
     return StepTable(
         source=source,
         observations=columns["obs"],
         actions=columns["actions"],
         rewards=one_a_step(columns["rewards"], "rewards", source),
-        terminateds=one_a_step(terminateds, "end flags", source).astype(bool),
+        terminateds=terminateds,
         truncateds=truncateds,
         episode_ids=columns.get("eps_id"),
         timesteps=columns.get("t"),
