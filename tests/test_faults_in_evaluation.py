@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import ray
 from gymnasium.spaces import Box
+from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from rllib_dt import DTConfig, DTModelConfig, write_episodes
 from rllib_dt.compat import runner_actors
 from rllib_dt.rollout import dispatch
 from rllib_dt.rollout.jobs import make_jobs
-from tests.conftest import TINY, make_episodes
+from tests.conftest import TINY, make_episodes, tiny_config
 
 EPISODES = 6
 
@@ -240,6 +241,12 @@ class Awkward(Troubled):
                 observation = None
             if self.config["trouble"] == "nan":
                 reward = float("nan")
+            if self.config["trouble"] == "nan observation":
+                observation = np.full_like(observation, np.nan)
+            if self.config["trouble"] == "text observation":
+                observation = np.array(["a", "b", "c"])[: len(observation)]
+            if self.config["trouble"] == "text reward":
+                reward = "much"
         return observation, reward, *rest
 
 
@@ -251,7 +258,10 @@ def evaluate(config):
         algo.stop()
 
 
-@pytest.mark.parametrize("trouble", ["shape", "nothing", "nan", "quit"])
+INVALID = ["shape", "nothing", "nan", "nan observation", "text observation", "text reward", "quit"]
+
+
+@pytest.mark.parametrize("trouble", INVALID)
 def test_an_environment_that_returns_invalid_values_or_exits_loses_only_its_own_episodes(
     cluster, data, trouble
 ):
@@ -287,3 +297,43 @@ def test_a_restarted_runner_waits_until_its_environment_can_be_created(cluster, 
     threading.Timer(8.0, gone.unlink).start()
     check_no_episode_failed(algo.evaluate()["env_runners"])
     algo.stop()
+
+
+class InPlace(gym.Env):
+    """Returns one array every time, and changes it in place; sometimes outside of its space."""
+
+    observation_space = Box(0.0, 3.0, (3,), np.float32)
+    action_space = Box(-1.0, 1.0, (2,), np.float32)
+
+    def __init__(self, config=None):
+        self.array = np.zeros(3, np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.array[:] = 0
+        return self.array, {}
+
+    def step(self, action):
+        self.array += 1
+        return self.array, 1.0, bool(self.array[0] == 5), False, {}
+
+
+class KeepObservations(RLlibCallback):
+    SEEN = []
+
+    def on_episode_end(self, *, episode, **kwargs):
+        self.SEEN.append([float(o[0]) for o in episode.get_observations()])
+
+
+def test_observations_are_copied_and_those_outside_of_the_space_reported_once(
+    cluster, tiny_data, caplog
+):
+    KeepObservations.SEEN.clear()
+    config = tiny_config(tiny_data[0]).environment(InPlace).callbacks(KeepObservations)
+    config.evaluation(target_returns=[5.0], evaluation_duration=2)
+    algo = config.build_algo()
+    with caplog.at_level("WARNING", logger="rllib_dt"):
+        result = algo.evaluate()["env_runners"]
+    algo.stop()
+    assert result["num_episodes_failed"] == 0
+    assert KeepObservations.SEEN == [[0, 1, 2, 3, 4, 5]] * 2
+    assert caplog.text.count("an observation lies outside the environment's space") == 1

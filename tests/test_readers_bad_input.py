@@ -136,9 +136,8 @@ def test_a_missing_column_is_named_by_the_users_own_name(tmp_path):
 def test_rows_that_do_not_identify_their_episodes_are_refused(tmp_path):
     bare = without(rows(2, 3), "eps_id", "terminateds", "truncateds")
     path = rec.write_rows(tmp_path / "a.parquet", bare)
-    with refused(
-        r"no column tells where episodes end \(none of \['terminateds', 'truncateds', 'dones', 'eps_id"
-    ):
+    ends = r"\['terminateds', 'truncateds', 'dones', 'eps_id'\]"
+    with refused(rf"no column tells where episodes end \(none of {ends}\)"):
         read(path)
 
 

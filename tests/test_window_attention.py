@@ -91,6 +91,20 @@ def test_the_cache_is_exact_over_a_thousand_steps_with_resets_in_some_slots(spac
     assert compared > 2000
 
 
+def test_an_episode_with_nan_does_not_poison_the_next_one_in_its_slot():
+    net = network(SPACES[0])
+    cache = RollingCache(net.config, 2)
+    spoilt, clean = recorded(SPACES[0], 7, seed=0), recorded(SPACES[0], 9, seed=1)
+    spoilt["observations"][:, 3:] = float("nan")
+    want = outputs_and_actions(net, clean)[1]
+    for data in (spoilt, clean):
+        for t in range(data["timesteps"].shape[1]):
+            pair = {name: column[:, [max(0, t - 1), t]] for name, column in data.items()}
+            window = Window(**pair, mask=torch.tensor([[t > 0, True]]))
+            action = net.step(cache, torch.tensor([1]), window)
+    torch.testing.assert_close(action[0], want[-1], atol=1e-5, rtol=1e-5)
+
+
 def test_the_band_covers_the_last_tokens_and_excludes_padding():
     real = torch.tensor([[False, True, True, True, True]])
     got = causal_mask(real, 5, band=3)[0, 0].int().tolist()

@@ -75,6 +75,10 @@ class RollingCache:
         """
         self._slots = None if torch.equal(slots, self._every_slot) else slots
         self._first[slots] = torch.where(begins, timesteps, self._first[slots])
+        if begins.any():
+            # hidden keys count for nothing only while they are finite: 0 · NaN is NaN
+            for stored in self._layers:
+                stored[slots[begins]] = 0.0
         G, t = self._groups, timesteps[:, None]
         self._places = (t % G) * 3 + self._within  # (B, 3)
         self._rows = slots[:, None]

@@ -5,6 +5,8 @@ the other slots continue.
 """
 
 import contextlib
+import copy
+import logging
 import math
 import signal
 import threading
@@ -22,7 +24,9 @@ from gymnasium.vector.utils import batch_space
 from ray.rllib.utils.annotations import override
 
 from rllib_dt.compat import first_info
-from rllib_dt.types import Value
+from rllib_dt.types import Array, Value
+
+logger = logging.getLogger(__name__)
 
 Makers = Sequence[Callable[[], gym.Env]]
 A = TypeVar("A")
@@ -90,6 +94,7 @@ class SlotEnvs(ABC):
         self._makers = makers
         self._timeout = timeout
         self._envs: list[SlotEnv] = [None] * len(makers)
+        self._warns_of_bounds = True
 
     def reset(self, seeds: Mapping[int, int]) -> Iterator[tuple[int, ResetResult | SlotFailure]]:
         """Resets the given slots with the given seeds one by one, and yields each slot's result."""
@@ -130,12 +135,31 @@ class SlotEnvs(ABC):
     def _checked(self, result: R) -> R:
         """Refuses a result that would spoil the other slots' results."""
         if isinstance(result, ResetResult | StepResult):
-            wanted, got = self.vector.single_observation_space.shape, np.shape(result.observation)
-            if wanted != got:
-                raise ValueError(f"the observation has shape {got}, but the space has {wanted}")
+            self._check_observation(np.asarray(result.observation))
         if isinstance(result, StepResult) and not math.isfinite(result.reward):
             raise ValueError(f"the reward is {result.reward}")
         return result
+
+    def _check_observation(self, observation: Array) -> None:
+        space = self.vector.single_observation_space
+        if space.shape != observation.shape:
+            raise ValueError(
+                f"the observation has shape {observation.shape}, but the space has {space.shape}"
+            )
+        if observation.dtype.kind not in "biuf":
+            raise ValueError(f"the observation holds {observation.dtype}, not numbers")
+        if not np.isfinite(observation).all():
+            raise ValueError(f"the observation is not finite: {observation}")
+        if self._warns_of_bounds and isinstance(space, gym.spaces.Box):
+            outside = (observation < space.low) | (observation > space.high)
+            if outside.any():
+                self._warns_of_bounds = False
+                logger.warning(
+                    "an observation lies outside the environment's space: %s, but the space is %s; "
+                    "further ones are not reported",
+                    observation,
+                    space,
+                )
 
 
 @contextlib.contextmanager
@@ -172,7 +196,10 @@ class InProcessEnvs(SlotEnvs):
 
     def _step(self, env: gym.Env, action: Value) -> StepResult:
         observation, reward, terminated, truncated, info = env.step(action)
-        return StepResult(observation, float(reward), bool(terminated), bool(truncated), info)
+        # a copy: some environments change one array in place, which callbacks still hold
+        return StepResult(
+            copy.deepcopy(observation), float(reward), bool(terminated), bool(truncated), info
+        )
 
     @override(SlotEnvs)
     def _make(self, slot: int) -> gym.Env:
@@ -184,7 +211,8 @@ class InProcessEnvs(SlotEnvs):
 
     @override(SlotEnvs)
     def _reset(self, env: gym.Env, seed: int) -> ResetResult:
-        return ResetResult(*env.reset(seed=seed))
+        observation, info = env.reset(seed=seed)
+        return ResetResult(copy.deepcopy(observation), info)
 
     @override(SlotEnvs)
     def _close(self, env: gym.Env) -> None:
