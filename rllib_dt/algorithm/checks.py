@@ -1,10 +1,12 @@
 """Checks a `DTConfig` before anything is built."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from ray.rllib.utils.schedules.scheduler import Scheduler
 
 from rllib_dt.formats import canonical, steps
@@ -21,6 +23,7 @@ _COLUMNS = {*steps.REQUIRED, *steps.OPTIONAL, *canonical.EPISODE_COLUMNS}
 """The columns that readers know by name; others are ignored."""
 
 _UNFIT_FOR_EVALUATION = ("auto", "timesteps")
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def check_spaces(config: "DTConfig") -> None:
@@ -62,27 +65,19 @@ def check_training(config: "DTConfig") -> None:
             "the environment's units. For recorded actions in [-1, 1] set "
             "offline_data(actions_in_input_normalized=True)"
         )
-    _check_number(config, "return_scale", lambda v: v > 0, "positive", optional=True)
-    _check_number(config, "warmup_steps", lambda v: v >= 0, "at least 0")
-    _check_number(config, "weight_decay", lambda v: v >= 0, "at least 0")
-    _check_number(config, "top_fraction", lambda v: 0 < v <= 1, "in (0, 1]", optional=True)
-    _check_number(config, "gamma", lambda v: 0 < v <= 1, "in (0, 1]")
-    _check_number(config, "pool_reuse", lambda v: v > 0, "positive")
-    _check_number(
-        config, "validation_fraction", lambda v: 0 < v < 1, "between 0 and 1", optional=True
-    )
-    for name in ("pool_capacity_steps", "pool_capacity_bytes"):
-        _check_number(
-            config,
-            name,
-            lambda v: v >= 1 and v == int(v),
-            "a whole number of at least 1",
-            optional=True,
-        )
+    _check_all(config, _TRAINING)
+    for name in _BOOLEANS:
+        if not isinstance(getattr(config, name), bool | np.bool_):
+            config.refuse(f"{name}={getattr(config, name)!r} must be True or False")
+    _check_lr(config)
+    betas = config.adam_betas
+    if not isinstance(betas, list) or len(betas) != 2 or not all(map(_is_share, betas)):
+        config.refuse(f"adam_betas={betas!r} must be two numbers in [0, 1)")
+    clip = config.clip_rewards
+    if not (clip is None or isinstance(clip, bool) or (_is_number(clip) and clip > 0)):
+        config.refuse(f"clip_rewards={clip!r} must be True, False, None or a positive number")
     if config.validation_fraction is not None and config.validation_input is not None:
         config.refuse("give either validation_fraction or validation_input, not both")
-    for name in ("dataset_num_iters_per_learner", "validation_interval"):
-        _check_number(config, name, lambda v: v >= 1 and v == int(v), "a whole number, at least 1")
     if config.torch_compile_learner and (
         config.torch_compile_learner_what_to_compile == "complete_update"
     ):
@@ -90,9 +85,6 @@ def check_training(config: "DTConfig") -> None:
             "torch_compile_learner_what_to_compile='complete_update' would compile RLlib's loop "
             "as well; leave it at 'forward_train'"
         )
-    Scheduler.validate(
-        fixed_value_or_schedule=config.lr, setting_name="lr", description="learning rate"
-    )
     for name, allowed in (
         ("precision", ("fp32", "bf16")),
         ("incomplete", ("error", "drop", "keep")),
@@ -103,22 +95,29 @@ def check_training(config: "DTConfig") -> None:
 
 def check_evaluation(config: "DTConfig") -> None:
     """Refuses invalid settings of evaluation."""
-    for target in config.target_returns if config.target_returns is not None else ():
-        _check_number(config, "target_returns", lambda v: True, "finite numbers", value=target)
-    if config.target_returns is not None and not config.target_returns:
-        config.refuse("target_returns is empty; give at least one, or None")
-    if config.score_reference is not None:
-        finite = all(isinstance(v, Real) and math.isfinite(v) for v in config.score_reference)
-        if len(config.score_reference) != 2 or not finite or len(set(config.score_reference)) < 2:
-            config.refuse(
-                f"score_reference={config.score_reference} must be two different numbers, the "
-                "returns of a random policy and of an expert"
-            )
+    _check_targets(config)
+    reference = config.score_reference
+    if reference is not None and not (
+        isinstance(reference, list)
+        and len(reference) == 2
+        and all(map(_is_number, reference))
+        and reference[0] != reference[1]
+    ):
+        config.refuse(
+            f"score_reference={reference!r} must be two different numbers, the returns of a random "
+            "policy and of an expert"
+        )
     asked = (config.evaluation_duration, config.evaluation_duration_unit)
     if any(value in _UNFIT_FOR_EVALUATION for value in asked):
         config.refuse(
             f"evaluation_duration={asked[0]!r} {asked[1]}: only a number of episodes for each "
             "target is supported, since a cut episode has no return"
+        )
+    _check_all(config, _EVALUATION)
+    if config.evaluation_interval and config.env is None:
+        config.refuse(
+            f"evaluation_interval={config.evaluation_interval} needs an environment; set "
+            "environment(env=…), or offline_data(validation_fraction=…) to validate without one"
         )
     if str(config.gym_env_vectorize_mode).lower() not in ("sync", "async"):
         config.refuse(
@@ -126,19 +125,104 @@ def check_evaluation(config: "DTConfig") -> None:
         )
 
 
-def _check_number(
-    config: "DTConfig",
-    name: str,
-    test: Callable[[Any], bool],
-    wanted: str,
-    *,
-    value: Any = None,
-    optional: bool = False,
-) -> None:
-    """Refuses `value`, by default the setting `name`, unless it is a finite number that passes."""
-    value = getattr(config, name) if value is None else value
-    if optional and value is None:
+@dataclass(frozen=True)
+class _Rule:
+    """A number that a setting must be.
+
+    Attributes:
+        wanted: what to say if it is not.
+        test: whether a finite number is right.
+        whole: only whole numbers are; 2.0 becomes 2.
+        optional: None is right too.
+    """
+
+    wanted: str
+    test: Callable[[float], bool]
+    whole: bool = False
+    optional: bool = False
+
+
+_POSITIVE = _Rule("positive", lambda v: v > 0)
+_AT_LEAST_0 = _Rule("at least 0", lambda v: v >= 0)
+_SHARE = _Rule("in (0, 1]", lambda v: 0 < v <= 1)
+_COUNT = _Rule("a whole number, at least 1", lambda v: v >= 1, whole=True)
+_COUNT_OR_0 = _Rule("a whole number, at least 0", lambda v: v >= 0, whole=True)
+
+
+def _or_none(rule: _Rule) -> _Rule:
+    return replace(rule, wanted=f"{rule.wanted}, or None", optional=True)
+
+
+_TRAINING = {
+    "return_scale": _or_none(_POSITIVE),
+    "warmup_steps": _COUNT_OR_0,
+    "weight_decay": _AT_LEAST_0,
+    "grad_clip": _or_none(_POSITIVE),
+    "gamma": _SHARE,
+    "train_batch_size_per_learner": _COUNT,
+    "dataset_num_iters_per_learner": _COUNT,
+    "num_learners": _COUNT_OR_0,
+    "seed": _or_none(_COUNT_OR_0),
+    "time_limit": _or_none(_COUNT),
+    "top_fraction": _or_none(_SHARE),
+    "pool_reuse": _POSITIVE,
+    "pool_capacity_steps": _or_none(_COUNT),
+    "pool_capacity_bytes": _or_none(_COUNT),
+    "validation_fraction": _or_none(_Rule("between 0 and 1", lambda v: 0 < v < 1)),
+    "validation_interval": _COUNT,
+}
+_EVALUATION = {
+    "evaluation_interval": _or_none(_COUNT_OR_0),
+    "evaluation_duration": _COUNT,
+    "evaluation_num_env_runners": _COUNT_OR_0,
+    "evaluation_sample_timeout_s": _or_none(_POSITIVE),
+    "num_envs_per_env_runner": _COUNT,
+}
+_BOOLEANS = ("delayed_reward", "actions_in_input_normalized", "torch_compile_learner")
+
+
+def _check_all(config: "DTConfig", rules: Mapping[str, _Rule]) -> None:
+    for name, rule in rules.items():
+        value = getattr(config, name)
+        if value is None and rule.optional:
+            continue
+        is_right = _is_number(value) and rule.test(value)
+        if not is_right or (rule.whole and value != int(value)):
+            config.refuse(f"{name}={value!r} must be {rule.wanted}")
+        elif rule.whole and not isinstance(value, int):
+            setattr(config, name, int(value))
+
+
+def _check_lr(config: "DTConfig") -> None:
+    """A learning rate, or a schedule of them, must not be negative: that would be ascent."""
+    Scheduler.validate(
+        fixed_value_or_schedule=config.lr, setting_name="lr", description="learning rate"
+    )
+    rates = [pair[1] for pair in config.lr] if isinstance(config.lr, list) else [config.lr]
+    for rate in rates:
+        if not _is_number(rate) or rate < 0:
+            config.refuse(f"lr={config.lr!r}: a learning rate must be a number, at least 0")
+
+
+def _check_targets(config: "DTConfig") -> None:
+    targets = config.target_returns
+    if targets is None:
         return
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not test(value):
-        config.refuse(f"{name}={value!r} must be {wanted}")
+    if not isinstance(targets, list) or not targets:
+        config.refuse("target_returns is empty; give at least one number, or None")
+        return
+    for target in targets:
+        if not _is_number(target) or abs(target) > _LARGEST_FLOAT32:
+            config.refuse(f"target_returns={target!r} must be finite numbers, within float32")
+            return
+    if len({float(target) for target in targets}) < len(targets):
+        config.refuse(f"target_returns={targets} names a target twice")
+
+
+def _is_number(value: Any) -> bool:
+    is_real = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
+    return is_real and math.isfinite(value)
+
+
+def _is_share(value: float) -> bool:
+    return _is_number(value) and 0 <= value < 1

@@ -2,8 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.utils.annotations import override
 
@@ -86,10 +88,9 @@ class DTSettings(AlgorithmConfig):
                 over the steps trained on all learners), `train_batch_size_per_learner` (windows),
                 `grad_clip`, `gamma` (1.0: undiscounted), …
         """
-        super().training(**kwargs)
-        if adam_betas is not NotProvided:
-            self.adam_betas = _as_list(adam_betas)
+        super().training(**_without_numpy(kwargs))
         return self._set(
+            adam_betas=adam_betas,
             warmup_steps=warmup_steps,
             weight_decay=weight_decay,
             return_scale=return_scale,
@@ -139,7 +140,7 @@ class DTSettings(AlgorithmConfig):
                 (never written to checkpoints or results, see docs/cluster.md),
                 `dataset_num_iters_per_learner` (updates in one `train()`), …
         """
-        super().offline_data(**kwargs)
+        super().offline_data(**_without_numpy(kwargs))
         self._set(
             time_limit=time_limit,
             incomplete=incomplete,
@@ -173,28 +174,24 @@ class DTSettings(AlgorithmConfig):
     def evaluation(
         self,
         *,
-        target_returns: Sequence[float] | None = NotProvided,
+        target_returns: Sequence[float] | float | None = NotProvided,
         score_reference: Sequence[float] | None = NotProvided,
         **kwargs: Any,
     ) -> "Self":
         """Configures evaluation.
 
         Args:
-            target_returns: the returns to ask the policy for; None takes the best and the median
-                episode return of the data.
+            target_returns: the returns to ask the policy for, or a single one; None takes the best
+                and the median episode return of the data.
             score_reference: (random, expert) returns, to report the normalised score
                 100 · (return - random) / (expert - random) as well.
             kwargs: RLlib's own settings: `evaluation_interval`, `evaluation_duration` (episodes
                 for each target), `evaluation_num_env_runners`, …
         """
-        super().evaluation(**kwargs)
-        for name, value in (
-            ("target_returns", target_returns),
-            ("score_reference", score_reference),
-        ):
-            if value is not NotProvided:
-                setattr(self, name, _as_list(value))
-        return self
+        super().evaluation(**_without_numpy(kwargs))
+        if isinstance(target_returns, Real):
+            target_returns = [float(target_returns)]
+        return self._set(target_returns=target_returns, score_reference=score_reference)
 
     @override(AlgorithmConfig)
     def rl_module(
@@ -219,10 +216,25 @@ class DTSettings(AlgorithmConfig):
     def _set(self, **settings: Any) -> "Self":
         for name, value in settings.items():
             if value is not NotProvided:
-                setattr(self, name, value)
+                setattr(self, name, _plain(value))
         return self
 
 
-def _as_list(value: Any) -> Any:
-    """Turns a tuple into a list, which compares equal after a checkpoint; keeps anything else."""
-    return list(value) if isinstance(value, tuple) else value
+def _without_numpy(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """RLlib's settings, with numpy's numbers and arrays as Python's."""
+    return {
+        name: _plain(value) if isinstance(value, np.ndarray | np.generic) else value
+        for name, value in settings.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Turns numpy's numbers and arrays into Python's, and tuples into lists, at any depth.
+
+    So settings compare equal after a checkpoint, and RLlib can save them.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -2,11 +2,19 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, Literal
 
 ATTENTIONS = ("context", "window")
 ACTIVATIONS = ("relu", "silu", "gelu", "tanh", "gelu_new")
+
+_SIZES = {
+    "context_length": False, "hidden_size": False, "n_layer": False, "n_head": False,
+    "max_ep_len": False, "n_inner": True, "n_positions": True, "segment_length": True,
+}  # fmt: skip
+"""Settings that are whole numbers of at least 1, and whether each may be None."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +73,15 @@ class DTModelConfig:
     n_positions: int | None = None
     pretrained: str | None = None
 
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if hasattr(value, "item"):  # numpy's numbers are as good as Python's
+                value = value.item()
+            if isinstance(value, float) and field.name in _SIZES and value.is_integer():
+                value = int(value)
+            object.__setattr__(self, field.name, value)
+
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "DTModelConfig":
         """Builds settings from a dict; refuses unknown names and suggests the nearest one."""
@@ -78,10 +95,8 @@ class DTModelConfig:
 
     def validate(self) -> None:
         """Raises a ValueError for values that no network can be built from."""
-        for name in ("context_length", "hidden_size", "n_layer", "n_head", "max_ep_len"):
-            self._check_size(name, getattr(self, name))
-        for name in ("n_inner", "n_positions", "segment_length"):
-            if getattr(self, name) is not None:
+        for name, is_optional in _SIZES.items():
+            if getattr(self, name) is not None or not is_optional:
                 self._check_size(name, getattr(self, name))
         self._check_attention()
         if self.hidden_size % self.n_head:
@@ -90,8 +105,12 @@ class DTModelConfig:
                 "change one of them"
             )
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name}={getattr(self, name)!r} must lie in [0, 1)")
+            self._check_number(name, lambda v: 0.0 <= v < 1.0, "lie in [0, 1)")
+        self._check_number("layer_norm_epsilon", lambda v: v > 0, "be positive")
+        self._check_number("initializer_range", lambda v: v >= 0, "be at least 0")
+        for name in ("action_tanh", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
         if self.activation_function not in ACTIVATIONS:
             raise ValueError(
                 f"activation_function={self.activation_function!r} is not one of {ACTIVATIONS}"
@@ -132,6 +151,12 @@ class DTModelConfig:
         """Returns the settings that differ from their defaults."""
         defaults = dataclasses.asdict(DTModelConfig())
         return {k: v for k, v in dataclasses.asdict(self).items() if v != defaults[k]}
+
+    def _check_number(self, name: str, test: Callable[[float], bool], wanted: str) -> None:
+        value = getattr(self, name)
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or not test(value):
+            raise ValueError(f"{name}={value!r} must {wanted}")
 
     @staticmethod
     def _check_size(name: str, value: Any) -> None:

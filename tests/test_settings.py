@@ -1,0 +1,124 @@
+"""Numbers among the settings: what each may be, and what is refused by name before training."""
+
+import math
+
+import numpy as np
+import pytest
+
+from rllib_dt import DTConfig, DTModelConfig
+from rllib_dt.algorithm import checks
+from tests.conftest import tiny_config
+
+RULES = checks._TRAINING | checks._EVALUATION
+BAD = {
+    "text": "3",
+    "nan": math.nan,
+    "inf": math.inf,
+    "-inf": -math.inf,
+    "negative": -1,
+    "list": [1],
+    "True": True,
+    "numpy nan": np.float32("nan"),
+}
+
+# RLlib's own checks come first, and are stricter; an interval needs an environment
+CHECKED_BY_RLLIB = (
+    "evaluation_duration",
+    "evaluation_interval",
+    "num_learners",
+    "seed",
+    "train_batch_size_per_learner",
+)
+
+
+def with_setting(name, value):
+    """A config with a setting that has passed no setter: RLlib's setters check a few themselves."""
+    config = tiny_config("nowhere")
+    attribute = f"_{name}" if name == "train_batch_size_per_learner" else name
+    setattr(config, attribute, value)
+    return config
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("name", RULES)
+def test_a_number_of_the_wrong_kind_is_refused(name, kind):
+    with pytest.raises((ValueError, TypeError)):
+        with_setting(name, BAD[kind]).validate()
+
+
+@pytest.mark.parametrize("name", [n for n, rule in RULES.items() if not rule.test(0)])
+def test_zero_is_refused_where_it_means_nothing(name):
+    with pytest.raises(ValueError, match=name):
+        with_setting(name, 0).validate()
+
+
+@pytest.mark.parametrize("name", [n for n, rule in RULES.items() if rule.whole])
+def test_whole_numbers_may_be_floats_or_numpys_but_not_fractions(name):
+    if name not in CHECKED_BY_RLLIB:
+        for two in (2, 2.0, np.int64(2), np.float32(2.0)):
+            config = with_setting(name, two)
+            config.validate()
+            assert type(getattr(config, name)) is int
+    with pytest.raises((ValueError, TypeError)):
+        with_setting(name, 1.5).validate()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.training(lr=-1e-3), "lr=-0.001: a learning rate must be"),
+        (lambda c: c.training(lr=math.nan), "lr=nan: a learning rate must be"),
+        (lambda c: c.training(lr=[[0, 1e-3], [100, -1e-5]]), "a learning rate must be"),
+        (lambda c: c.training(grad_clip=-0.5), "grad_clip=-0.5 must be positive"),
+        (lambda c: c.training(adam_betas=(0.9, 1.0)), r"adam_betas=\[0.9, 1.0\] must be"),
+        (lambda c: c.training(adam_betas=(0.9,)), r"adam_betas=\[0.9\] must be"),
+        (lambda c: c.training(adam_betas=("0.9", 0.99)), "adam_betas=.* must be two numbers"),
+        (lambda c: c.training(delayed_reward="False"), "delayed_reward='False' must be True or"),
+        (
+            lambda c: c.offline_data(actions_in_input_normalized="no"),
+            "actions_in_input_normalized='no' must be True or False",
+        ),
+        (lambda c: setattr(c, "clip_rewards", -1.0), "clip_rewards=-1.0 must be"),
+        (lambda c: setattr(c, "clip_rewards", "yes"), "clip_rewards='yes' must be"),
+        (lambda c: c.evaluation(target_returns=[5, 5.0]), "names a target twice"),
+        (lambda c: c.evaluation(target_returns=[1e39]), "within float32"),
+        (lambda c: c.evaluation(target_returns="high"), "target_returns"),
+        (lambda c: c.evaluation(score_reference=3.0), "score_reference=3.0 must be two"),
+        (lambda c: c.evaluation(score_reference=(0, math.nan)), "score_reference=.* must be two"),
+        (lambda c: c.evaluation(evaluation_interval=1), "needs an environment"),
+        (
+            lambda c: c.evaluation(evaluation_sample_timeout_s=0),
+            "evaluation_sample_timeout_s=0 must be positive",
+        ),
+        (lambda c: c.rl_module(model_config={"attn_pdrop": "0.1"}), "attn_pdrop='0.1' must"),
+        (lambda c: c.rl_module(model_config={"action_tanh": "no"}), "action_tanh='no' must be"),
+        (lambda c: c.rl_module(model_config={"layer_norm_epsilon": 0}), "layer_norm_epsilon=0"),
+        (lambda c: c.rl_module(model_config={"initializer_range": -1}), "initializer_range=-1"),
+        (lambda c: c.rl_module(model_config={"n_layer": 1.5}), "n_layer=1.5 must be an integer"),
+    ],
+)
+def test_settings_that_would_train_wrongly_are_refused_by_name(change, message):
+    config = tiny_config("nowhere")
+    change(config)
+    with pytest.raises(ValueError, match=message):
+        config.validate()
+
+
+def test_numpys_numbers_and_arrays_are_as_good_as_pythons():
+    config = tiny_config("nowhere").training(
+        lr=np.float64(1e-3), adam_betas=np.array([0.9, 0.99]), return_scale=np.float32(2.0)
+    )
+    config.evaluation(target_returns=np.array([3.0, 1.0]), score_reference=np.array([0, 9]))
+    config.rl_module(model_config={"context_length": np.int64(4), "n_layer": 2.0})
+    config.validate()
+    assert config.adam_betas == [0.9, 0.99]
+    assert config.target_returns == [3.0, 1.0]
+    assert type(config.return_scale) is float
+    assert (config.dt_model_config.context_length, config.dt_model_config.n_layer) == (4, 2)
+    assert type(config.dt_model_config.n_layer) is int
+    assert DTConfig.from_state(config.get_state()).target_returns == [3.0, 1.0]
+
+
+def test_a_single_target_is_a_list_of_one():
+    assert DTConfig().evaluation(target_returns=3600).target_returns == [3600.0]
+    assert DTModelConfig(context_length=np.int32(3)).context_length == 3
