@@ -18,7 +18,7 @@ from rllib_dt import write_episodes
 from rllib_dt.episodes.pool import EpisodePool
 from rllib_dt.episodes.returns import returns_to_go
 from rllib_dt.episodes.statistics import Statistics
-from rllib_dt.formats import canonical
+from rllib_dt.formats import assembly, canonical
 from rllib_dt.formats.files import find_files, read_file
 from rllib_dt.formats.fragments import ReadOptions
 from tests import recordings as rec
@@ -292,3 +292,27 @@ def test_a_file_of_a_later_format_version_is_refused(tmp_path):
     pq.write_table(table.replace_schema_metadata({"rllib_dt": json.dumps(later)}), path)
     with rec.refused(r"format version 2, this rllib_dt reads up to 1; upgrade"):
         read(path)
+
+
+def test_joining_shuffled_rows_takes_work_in_proportion_to_their_number(tmp_path, monkeypatch):
+    """Each row of a shuffled recording is a fragment; they must not be compared pair by pair."""
+    calls = []
+    continues = assembly._continues
+    monkeypatch.setattr(assembly, "_continues", lambda *a: calls.append(1) or continues(*a))
+    rng = np.random.default_rng(0)
+    counts = {}
+    for steps in (200, 400):
+        calls.clear()
+        step_rows = [row for number in range(4) for row in rows(number, steps // 4)]
+        order = rng.permutation(steps)
+        for part in range(8):
+            folder = tmp_path / str(steps)
+            folder.mkdir(exist_ok=True)
+            of_part = [step_rows[i] for i in order[part::8]]
+            rec.write_rows(folder / f"{part}.parquet", of_part)
+        episodes = {e.id: e for e in read(folder).episodes}
+        for number in range(4):
+            check(episodes[str(number)], number, steps // 4)
+        counts[steps] = len(calls)
+    assert counts[400] < 4 * 400
+    assert counts[400] < 2.5 * counts[200]

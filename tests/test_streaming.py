@@ -19,7 +19,7 @@ from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.episodes.samplers import CHUNKS_PER_POOL, Draws, RollingSampler, chunk_steps
 from rllib_dt.episodes.statistics import Statistics
 from rllib_dt.episodes.windows import gather_windows
-from rllib_dt.reading.holdout import Holdout
+from rllib_dt.reading.holdout import Holdout, distinct_places
 from rllib_dt.reading.stream import ChunkFeeder
 
 from .conftest import make_episodes, tiny_config
@@ -231,6 +231,25 @@ def test_a_holdout_holds_at_most_max_steps():
     train = list(holdout.train(iter(numbered([10] * 100))))
     assert sum(map(len, holdout.episodes)) == 50
     assert holdout.left_out == 100 - len(train) - 5
+
+
+def test_episodes_of_one_name_are_told_apart_by_their_place():
+    def named_alike(source):
+        return [replace(e, id="same", source=source) for e in numbered([3] * 40)]
+
+    files = ["a/x/part.parquet", "b/x/part.parquet"]
+    episodes = named_alike(files[0]) + named_alike(files[1])
+    holdout = Holdout(0.25, seed=0, places=distinct_places(files))
+    train = [e.observations[0, 0] for e in holdout.train(iter(episodes))]
+    # binomial(80, 0.25): 3 … 45 but for one in 10 million seeds
+    assert 3 < len(holdout.episodes) < 45
+    assert len(train) + len(holdout.episodes) == 80
+    # whatever the order of the files, a later pass makes the same choice
+    again = list(holdout.rule().skip(iter(episodes[40:] + episodes[:40])))
+    assert sorted(e.observations[0, 0] for e in again) == sorted(train)
+    first = {e.observations[0, 0] for e in holdout.episodes if e.source == files[0]}
+    second = {e.observations[0, 0] for e in holdout.episodes if e.source == files[1]}
+    assert first != second
 
 
 # ---- in the algorithm
@@ -504,3 +523,25 @@ def test_a_resumed_run_that_no_longer_streams_its_data_logs_a_warning(cluster, t
         again.train()
     again.stop()
     assert "had its data streamed, now it is held in memory" in caplog.text
+
+
+def test_streamed_episodes_of_one_name_train_beside_those_held_out(cluster, tmp_path):
+    for part in range(2):
+        episodes = [e | dict(episode_id="same") for e in make_episodes([20] * 20, seed=part)]
+        spaces = Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,))
+        write_episodes(episodes, tmp_path / f"{part}/d", *spaces)
+    config = streamed(str(tmp_path), 300).offline_data(validation_fraction=0.2)
+    algo = config.build_algo()
+    assert algo.offline_data.is_streamed
+    assert 0 < len(algo.offline_data.validation.lengths) < 20
+    assert math.isfinite(learner_results(algo)["action_loss"])
+    algo.stop()
+
+
+def test_a_pass_without_any_episode_raises_instead_of_reading_forever(cluster, many_files):
+    algo = streamed(many_files[0]).build_algo()
+    recipe = algo.offline_data.recipe
+    algo.stop()
+    everything = replace(recipe, holdout=Holdout(1.0, 0))
+    with pytest.raises(DataError, match="gave no episode to train on; restore the files"):
+        next(everything.chunks((0, 0), 1200))

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -44,7 +45,7 @@ class Assembler:
         self._incomplete = incomplete
         self._max_open_steps = max_open_steps
         self._open_steps = 0
-        self._open: dict[str, list[_Placed]] = defaultdict(list)
+        self._open: dict[str, _OpenParts] = defaultdict(_OpenParts)
         self._added = 0
         self._without_key: dict[str, int] = defaultdict(int)
 
@@ -56,22 +57,20 @@ class Assembler:
             yield from self._emit([placed])
             return
         parts = self._open[fragment.key]
-        parts.append(placed)
+        parts.add(placed)
         self._open_steps += len(fragment)
-        if any(part.ended for _, part in parts):
-            for chain in _chains(parts):
+        if parts.may_be_whole():
+            for chain in _chains(parts.placed):
                 if chain[-1][1].ended and not chain[0][1].start:
-                    taken = {place for place, _ in chain}
-                    parts[:] = [part for part in parts if part[0] not in taken]
-                    self._open_steps -= sum(len(part) for _, part in chain)
+                    self._open_steps -= parts.remove(chain)
                     yield from self._emit(chain)
-        if not parts:
+        if not parts.placed:
             del self._open[fragment.key]
         self._check_open(fragment)
 
     def finish(self) -> Iterator[Episode]:
         """Yields the episodes left after the last fragment, in the order of their first ones."""
-        chains = [chain for parts in self._open.values() for chain in _chains(parts)]
+        chains = [chain for parts in self._open.values() for chain in _chains(parts.placed)]
         self._open.clear()
         self._open_steps = 0
         for chain in sorted(chains, key=lambda chain: chain[0][0]):
@@ -105,6 +104,38 @@ class Assembler:
             raise problem
 
 
+@dataclass
+class _OpenParts:
+    """The fragments of one key that may still continue or be continued.
+
+    A single pass over them finds whole episodes, but it must not be made for every fragment: rows
+    in random order are as many fragments. So it is made only once enough steps are held.
+    """
+
+    placed: "list[_Placed]" = field(default_factory=list)
+    steps: int = 0
+    ended: list[Fragment] = field(default_factory=list)
+
+    def add(self, placed: "_Placed") -> None:
+        self.placed.append(placed)
+        self.steps += len(placed[1])
+        if placed[1].ended:
+            self.ended.append(placed[1])
+
+    def may_be_whole(self) -> bool:
+        """Whether the steps up to an end could all be here."""
+        return any(e.start is None or self.steps >= e.start + len(e) for e in self.ended)
+
+    def remove(self, chain: "list[_Placed]") -> int:
+        """Removes an episode's fragments; returns their steps."""
+        taken = {place for place, _ in chain}
+        self.placed = [part for part in self.placed if part[0] not in taken]
+        self.ended = [part for _, part in self.placed if part.ended]
+        steps = sum(len(part) for _, part in chain)
+        self.steps -= steps
+        return steps
+
+
 _Placed = tuple[int, Fragment]
 """(the number of fragments added before it, fragment)."""
 
@@ -115,20 +146,24 @@ def _chains(parts: list[_Placed]) -> list[list[_Placed]]:
     if None not in starts and len(set(starts)) == len(starts):
         parts = sorted(parts, key=lambda part: part[1].start or 0)
     chains: list[list[_Placed]] = []
+    stop = 0
     for part in parts:
-        if chains and _continues([fragment for _, fragment in chains[-1]], part[1]):
+        fragment = part[1]
+        if chains and _continues(chains[-1][-1][1], stop, fragment):
             chains[-1].append(part)
+            stop += len(fragment)
         else:
             chains.append([part])
+            stop = (fragment.start or 0) + len(fragment)
     return chains
 
 
-def _continues(chain: Sequence[Fragment], fragment: Fragment) -> bool:
-    last = chain[-1]
+def _continues(last: Fragment, stop: int, fragment: Fragment) -> bool:
+    """Whether a fragment continues a chain that ends with `last`, before timestep `stop`."""
     if last.ended:
         return False
     if fragment.start is not None:
-        return fragment.start == (chain[0].start or 0) + sum(map(len, chain))
+        return fragment.start == stop
     if last.next_observation is not None:
         return bool(np.array_equal(last.next_observation, fragment.observations[0]))
     return True

@@ -2,19 +2,44 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 
 from rllib_dt.episodes.episode import Episode
 
 
-def draw_by_name(episode: Episode, seed: int | str) -> float:
-    """Returns a number in [0, 1) that depends only on seed, episode name and end of the path.
+def draw_by_name(
+    episode: Episode, seed: int | str, place: str | None = None, number: int = 0
+) -> float:
+    """Draws a number in [0, 1) that follows from where the episode is and what it is called.
 
-    It is the same in every pass and process, and does not change if the whole data set is moved.
+    So it is the same in every pass and process, and does not change if the data moves as a whole.
+
+    Args:
+        episode: names its file and itself.
+        seed: of the draw.
+        place: the file's place; the last two parts of its path by default.
+        number: how many episodes of that name come before it in the file.
     """
-    place = "/".join(episode.source.split("/")[-2:])
-    digest = hashlib.blake2b(f"{seed}/{place}/{episode.id}".encode(), digest_size=7).digest()
+    place = _end_of(episode.source) if place is None else place
+    name = episode.id if not number else f"{episode.id}#{number}"
+    digest = hashlib.blake2b(f"{seed}/{place}/{name}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big") / 2**56
+
+
+def distinct_places(files: Iterable[str]) -> dict[str, str]:
+    """Names each file by the last two parts of its path, and a number if others end alike."""
+    counts: Counter[str] = Counter()
+    places = {}
+    for file in files:
+        end = _end_of(file)
+        places[file] = f"{end}#{counts[end]}" if counts[end] else end
+        counts[end] += 1
+    return places
+
+
+def _end_of(path: str) -> str:
+    return "/".join(path.split("/")[-2:])
 
 
 class Holdout:
@@ -26,6 +51,7 @@ class Holdout:
     Args:
         fraction: the expected share of episodes.
         seed: the seed of the choice.
+        places: what to call each file; see `distinct_places`.
         max_steps: the most steps to hold; further chosen episodes are left out.
 
     Attributes:
@@ -33,19 +59,26 @@ class Holdout:
         left_out: the number of episodes that were chosen but not held.
     """
 
-    def __init__(self, fraction: float, seed: int, max_steps: int | None = None):
+    def __init__(
+        self,
+        fraction: float,
+        seed: int,
+        places: Mapping[str, str] | None = None,
+        max_steps: int | None = None,
+    ):
         self.episodes: list[Episode] = []
         self.left_out = 0
         self._seed = seed
         self._threshold = fraction
+        self._places = places or {}
         self._max_steps = max_steps
 
     def train(self, episodes: Iterator[Episode]) -> Iterator[Episode]:
         """Yields the episodes to train on in the first pass, and keeps the others."""
-        nearest: Episode | None = None  # held out if no episode falls under the fraction
+        nearest: tuple[float, Episode] | None = None  # held out if none falls under the fraction
         steps = 0
-        for episode in episodes:
-            if self._draw(episode) < self._threshold:
+        for draw, episode in self._drawn(episodes):
+            if draw < self._threshold:
                 if self._max_steps is None or steps + len(episode) <= self._max_steps:
                     self.episodes.append(episode)
                     steps += len(episode)
@@ -54,23 +87,29 @@ class Holdout:
             elif self.episodes:
                 yield episode
             elif nearest is None:
-                nearest = episode
+                nearest = draw, episode
             else:
-                nearest, other = sorted((nearest, episode), key=self._draw)
-                yield other
+                nearest, other = sorted((nearest, (draw, episode)), key=lambda pair: pair[0])
+                yield other[1]
         if nearest is not None and self.episodes:
-            yield nearest
+            yield nearest[1]
         elif nearest is not None:
-            self.episodes.append(nearest)
-            self._threshold = math.nextafter(self._draw(nearest), 2.0)
+            self.episodes.append(nearest[1])
+            self._threshold = math.nextafter(nearest[0], 2.0)
 
     def skip(self, episodes: Iterator[Episode]) -> Iterator[Episode]:
         """Yields the episodes to train on in a later pass."""
-        return (e for e in episodes if self._draw(e) >= self._threshold)
+        return (e for draw, e in self._drawn(episodes) if draw >= self._threshold)
 
     def rule(self) -> "Holdout":
         """Returns the same choice without the episodes, small enough to send."""
-        return Holdout(self._threshold, self._seed)
+        return Holdout(self._threshold, self._seed, self._places)
 
-    def _draw(self, episode: Episode) -> float:
-        return draw_by_name(episode, self._seed)
+    def _drawn(self, episodes: Iterator[Episode]) -> Iterator[tuple[float, Episode]]:
+        """Each episode's draw. Episodes of one name in a file are told apart by their order."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for episode in episodes:
+            key = episode.source, episode.id
+            place = self._places.get(episode.source)
+            yield draw_by_name(episode, self._seed, place, counts[key]), episode
+            counts[key] += 1

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import ray
 
+from rllib_dt.episodes.episode import DataError
 from rllib_dt.episodes.pool import EpisodePool
 from rllib_dt.episodes.samplers import Position, chunk_steps
 from rllib_dt.formats.assembly import Assembler
@@ -41,9 +42,17 @@ class ChunkRecipe:
         """Yields chunks endlessly, starting at a position, for a pool of `capacity` steps."""
         number, skip = first
         while True:
+            is_empty = True
             for index, pool in enumerate(self._one_pass(number, capacity)):
+                is_empty = False
                 if index >= skip:
                     yield (number, index), pool
+            if is_empty:  # otherwise it would be read again forever
+                raise DataError(
+                    ", ".join(group[0] for group in self.passes.groups[:3]),
+                    "a pass over the data gave no episode to train on",
+                    "restore the files as they were when the run began, or hold out fewer episodes",
+                )
             number, skip = number + 1, 0
 
     def _one_pass(self, number: int, capacity: int) -> Iterator[EpisodePool]:

@@ -16,7 +16,7 @@ from rllib_dt.formats.files import find_files
 from rllib_dt.formats.fragments import ReadOptions
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.reading.credentials import resolve_filesystem
-from rllib_dt.reading.holdout import Holdout
+from rllib_dt.reading.holdout import Holdout, distinct_places
 from rllib_dt.reading.passes import Passes
 from rllib_dt.reading.tasks import group_files
 from rllib_dt.types import Paths
@@ -91,7 +91,12 @@ def survey(config: ReadingSettings, capacity: int) -> Survey:
     passes = _passes(config, config.input_)
     holdout = None
     if config.validation_fraction is not None:
-        holdout = Holdout(config.validation_fraction, config.seed or 0, max_validation_steps)
+        holdout = Holdout(
+            config.validation_fraction,
+            config.seed or 0,
+            distinct_places(file for group in passes.groups for file in group),
+            max_validation_steps,
+        )
     assembler = Assembler(config.incomplete, max_open_steps=capacity)
     pool, statistics = _collect(
         passes.pools(_STEPS_AT_ONCE, assembler=assembler, keep=holdout.train if holdout else iter),
@@ -182,7 +187,7 @@ def _only_best(
 
 def _read_validation(config: ReadingSettings, max_steps: int) -> EpisodePool:
     """Reads `validation_input`, whose episodes are all held out."""
-    everything = Holdout(1.0, 0, max_steps)
+    everything = Holdout(1.0, 0, max_steps=max_steps)
     passes = _passes(config, config.validation_input)
     for _ in passes.pools(_STEPS_AT_ONCE, keep=everything.train):
         pass
