@@ -9,7 +9,11 @@ import torch
 from gymnasium.spaces import Box
 
 from rllib_dt import DT, DTConfig, write_episodes
-from rllib_dt.learning.learner import NonFiniteLossError, warmup_factor
+from rllib_dt.learning.learner import (
+    NonFiniteLossError,
+    NonFiniteWeightsError,
+    warmup_factor,
+)
 from tests.conftest import cartpole_config, make_episodes, tiny_config
 from tests.environments import Lengths
 from tests.training import NO_DROPOUT, learner_results, same, weights
@@ -158,6 +162,24 @@ def test_a_non_finite_loss_stops_the_run_and_leaves_the_weights_unchanged(algo, 
     restored = DT.from_checkpoint(tmp_path / "good")
     assert same(weights(restored), good)
     restored.stop()
+
+
+def test_weights_that_are_not_finite_stop_the_run_and_reach_no_checkpoint(
+    cluster, tiny_data, tmp_path
+):
+    config = tiny_config(tiny_data[0]).offline_data(dataset_num_iters_per_learner=1)
+    algo = config.training(lr=[[0, 1e-3], [1, 1e38]], weight_decay=0.5).build_algo()
+    algo.train()
+    path = algo.save_to_path(tmp_path / "c")
+    with pytest.raises(NonFiniteLossError, match="not finite"):
+        learner_results(algo, times=3)
+    with pytest.raises(NonFiniteWeightsError, match="the weights are not finite after update"):
+        algo.save_to_path(tmp_path / "d")
+    algo.stop()
+    assert not (tmp_path / "d").exists()
+    again = DT.from_checkpoint(path)
+    assert all(value.isfinite().all() for value in weights(again).values())
+    again.stop()
 
 
 def test_a_remote_learner_trains_the_same_weights_as_a_local_one(cluster, tiny_data):

@@ -117,6 +117,6 @@ def test_updates_wait_for_the_device_only_to_read_their_metrics(learner_on_meta_
             learner._update(batch.policy_batches)
         assert synchronisations.count == 0
         learner.after_gradient_based_update(timesteps={})
-    # one read each for all five updates: bad-loss flag, steps, loss, gradient norm
-    assert synchronisations.count == 4
+    # one read each for all five updates: bad loss, bad weights, steps, loss, gradient norm
+    assert synchronisations.count == 5
     assert learner.progress.updates == 3 + 5

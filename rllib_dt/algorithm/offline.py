@@ -130,12 +130,14 @@ class OfflineAlgorithm(Algorithm):
         """Saves a checkpoint; one that was written only in part is refused when restoring.
 
         Raises:
+            NonFiniteWeightsError: a weight is not finite; nothing was written.
             CheckpointError: it could not be written. A local `path` is as it was before; a remote
                 one has no manifest, so it is refused.
         """
         if path is None:
             path = Path(tempfile.mkdtemp(prefix="dt-")) / "checkpoint"
         path = str(path) if filesystem is not None else absolute(path)
+        on_every_learner(self.learner_group, lambda learner: learner.check_weights())
         try:
             with checkpoints.writing(path, filesystem) as draft:
                 super().save_to_path(draft, state=state, use_msgpack=use_msgpack)

@@ -46,6 +46,10 @@ class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite. The run stops, and no checkpoint is written."""
 
 
+class NonFiniteWeightsError(NonFiniteLossError):
+    """A weight became NaN or infinite. The run stops, and no checkpoint is written."""
+
+
 class DTTorchLearner(TorchLearner):
     """Draws windows in its own process and minimises the mean loss over their valid steps.
 
@@ -232,6 +236,16 @@ class DTTorchLearner(TorchLearner):
             base = self._lr_schedule.update(timestep=self.progress.steps + int(call.steps))
         return float(base) * warmup_factor(self.progress.updates, self.config.warmup_steps)
 
+    def check_weights(self) -> None:
+        """Raises a NonFiniteWeightsError if a weight is not finite; all learners have the same."""
+        bad = [~weight.isfinite().all() for weight in self.network.state_dict().values()]
+        if torch.stack(bad).any():
+            raise NonFiniteWeightsError(
+                f"the weights are not finite after update {self.progress.updates}; the last "
+                "checkpoint is unharmed. Lower lr, set grad_clip, or look for extreme values in "
+                "the data"
+            )
+
     # --- what an `update` call reports
 
     @override(TorchLearner)
@@ -245,6 +259,7 @@ class DTTorchLearner(TorchLearner):
         assert self._supply is not None
         assert self._call is not None
         self._raise_if_bad(self._call)
+        self.check_weights()
         report = self._call.end()
         self.progress.steps += report.num_steps
         windows_per_update = self._supply.draws.batch_size * self.world_size
