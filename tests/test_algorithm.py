@@ -9,11 +9,8 @@ import torch
 from gymnasium.spaces import Box
 
 from rllib_dt import DT, DTConfig, write_episodes
-from rllib_dt.learning.learner import (
-    NonFiniteLossError,
-    NonFiniteWeightsError,
-    warmup_factor,
-)
+from rllib_dt.learning.finite import NonFiniteLossError, NonFiniteWeightsError
+from rllib_dt.learning.learner import warmup_factor
 from tests.conftest import cartpole_config, make_episodes, tiny_config
 from tests.environments import Lengths
 from tests.training import NO_DROPOUT, learner_results, same, weights

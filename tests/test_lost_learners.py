@@ -8,7 +8,8 @@ import torch
 
 from rllib_dt.compat import LearnerLostError
 from rllib_dt.huggingface import save_pretrained
-from rllib_dt.learning.learner import DTTorchLearner, NonFiniteLossError
+from rllib_dt.learning.finite import NonFiniteLossError
+from rllib_dt.learning.learner import DTTorchLearner
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.network import DecisionTransformer
 from tests.conftest import TINY, tiny_config

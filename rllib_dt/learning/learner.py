@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rllib_dt.episodes.windows import Window
 from rllib_dt.learning.batches import PrefetchedBatches, seeded_torch
+from rllib_dt.learning.finite import NonFiniteLossError, check_weights
 from rllib_dt.learning.metrics import Progress, UpdateCall
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.reading.supply import Supply
@@ -40,14 +41,6 @@ _AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 def warmup_factor(update: int, warmup_steps: int) -> float:
     """Returns min((update + 1) / warmup_steps, 1) for update = 0, 1, … (kzl @ e2d82e6, gym)."""
     return min((update + 1) / warmup_steps, 1.0) if warmup_steps else 1.0
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite. The run stops, and no checkpoint is written."""
-
-
-class NonFiniteWeightsError(NonFiniteLossError):
-    """A weight became NaN or infinite. The run stops, and no checkpoint is written."""
 
 
 class DTTorchLearner(TorchLearner):
@@ -238,13 +231,7 @@ class DTTorchLearner(TorchLearner):
 
     def check_weights(self) -> None:
         """Raises a NonFiniteWeightsError if a weight is not finite; all learners have the same."""
-        bad = [~weight.isfinite().all() for weight in self.network.state_dict().values()]
-        if torch.stack(bad).any():
-            raise NonFiniteWeightsError(
-                f"the weights are not finite after update {self.progress.updates}; the last "
-                "checkpoint is unharmed. Lower lr, set grad_clip, or look for extreme values in "
-                "the data"
-            )
+        check_weights(self.network, self.progress.updates)
 
     # --- what an `update` call reports
 
