@@ -52,6 +52,7 @@ def test_the_seed_determines_compiled_dropout(cluster, tiny_data):
     assert losses(tiny_config(tiny_data[0]).debugging(seed=1), "aot_eager") != first
 
 
+@pytest.mark.slow
 @pytest.mark.trap(15)
 def test_two_compiled_learners_yield_the_same_losses(cluster, tiny_data):
     torch._dynamo.reset()

@@ -193,6 +193,7 @@ def test_failed_reads_resume_where_they_stopped(monkeypatch):
         file.read(1)
 
 
+@pytest.mark.slow
 def test_credentials_appear_in_no_checkpoint_result_or_log(
     cluster, server, recorded, tmp_path, caplog
 ):
