@@ -105,8 +105,13 @@ def _chunk(chunk: pa.Array, source: str, name: str) -> Array:
     raise DataError(source, f"column {name!r} is of type {chunk.type}", "record numbers")
 
 
-_TENSORS = ("arrow.fixed_shape_tensor", "ray.data.arrow_tensor", "ray.data.arrow_variable_shaped")
-"""What the names of extension types that hold numbers begin with: Arrow's tensors, and Ray's."""
+_TENSORS = (
+    "arrow.fixed_shape_tensor",
+    "ray.data.arrow_tensor",
+    "ray.data.arrow_tensor_v2",
+    "ray.data.arrow_variable_shaped_tensor",
+)
+"""The extension types that hold numbers: Arrow's tensors, and Ray's."""
 
 
 def check_types(schema: pa.Schema, source: str) -> None:
@@ -117,9 +122,7 @@ def check_types(schema: pa.Schema, source: str) -> None:
     """
     for field in schema:
         for kind in _types_within(field.type):
-            if isinstance(kind, pa.BaseExtensionType) and not kind.extension_name.startswith(
-                _TENSORS
-            ):
+            if isinstance(kind, pa.BaseExtensionType) and kind.extension_name not in _TENSORS:
                 raise DataError(
                     source,
                     f"column {field.name!r} is of the extension type {kind.extension_name!r}",

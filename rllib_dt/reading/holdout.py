@@ -106,7 +106,7 @@ class Holdout:
         return Holdout(self._threshold, self._seed, self._places)
 
     def _drawn(self, episodes: Iterator[Episode]) -> Iterator[tuple[float, Episode]]:
-        """Each episode's draw. Episodes of one name in a file are told apart by their order."""
+        """Each episode's draw. The order distinguishes episodes of one name in a file."""
         counts: Counter[tuple[str, str]] = Counter()
         for episode in episodes:
             key = episode.source, episode.id
