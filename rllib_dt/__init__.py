@@ -26,7 +26,10 @@ from rllib_dt import compat
 
 if TYPE_CHECKING:
     from rllib_dt.algorithm import DT, DTConfig, register
+    from rllib_dt.episodes.windows import Window
     from rllib_dt.formats.canonical import write_episodes
+    from rllib_dt.learning.learner import DTTorchLearner
+    from rllib_dt.learning.rl_module import DTTorchRLModule
     from rllib_dt.network.config import DTModelConfig
     from rllib_dt.network.network import DecisionTransformer
 
@@ -35,7 +38,10 @@ __all__ = [
     "DT",
     "DTConfig",
     "DTModelConfig",
+    "DTTorchLearner",
+    "DTTorchRLModule",
     "DecisionTransformer",
+    "Window",
     "register",
     "write_episodes",
 ]
@@ -44,7 +50,10 @@ _HOMES = {
     "DT": "rllib_dt.algorithm",
     "DTConfig": "rllib_dt.algorithm",
     "DTModelConfig": "rllib_dt.network.config",
+    "DTTorchLearner": "rllib_dt.learning.learner",
+    "DTTorchRLModule": "rllib_dt.learning.rl_module",
     "DecisionTransformer": "rllib_dt.network.network",
+    "Window": "rllib_dt.episodes.windows",
     "register": "rllib_dt.algorithm",
     "write_episodes": "rllib_dt.formats.canonical",
 }

@@ -8,8 +8,10 @@ Ray and RLlib are imported inside the functions that need them, because reading 
 package's `__init__` import this module without needing RLlib.
 """
 
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rllib_dt.types import ActorHandle, EnvRunnerGroup, LearnerGroup
@@ -168,3 +170,48 @@ def register_algorithm(name: str, algorithm: "type[Algorithm]") -> None:
         enlist.rllib_dt_name = name  # type: ignore[attr-defined]
         hooks.append(enlist)
     enlist()
+
+
+# --- messages
+
+
+_NOTICES = (
+    "on the new API stack!",  # DT has no other
+    "Progress bars disabled.",  # by us, who log the steps read
+    "RLModule(config=[RLModuleConfig object])",  # RLlib's own module makes one for each module
+)
+_NOTICE_LOGGERS = (
+    "ray._common.deprecation",
+    "ray.data._internal.progress",
+    "ray.rllib.algorithms.algorithm_config",
+)
+
+
+def silence_notices() -> None:
+    """Keeps notices of Ray's from the log that are about its own code."""
+    for name in _NOTICE_LOGGERS:
+        log = logging.getLogger(name)
+        if not any(getattr(known, "rllib_dt", False) for known in log.filters):
+
+            def keep(record: logging.LogRecord) -> bool:
+                return not any(notice in str(record.msg) for notice in _NOTICES)
+
+            keep.rllib_dt = True  # type: ignore[attr-defined]
+            log.addFilter(keep)
+
+
+@contextmanager
+def quiet_ray_data() -> Iterator[None]:
+    """Keeps Ray Data's account of its own work, a dozen lines a pass, from the log in the block.
+
+    `logging.getLogger("rllib_dt").setLevel(logging.DEBUG)` shows it.
+    """
+    silence_notices()
+    log = logging.getLogger("ray.data")
+    before = log.level
+    if not logging.getLogger("rllib_dt").isEnabledFor(logging.DEBUG):
+        log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(before)

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def target_table(by_target: Mapping[str, Mapping[str, Any]]) -> str:
@@ -18,16 +21,21 @@ def target_table(by_target: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def plot_targets(
-    by_target: Mapping[str, Mapping[str, Any]], data_returns: Sequence[float], path: str | Path
-) -> None:
-    """Saves a plot of achieved against target return, with the data's returns in the background.
+    by_target: Mapping[str, Mapping[str, Any]],
+    data_returns: Sequence[float],
+    path: str | Path | None = None,
+) -> "Figure":
+    """Plots achieved against target return, with the data's returns in the background.
 
     Needs matplotlib (the `plots` extra).
 
     Args:
         by_target: `by_target` of an evaluation's result.
         data_returns: the return of each recorded episode.
-        path: the file to save to; its suffix decides the format.
+        path: the file to save to, whose suffix decides the format; None saves nothing.
+
+    Returns:
+        The figure, which a notebook shows.
     """
     from matplotlib.figure import Figure
 
@@ -48,4 +56,6 @@ def plot_targets(
     axes.set_xlabel("target return")
     axes.set_ylabel("achieved return")
     axes.legend(loc="upper left")
-    figure.savefig(path, dpi=120)
+    if path is not None:
+        figure.savefig(path, dpi=120)
+    return figure

@@ -32,10 +32,13 @@ ACTIONS = Box(-1.0, 1.0, (2,))
 
 def read(inputs, incomplete="error", **options):
     """Reads files into episodes, without Ray."""
+    return assembled(fragments(inputs, **options), incomplete)
+
+
+def fragments(inputs, **options):
+    """Yields the fragments of files, without Ray."""
     inputs = [str(i) for i in inputs] if isinstance(inputs, list) else str(inputs)
-    files = find_files(inputs)
-    fragments = (f for path, _ in files for f in read_file(path, ReadOptions(**options)))
-    return assembled(fragments, incomplete)
+    return (f for path, _ in find_files(inputs) for f in read_file(path, ReadOptions(**options)))
 
 
 def read_with_ray(inputs):
@@ -52,8 +55,8 @@ class Assembled:
     dropped: list
 
 
-def assembled(fragments, incomplete="error"):
-    assembler = Assembler(incomplete)
+def assembled(fragments, incomplete="error", *, join_files=False):
+    assembler = Assembler(incomplete, join_files=join_files)
     return Assembled(list(assemble(fragments, assembler)), assembler.dropped)
 
 

@@ -8,11 +8,11 @@ import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from rllib_dt import DTConfig, DTModelConfig, write_episodes
+from rllib_dt import DT, DTConfig, DTModelConfig, write_episodes
 from rllib_dt.episodes.windows import Window
 from rllib_dt.rollout.connector import TARGET_RETURN
 from rllib_dt.rollout.jobs import EpisodeFailure, EpisodeResult, Outcome, make_jobs
-from rllib_dt.rollout.results import NOTHING, normalized_score, summarize, target_name
+from rllib_dt.rollout.results import normalized_score, summarize, target_name
 from tests.conftest import TINY, cartpole_config, make_episodes
 from tests.environments import Lengths
 
@@ -159,7 +159,7 @@ def test_results_are_reported_per_target():
 
 
 def test_without_episodes_the_results_are_nan_and_the_counts_are_zero():
-    got = summarize(NOTHING, [5.0])
+    got = summarize(Outcome(results=[], failures=[]), [5.0])
     assert math.isnan(got["episode_return_mean"])
     assert math.isnan(got["by_target"]["5"]["episode_return_mean"])
     assert got["by_target"]["5"]["num_episodes"] == got["num_episodes"] == 0
@@ -174,15 +174,24 @@ def test_targets_are_named_by_number_and_scores_are_normalized():
 
 
 @pytest.mark.trap(10)
-def test_iterations_without_evaluation_report_nan_and_no_stale_value(cluster):
+def test_iterations_without_evaluation_repeat_the_last_one_with_its_age(cluster, tmp_path):
     config = cartpole_config().evaluation(evaluation_interval=2)
     algo = config.build_algo()
-    means = [
-        algo.train()["evaluation"]["env_runners"]["by_target"]["20"]["episode_return_mean"]
-        for _ in range(5)
-    ]
+    first, second, third, fourth, fifth = (algo.train() for _ in range(5))
+    assert "evaluation" not in first
+    measured = [r["evaluation"]["env_runners"] for r in (second, third, fourth, fifth)]
+    assert [m["age_in_iterations"] for m in measured] == [0, 1, 0, 1]
+    assert [m["num_updates_lifetime"] for m in measured] == [6, 6, 12, 12]
+    assert [m["age_in_updates"] for m in measured] == [0, 3, 0, 3]
+    for new, repeated in (measured[:2], measured[2:]):
+        assert all(math.isfinite(t["episode_return_mean"]) for t in new["by_target"].values())
+        assert repeated["by_target"] == new["by_target"]
+    path = algo.save_to_path(tmp_path / "checkpoint")
     algo.stop()
-    assert [math.isnan(m) for m in means] == [True, False, True, False, True]
+    restored = DT.from_checkpoint(path)
+    sixth = restored.train()["evaluation"]["env_runners"]
+    assert (sixth["age_in_iterations"], sixth["num_updates_lifetime"]) == (0, 18)
+    restored.stop()
     without = cartpole_config().build_algo()
     assert "evaluation" not in without.train()
     without.stop()

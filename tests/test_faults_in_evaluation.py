@@ -328,7 +328,8 @@ def test_observations_are_copied_and_those_outside_of_the_space_reported_once(
     cluster, tiny_data, caplog
 ):
     KeepObservations.SEEN.clear()
-    config = tiny_config(tiny_data[0]).environment(InPlace).callbacks(KeepObservations)
+    config = tiny_config(tiny_data[0]).callbacks(KeepObservations)
+    config.environment(InPlace, observation_space=InPlace.observation_space)
     config.evaluation(target_returns=[5.0], evaluation_duration=2)
     algo = config.build_algo()
     with caplog.at_level("WARNING", logger="rllib_dt"):

@@ -85,6 +85,7 @@ def test_evaluation_overlaps_training_and_uses_the_weights_from_before_it(
     result = algo.train()
     os.remove(tmp_path / "arranged")
     got = result["evaluation"]["env_runners"]
+    assert (got.pop("age_in_iterations"), got.pop("age_in_updates")) == (0, 5)
     assert got == want
     assert got["num_updates_lifetime"] == 5
     assert result["learners"]["default_policy"]["num_updates_lifetime"] == 10

@@ -54,13 +54,13 @@ def test_written_episodes_read_back_exactly(tmp_path):
 
 def test_written_discrete_actions_and_bytes_read_back_exactly(tmp_path):
     obs = np.arange(18, dtype=np.uint8).reshape(6, 3) * 15
-    given = dict(obs=obs, actions=[3, 4, 5, 6, 3], rewards=[0.1, 1 / 3, -1e300, 0, 7])
+    given = dict(obs=obs, actions=[3, 4, 5, 6, 3], rewards=[0.1, 1 / 3, -1e30, 0, 7])
     spaces = Box(0, 255, (3,), np.uint8), Discrete(4, start=3)
     write_episodes([given | dict(terminated=True, truncated=False)], tmp_path, *spaces)
     (episode,) = read(tmp_path).episodes
     np.testing.assert_array_equal(episode.observations, obs)
     np.testing.assert_array_equal(episode.actions, [3, 4, 5, 6, 3])
-    np.testing.assert_array_equal(episode.rewards, [0.1, 1 / 3, -1e300, 0, 7])
+    np.testing.assert_array_equal(episode.rewards, [0.1, 1 / 3, -1e30, 0, 7])
     assert (episode.observations.dtype, episode.actions.dtype) == (np.uint8, np.int64)
     assert episode.conform(*spaces).actions.tolist() == [3, 4, 5, 6, 3]
 

@@ -165,7 +165,7 @@ def test_an_episode_whose_first_or_middle_steps_are_missing_is_refused(tmp_path)
     assert re.search(want, assembly.dropped[0])
     assert len(read(path, "keep").episodes[1]) == 5
     path = rec.write_rows(tmp_path / "b.parquet", [*rows(2, 7)[:3], *rows(2, 7)[4:]])
-    with refused("b.parquet, episode 2: the last of its 3 steps is neither"):
+    with refused("b.parquet, episode 2: its step 3 is missing; add the missing rows, or leave"):
         read(path)
     assert read(path, "drop").episodes == []
 

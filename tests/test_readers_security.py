@@ -1,5 +1,8 @@
 """No content of a file is executed: pickles of anything but arrays are refused by name."""
 
+import base64
+import contextlib
+import io
 import os
 import pickle
 
@@ -11,6 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rllib_dt.formats.arrow_schema import (
+    DamagedSchemaError,
+    extension_types,
+    serialized_schemas,
+)
 from tests import recordings as rec
 from tests.recordings import arrays, check, packed, read, refused, rows
 
@@ -257,3 +265,121 @@ def test_arrays_without_values_are_refused(tmp_path, made):
     batch = rec.batch(2, 5, obs=packed(made()))
     with refused("a.json: column 'obs' holds text .*, but were refused"):
         read(rec.write_batches(tmp_path / "a.json", [batch]))
+
+
+class PicklesItsShape(pa.ExtensionType):
+    """Ray's tensor type as Ray 2.49 to 2.54 described it: by a pickle, which can hold code."""
+
+    def __init__(self, description):
+        self._description = description
+        super().__init__(pa.large_list(pa.float32()), "ray.data.arrow_tensor_v2")
+
+    def __arrow_ext_serialize__(self):
+        return self._description
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type, serialized):
+        raise AssertionError("never registered")
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["plain", "in a struct"])
+def test_pickled_descriptions_of_tensors_are_refused_before_they_are_loaded(
+    tmp_path, monkeypatch, nested
+):
+    from ray.data._internal.tensor_extensions import arrow
+
+    monkeypatch.setattr(arrow, "_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA", True)
+    target = tmp_path / "ran"
+    storage = pa.array([[0.0, 1.0, 2.0]] * 5, pa.large_list(pa.float32()))
+    kind = PicklesItsShape(pickle.dumps(Runs(target)))
+    column = pa.ExtensionArray.from_storage(kind, storage)
+    if nested:
+        column = pa.StructArray.from_arrays([column], ["inner"])
+    table = pa.Table.from_pylist(rec.rows(2, 5)).append_column("image", column)
+    pq.write_table(table, tmp_path / "a.parquet")
+    with refused("a.parquet: column 'image' is a tensor whose description is no JSON"):
+        read(tmp_path / "a.parquet")
+    assert not target.exists()
+    with contextlib.suppress(TypeError):
+        pq.read_metadata(tmp_path / "a.parquet")  # opening the same file does run code
+    assert target.exists()
+
+
+def test_types_are_refused_before_their_classes_see_the_file(tmp_path):
+    seen = []
+
+    class Listening(Hostile):
+        @classmethod
+        def __arrow_ext_deserialize__(cls, storage_type, serialized):
+            seen.append(serialized)
+            return cls(storage_type)
+
+    pa.register_extension_type(Listening())
+    try:
+        column = pa.ExtensionArray.from_storage(Listening(), pa.array([b"x"] * 5, pa.binary()))
+        seen.clear()
+        table = pa.Table.from_pylist(rec.rows(2, 5)).append_column("notes", column)
+        pq.write_table(table, tmp_path / "a.parquet")
+        seen.clear()
+        with refused("column 'notes' is of the extension type 'hostile.type'"):
+            read(tmp_path / "a.parquet")
+        assert seen == []
+        pq.read_metadata(tmp_path / "a.parquet")
+        assert seen
+    finally:
+        pa.unregister_extension_type("hostile.type")
+
+
+def serialized_schema(kind, **metadata):
+    buffer = io.BytesIO()
+    table = pa.table({"a": pa.nulls(1, kind)}).replace_schema_metadata(metadata)
+    pq.write_table(table, buffer)
+    (found,) = serialized_schemas(buffer)
+    assert found == pq.read_metadata(buffer).metadata[b"ARROW:schema"]
+    return found
+
+
+def test_serialised_schemas_that_are_damaged_are_refused(tmp_path):
+    """Whatever bytes stand there: an error, or an end, but no hang."""
+    whole = base64.b64decode(serialized_schema(pa.list_(pa.struct([("x", pa.list_(pa.int8()))]))))
+    assert extension_types(base64.b64encode(whole)) == []
+    rng = np.random.default_rng(0)
+    refused_ones = 0
+    for _ in range(2000):
+        damaged = bytearray(whole)
+        for place in rng.integers(len(whole), size=3):
+            damaged[place] = rng.integers(256)
+        damaged = damaged[: rng.integers(1, len(whole) + 1)]
+        try:
+            extension_types(base64.b64encode(bytes(damaged)))
+        except DamagedSchemaError:
+            refused_ones += 1
+    assert refused_ones > 500
+    with pytest.raises(DamagedSchemaError):
+        extension_types(b"no base64")
+
+
+def test_schemas_in_another_notation_than_pyarrows_are_refused(tmp_path):
+    """Thrift has several; pyarrow writes one, so any other was written to be overlooked."""
+    serialized_schema(pa.list_(pa.int8()), note="x" * 100_000)
+    path = rec.write_rows(tmp_path / "a.parquet", rec.rows(2, 5))
+    content = path.read_bytes()
+    place = content.rindex(b"\x18\x0cARROW:schema")
+    longer = content[:place] + b"\x18\x8c\x00" + content[place + 2 :]
+    (length,) = np.frombuffer(content[-8:-4], "<u4")
+    path.write_bytes(longer[:-8] + np.uint32(length + 1).tobytes() + b"PAR1")
+    with refused("a.parquet: .*its footer holds an Arrow schema that cannot be read"):
+        read(path)
+
+
+def test_tensors_whose_shape_does_not_fit_their_values_are_refused(tmp_path):
+    """Ray's own conversion would show memory beyond the values."""
+    from ray.data._internal.tensor_extensions.arrow import ArrowTensorTypeV2
+
+    for shape in ((4,), (3, 2), (2,), (-1, 3)):
+        storage = pa.array([[0.0, 1.0, 2.0]] * 5, pa.large_list(pa.float32()))
+        column = pa.ExtensionArray.from_storage(ArrowTensorTypeV2(shape, pa.float32()), storage)
+        table = pa.Table.from_pylist(rec.rows(2, 5)).drop_columns(["obs"])
+        pq.write_table(table.append_column("obs", column), tmp_path / "a.parquet")
+        with refused(rf"column 'obs' describes its tensors as of shape \({shape[0]},.*3 values"):
+            read(tmp_path / "a.parquet")

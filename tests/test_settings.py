@@ -76,7 +76,7 @@ def test_whole_numbers_may_be_floats_or_numpys_but_not_fractions(name):
         (lambda c: c.training(delayed_reward="False"), "delayed_reward='False' must be True or"),
         (
             lambda c: c.offline_data(actions_in_input_normalized="no"),
-            "actions_in_input_normalized='no' must be True or False",
+            "actions_in_input_normalized='no' must be True, False or",
         ),
         (lambda c: setattr(c, "clip_rewards", -1.0), "clip_rewards=-1.0 must be"),
         (lambda c: setattr(c, "clip_rewards", "yes"), "clip_rewards='yes' must be"),

@@ -422,7 +422,7 @@ def test_an_order_of_files_that_separates_episodes_is_kept(cluster, tmp_path):
         )
     one_each = [[str(tmp_path / f"{part}.parquet")] for part in range(6)]
     config = streamed(str(tmp_path), 300).offline_data(dataset_num_iters_per_learner=40)
-    algo = config.build_algo()
+    algo = config.offline_data(join_files=True).build_algo()
     recipe = algo.offline_data.recipe
     recipe = replace(recipe, passes=replace(recipe.passes, groups=one_each))
     assert not recipe.shuffle

@@ -62,6 +62,7 @@ def test_the_loss_is_the_mean_over_all_held_out_steps(cluster, tiny_data, tmp_pa
     assert "action_accuracy" not in result
     want, _ = expected(algo, held)
     assert result["action_loss"] == pytest.approx(want, rel=1e-5)
+    assert result.pop("age_in_iterations") == 0
     assert algo.validate() == pytest.approx(result)
     (training, *_) = algo.learner_group.foreach_learner(lambda learner: learner.network.training)
     assert training.get()
@@ -80,14 +81,15 @@ def test_discrete_actions_report_an_accuracy_at_every_validation_interval(cluste
     algo = config.build_algo()
     held = algo.offline_data.validation
     assert algo.offline_data.summary.num_episodes + len(held.lengths) == 30
-    first, second = algo.train()["validation"], algo.train()["validation"]
-    assert math.isnan(first["action_loss"])
-    assert first["num_steps"] == 0
+    assert "validation" not in algo.train()
+    second = algo.train()["validation"]
+    assert second["age_in_iterations"] == 0
     assert second["num_steps"] == 9 * len(held.lengths)
     kept = [e for e in episodes if (e["obs"][0] == held.columns["obs"]).all(1).any()]
     loss, accuracy = expected(algo, kept)
     assert second["action_loss"] == pytest.approx(loss, rel=1e-5)
     assert second["action_accuracy"] == pytest.approx(accuracy)
+    assert algo.train()["validation"] == second | {"age_in_iterations": 1}
     algo.stop()
 
 

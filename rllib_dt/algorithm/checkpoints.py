@@ -17,15 +17,19 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgpack
 import pyarrow.fs as pafs
+from packaging.version import Version
+from ray.rllib.utils.checkpoints import CHECKPOINT_VERSION_LEARNER_AND_ENV_RUNNER
 
 from rllib_dt.formats.paths import locate
 from rllib_dt.types import JsonObject
 
 MANIFEST = "rllib_dt_manifest.json"
+MANIFEST_VERSION = 1
+_STATE_SUFFIXES = (".pkl", ".pickle", ".msgpack")
 _RLLIB_METADATA = "rllib_checkpoint.json"
 
 STATES = (
@@ -54,10 +58,10 @@ def writing(path: str | Path, filesystem: pafs.FileSystem | None = None) -> Iter
     is_local = isinstance(system, pafs.LocalFileSystem)
     try:
         if is_local:
-            target = Path(final)
+            target = Path(os.path.realpath(final))  # what a link points to is written
             _check_replaceable(target)
             target.parent.mkdir(parents=True, exist_ok=True)
-            draft = target.parent / f".{target.name}.unfinished-{uuid.uuid4().hex[:8]}"
+            draft = _draft_beside(target)
         else:
             if system.get_file_info(f"{final}/{MANIFEST}").type == pafs.FileType.File:
                 raise CheckpointError(
@@ -71,7 +75,7 @@ def writing(path: str | Path, filesystem: pafs.FileSystem | None = None) -> Iter
             _check_written(draft)
             (draft / MANIFEST).write_text(json.dumps(_manifest(draft), indent=1))
             if is_local:
-                _move(draft, Path(final))
+                _move(draft, target)
             else:
                 _upload(draft, system, final)
         finally:
@@ -84,11 +88,44 @@ def writing(path: str | Path, filesystem: pafs.FileSystem | None = None) -> Iter
         ) from error
 
 
-def verify(path: str | Path, filesystem: pafs.FileSystem | None = None) -> None:
-    """Checks that every file of a checkpoint exists and is unchanged.
+def verify_component(
+    path: str | Path, component: str, filesystem: pafs.FileSystem | None = None
+) -> None:
+    """Checks a component's part of a checkpoint.
+
+    Args:
+        path: the component's folder, in a checkpoint of an algorithm or saved on its own; or the
+            algorithm's checkpoint.
+        component: its name, such as "learner_group/learner/rl_module".
+        filesystem: its file system; derived from the path by default.
 
     Raises:
-        CheckpointError: the manifest or a file is missing, truncated or changed.
+        CheckpointError: see `verify`. A component that was saved on its own has no manifest.
+    """
+    system, folder = locate(path, filesystem)
+    folder = folder.rstrip("/")
+    if system.get_file_info(f"{folder}/{MANIFEST}").type == pafs.FileType.File:
+        verify(path, filesystem)
+    elif folder.endswith(f"/{component}"):
+        whole = folder.removesuffix(f"/{component}")
+        names = (MANIFEST, _RLLIB_METADATA)
+        if any(system.get_file_info(f"{whole}/{n}").type == pafs.FileType.File for n in names):
+            verify(whole, system, within=f"{component}/")
+
+
+def verify(
+    path: str | Path, filesystem: pafs.FileSystem | None = None, *, within: str = ""
+) -> None:
+    """Checks that every file of a checkpoint exists and is unchanged.
+
+    Args:
+        path: the checkpoint.
+        filesystem: its file system; derived from the path by default.
+        within: check only the files whose names begin so.
+
+    Raises:
+        CheckpointError: the manifest or a file is missing, truncated or changed; a state is there
+            that the manifest does not list; or a newer version wrote the checkpoint.
         FileNotFoundError: there is nothing at `path`.
     """
     system, folder = locate(path, filesystem)
@@ -103,11 +140,20 @@ def verify(path: str | Path, filesystem: pafs.FileSystem | None = None) -> None:
     with system.open_input_stream(manifest) as file:
         text = file.read()
     try:
-        listed = json.loads(text)["files"]
+        content = json.loads(text)
+        listed = {name: file for name, file in content["files"].items() if name.startswith(within)}
+        version = int(content["version"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}/{MANIFEST} is damaged ({error}); restore from an earlier checkpoint"
         ) from error
+    if version > MANIFEST_VERSION:
+        raise CheckpointError(
+            f"{path} has version {version} of {MANIFEST}, this rllib_dt reads up to "
+            f"{MANIFEST_VERSION}; upgrade rllib_dt"
+        )
+    _check_rllib_version(system, folder, path)
+    _check_unlisted(system, folder, within, content["files"], path)
     for name, wanted in listed.items():
         info = system.get_file_info(f"{folder}/{name}")
         if info.type != pafs.FileType.File:
@@ -124,6 +170,40 @@ def verify(path: str | Path, filesystem: pafs.FileSystem | None = None) -> None:
             )
 
 
+def _check_unlisted(
+    system: pafs.FileSystem, folder: str, within: str, listed: JsonObject, path: str | Path
+) -> None:
+    """Refuses states that were put there later: RLlib would prefer a .msgpack to a .pkl."""
+    selector = pafs.FileSelector(f"{folder}/{within}".rstrip("/"), recursive=True)
+    for info in system.get_file_info(selector):
+        name = PurePosixPath(info.path).relative_to(folder).as_posix()
+        is_state = info.type == pafs.FileType.File and name.endswith(_STATE_SUFFIXES)
+        if is_state and name not in listed:
+            raise CheckpointError(
+                f"{path} holds {name}, which was not there when the checkpoint was written; remove "
+                "it, or restore from another checkpoint"
+            )
+
+
+def _check_rllib_version(system: pafs.FileSystem, folder: str, path: str | Path) -> None:
+    """Refuses checkpoints of a newer layout of RLlib's."""
+    file = f"{folder}/{_RLLIB_METADATA}"
+    if system.get_file_info(file).type != pafs.FileType.File:
+        return
+    with system.open_input_stream(file) as stream:
+        try:
+            saved = Version(str(json.loads(stream.read()).get("checkpoint_version", "0")))
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path}/{_RLLIB_METADATA} is damaged ({error}); restore from an earlier checkpoint"
+            ) from error
+    if saved > CHECKPOINT_VERSION_LEARNER_AND_ENV_RUNNER:
+        raise CheckpointError(
+            f"{path} is a checkpoint of RLlib's version {saved}, this RLlib reads up to "
+            f"{CHECKPOINT_VERSION_LEARNER_AND_ENV_RUNNER}; upgrade Ray"
+        )
+
+
 def _manifest(folder: Path) -> JsonObject:
     files = {}
     for path in sorted(folder.rglob("*")):
@@ -131,7 +211,7 @@ def _manifest(folder: Path) -> JsonObject:
             content = path.read_bytes()
             name = path.relative_to(folder).as_posix()
             files[name] = {"size": len(content), "digest": _digest(content)}
-    return {"version": 1, "files": files}
+    return {"version": MANIFEST_VERSION, "files": files}
 
 
 def _digest(content: bytes) -> str:
@@ -165,7 +245,21 @@ def _check_replaceable(final: Path) -> None:
         )
 
 
+def _draft_beside(target: Path) -> Path:
+    """Returns a new folder's path from which everything can be renamed into `target`.
+
+    It is beside the target, or inside it if the target cannot itself be replaced: it is where
+    another file system is mounted, or the folder above it may not be written to.
+    """
+    name = f".{target.name}.unfinished-{uuid.uuid4().hex[:8]}"
+    is_fixed = target.is_dir() and (target.is_mount() or not os.access(target.parent, os.W_OK))
+    return (target if is_fixed else target.parent) / name
+
+
 def _move(draft: Path, final: Path) -> None:
+    if draft.parent == final:
+        _move_into(draft, final)
+        return
     if not final.is_dir() or not any(final.iterdir()):
         draft.rename(final)  # replaces an empty folder in one step
         return
@@ -181,6 +275,22 @@ def _move(draft: Path, final: Path) -> None:
         replaced.rename(final)
         raise
     shutil.rmtree(replaced, ignore_errors=True)  # the new one is in place
+
+
+def _move_into(draft: Path, final: Path) -> None:
+    """Moves a draft's content into the folder that it lies in, the manifest last.
+
+    A checkpoint that is there loses its manifest first, so what is between the two is refused.
+    """
+    before = [path for path in final.iterdir() if path != draft]
+    (final / MANIFEST).unlink(missing_ok=True)
+    for path in before:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    for path in sorted(draft.iterdir(), key=lambda path: path.name == MANIFEST):
+        path.rename(final / path.name)
 
 
 def _exchange(one: Path, other: Path) -> bool:

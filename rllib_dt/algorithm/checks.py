@@ -10,6 +10,7 @@ import numpy as np
 from ray.rllib.utils.schedules.scheduler import Scheduler
 
 from rllib_dt.formats import canonical, steps
+from rllib_dt.reading.offline_data import DTOfflineData
 from rllib_dt.spaces.leaves import (
     UnsupportedSpaceError,
     check_action_space,
@@ -53,6 +54,11 @@ def check_training(config: "DTConfig") -> None:
     """Refuses invalid settings of data and training."""
     if not config.is_offline:
         config.refuse("offline_data(input_=…) must be a path or a list of paths")
+    if not _is_subclass(config.offline_data_class, DTOfflineData):
+        config.refuse(
+            f"offline_data_class={config.offline_data_class!r} is no subclass of "
+            "rllib_dt.reading.offline_data.DTOfflineData, which DT draws its windows from"
+        )
     for name in config.input_read_schema or {}:
         if name not in _COLUMNS:
             config.refuse(
@@ -69,6 +75,9 @@ def check_training(config: "DTConfig") -> None:
     for name in _BOOLEANS:
         if not isinstance(getattr(config, name), bool | np.bool_):
             config.refuse(f"{name}={getattr(config, name)!r} must be True or False")
+    normalized = config.actions_in_input_normalized
+    if not (normalized is None or isinstance(normalized, bool | np.bool_)):
+        config.refuse(f"actions_in_input_normalized={normalized!r} must be True, False or None")
     _check_lr(config)
     betas = config.adam_betas
     if not isinstance(betas, list) or len(betas) != 2 or not all(map(_is_share, betas)):
@@ -88,6 +97,7 @@ def check_training(config: "DTConfig") -> None:
     for name, allowed in (
         ("precision", ("fp32", "bf16")),
         ("incomplete", ("error", "drop", "keep")),
+        ("duplicates", ("keep", "drop", "error")),
     ):
         if getattr(config, name) not in allowed:
             config.refuse(f"{name}={getattr(config, name)!r} is not one of {allowed}")
@@ -114,6 +124,11 @@ def check_evaluation(config: "DTConfig") -> None:
             "target is supported, since a cut episode has no return"
         )
     _check_all(config, _EVALUATION)
+    if config.evaluation_interval:
+        try:
+            config.return_rule.check_acting()
+        except ValueError as error:
+            config.refuse(str(error))
     if config.evaluation_interval and config.env is None:
         config.refuse(
             f"evaluation_interval={config.evaluation_interval} needs an environment; set "
@@ -166,6 +181,7 @@ _TRAINING = {
     "time_limit": _or_none(_COUNT),
     "top_fraction": _or_none(_SHARE),
     "pool_reuse": _POSITIVE,
+    "max_expansion": _Rule("at least 1", lambda v: v >= 1),
     "pool_capacity_steps": _or_none(_COUNT),
     "pool_capacity_bytes": _or_none(_COUNT),
     "validation_fraction": _or_none(_Rule("between 0 and 1", lambda v: 0 < v < 1)),
@@ -178,7 +194,7 @@ _EVALUATION = {
     "evaluation_sample_timeout_s": _or_none(_POSITIVE),
     "num_envs_per_env_runner": _COUNT,
 }
-_BOOLEANS = ("delayed_reward", "actions_in_input_normalized", "torch_compile_learner")
+_BOOLEANS = ("delayed_reward", "join_files", "torch_compile_learner")
 
 
 def _check_all(config: "DTConfig", rules: Mapping[str, _Rule]) -> None:
@@ -222,6 +238,10 @@ def _check_targets(config: "DTConfig") -> None:
 def _is_number(value: Any) -> bool:
     is_real = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
     return is_real and math.isfinite(value)
+
+
+def _is_subclass(value: Any, parent: type) -> bool:
+    return isinstance(value, type) and issubclass(value, parent)
 
 
 def _is_share(value: float) -> bool:

@@ -15,8 +15,10 @@ from rllib_dt.algorithm.checks import (
     check_spaces,
     check_training,
 )
+from rllib_dt.algorithm.connectors import check_connectors
 from rllib_dt.algorithm.environment import needs_environment
 from rllib_dt.algorithm.settings import DTSettings
+from rllib_dt.algorithm.unused import check_unused
 from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.learning.learner import DTTorchLearner
 from rllib_dt.learning.rl_module import DTTorchRLModule
@@ -99,6 +101,7 @@ class DTConfig(DTSettings):
         self, env: Any = None, spaces: Any = None, device: Any = None
     ) -> ConnectorV2:
         pipeline = super().build_env_to_module_connector(env=env, spaces=spaces, device=device)
+        check_connectors(self, pipeline)
         context = DecisionTransformerContext(
             pipeline.observation_space,
             pipeline.action_space,
@@ -119,6 +122,7 @@ class DTConfig(DTSettings):
         Spaces that come from the environment are checked in `DT.setup`, which creates it once.
         """
         self.seal()  # in case they were set by `update_from_dict`
+        check_unused(self)
         if not needs_environment(self):
             check_spaces(self)
         super().validate()

@@ -29,6 +29,9 @@ def are_paths(paths: Paths) -> bool:
 
 
 def check_inputs(paths: Paths) -> None:
-    """Raises a ValueError if a path contains credentials."""
-    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+    """Raises a ValueError if a path is empty or contains credentials."""
+    given = [paths] if isinstance(paths, str | os.PathLike) else paths
+    for path in given:
+        if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+            raise ValueError(f"the input {paths!r} holds {path!r}, which is no path")
         check_no_credentials(os.fspath(path))

@@ -6,13 +6,16 @@ RLlib's `Algorithm` assumes training env runners in `set_state`, `restore_from_p
 """
 
 import copy
+import pickle
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.env import INPUT_ENV_SPACES
@@ -21,13 +24,41 @@ from ray.rllib.utils.checkpoints import Checkpointable
 from ray.tune import Checkpoint
 
 from rllib_dt.algorithm import checkpoints
+from rllib_dt.algorithm.compatibility import check_same_network
 from rllib_dt.compat import on_every_learner, recall_learners
-from rllib_dt.formats.paths import absolute
+from rllib_dt.formats.paths import absolute, locate
 from rllib_dt.learning.learner import COUNTERS
-from rllib_dt.types import EnvRunnerGroup, State
+from rllib_dt.reading.offline_data import restoring
+from rllib_dt.types import EnvRunnerGroup, Paths, State
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # Python 3.10 has none
+
+
+_SETTERS = (
+    "environment",
+    "offline_data",
+    "training",
+    "evaluation",
+    "env_runners",
+    "learners",
+    "fault_tolerance",
+    "debugging",
+    "reporting",
+    "callbacks",
+)
+"""The config's methods whose settings `from_checkpoint` takes."""
+
+
+def _changed(
+    config: AlgorithmConfig, input_: Paths, settings: Mapping[str, Mapping[str, Any]]
+) -> AlgorithmConfig:
+    changed = config.copy(copy_frozen=False)
+    for name, values in settings.items():
+        getattr(changed, name)(**values)
+    if input_ is not NotProvided and input_ is not None:
+        changed.offline_data(input_=input_)
+    return changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,15 +187,18 @@ class OfflineAlgorithm(Algorithm):
         filesystem: pafs.FileSystem | None = None,
         **kwargs: Any,
     ) -> None:
-        """Restores from a checkpoint, or only one component of it (not verified).
+        """Restores from a checkpoint, or one component from its folder in a checkpoint.
 
         Raises:
-            CheckpointError: a file of it is missing, truncated or changed; nothing was restored.
+            CheckpointError: a file of it is missing, truncated or changed, or it is a checkpoint of
+                another network; nothing was restored.
         """
-        if filesystem is None:
-            path = absolute(path)
+        path = str(path) if filesystem is not None else absolute(path)
         if component is None:
             checkpoints.verify(path, filesystem)
+        else:
+            checkpoints.verify_component(path, component, filesystem)
+        check_same_network(path, filesystem, component, self.config)
         Checkpointable.restore_from_path(
             self, path, component=component, filesystem=filesystem, **kwargs
         )
@@ -176,17 +210,62 @@ class OfflineAlgorithm(Algorithm):
         cls,
         path: str | Path | Checkpoint,
         filesystem: pafs.FileSystem | None = None,
-        **kwargs: Any,
+        *,
+        input_: Paths = NotProvided,
+        config: AlgorithmConfig | None = None,
+        **settings: Mapping[str, Any],
     ) -> "Self":
-        """Builds a new algorithm from a checkpoint: a path, a URI or a `ray.tune.Checkpoint`.
+        """Builds a new algorithm from a checkpoint.
+
+        The training data may be gone: the algorithm then evaluates and acts, and `train()` says
+        what is missing.
+
+        Args:
+            path: a path, a URI or a `ray.tune.Checkpoint`.
+            filesystem: the path's file system; derived from the path by default.
+            input_: other training data; None reads none.
+            config: settings to use instead of the saved ones.
+            settings: other settings by the name of the config's method that sets them, such as
+                `evaluation=dict(target_returns=[3600])`: `environment`, `offline_data`,
+                `training`, `evaluation`, `env_runners`, `learners`, `fault_tolerance`,
+                `debugging`, `reporting`, `callbacks`.
 
         Raises:
-            CheckpointError: a file of it is missing, truncated or changed.
+            CheckpointError: a file of it is missing, truncated or changed, or the settings describe
+                another network.
+            TypeError: there is no such keyword.
         """
+        unknown = sorted(set(settings) - set(_SETTERS))
+        if unknown:
+            raise TypeError(
+                f"from_checkpoint has no keywords {unknown}; it takes filesystem, input_, config "
+                f"and {', '.join(_SETTERS)}"
+            )
         if not isinstance(path, str | Path):
             path, filesystem = path.path, filesystem or path.filesystem
-        if filesystem is None:
-            path = absolute(path)
+        path = str(path) if filesystem is not None else absolute(path)
         checkpoints.verify(path, filesystem)
-        algorithm: Self = super().from_checkpoint(path, filesystem=filesystem, **kwargs)
+        if config is None and (settings or input_ not in (NotProvided, None)):
+            config = cls._saved_config(path, filesystem)
+        changed = {} if config is None else {"config": _changed(config, input_, settings)}
+        with restoring("no" if input_ is None else "if there"):
+            algorithm: Self = super().from_checkpoint(path, filesystem=filesystem, **changed)
         return algorithm
+
+    @classmethod
+    def _saved_config(cls, path: str, filesystem: pafs.FileSystem | None) -> AlgorithmConfig:
+        system, folder = locate(path, filesystem)
+        with system.open_input_stream(f"{folder}/{cls.CLASS_AND_CTOR_ARGS_FILE_NAME}") as file:
+            try:
+                arguments, named = pickle.loads(file.read())["ctor_args_and_kwargs"]
+                saved = named["config"] if "config" in named else arguments[0]
+                if isinstance(saved, AlgorithmConfig):
+                    return saved
+                restored: AlgorithmConfig = AlgorithmConfig.from_state(saved)
+            except (ValueError, AttributeError, ImportError, TypeError, LookupError) as error:
+                raise checkpoints.CheckpointError(
+                    f"the settings saved in {path} cannot be read ({error}): another version of "
+                    "Python or of the package wrote them; give all of them: "
+                    "from_checkpoint(path, config=…)"
+                ) from error
+        return restored

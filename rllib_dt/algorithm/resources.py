@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import ray
+import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,16 @@ def check_resources(bundles: Sequence[Bundle], described: str) -> None:
         raise NotEnoughResourcesError(
             f"no node of the cluster has {asked}, which one of {described} asks for; lower "
             f"num_cpus_per_learner or num_gpus_per_learner, or add a larger node; {_GROWING}"
+        )
+
+
+def check_gpu(config: AlgorithmConfig) -> None:
+    """Raises a NotEnoughResourcesError if the learner in this process should use a GPU it lacks."""
+    if not config.num_learners and config.num_gpus_per_learner and not torch.cuda.is_available():
+        raise NotEnoughResourcesError(
+            f"num_gpus_per_learner={config.num_gpus_per_learner}, but this process finds no GPU "
+            "(torch.cuda.is_available() is False); set learners(num_gpus_per_learner=0) to train "
+            "on the CPU, or num_learners=1 to train on a node that has one"
         )
 
 

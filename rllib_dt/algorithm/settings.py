@@ -11,8 +11,10 @@ from ray.rllib.utils.annotations import override
 
 from rllib_dt.algorithm.inputs import absolute_inputs, are_paths, check_inputs
 from rllib_dt.formats.assembly import IncompletePolicy
+from rllib_dt.formats.expansion import DEFAULT_MAX_EXPANSION
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.reading.credentials import Sealed
+from rllib_dt.reading.duplicates import DuplicatesPolicy
 from rllib_dt.types import Paths
 
 if TYPE_CHECKING:
@@ -52,6 +54,10 @@ class DTSettings(AlgorithmConfig):
         self.score_reference: list[float] | None = None
         self.time_limit: int | None = None
         self.incomplete: IncompletePolicy = "error"
+        self.duplicates: DuplicatesPolicy = "keep"
+        self.join_files = False
+        self.max_expansion = DEFAULT_MAX_EXPANSION
+        self.actions_in_input_normalized: bool | None = None
         self.top_fraction: float | None = None
         self.pool_capacity_steps: int | None = None
         self.pool_capacity_bytes: int | None = None
@@ -104,6 +110,9 @@ class DTSettings(AlgorithmConfig):
         *,
         time_limit: int | None = NotProvided,
         incomplete: IncompletePolicy = NotProvided,
+        duplicates: DuplicatesPolicy = NotProvided,
+        join_files: bool = NotProvided,
+        max_expansion: float = NotProvided,
         top_fraction: float | None = NotProvided,
         pool_capacity_steps: int | None = NotProvided,
         pool_capacity_bytes: int | None = NotProvided,
@@ -122,6 +131,13 @@ class DTSettings(AlgorithmConfig):
             incomplete: what to do with an episode without an end, whose returns-to-go are
                 unknown: raise an "error" (the default), "drop" it, or "keep" it as if it ended
                 there.
+            duplicates: what to do with an episode whose observations, actions and rewards equal
+                an earlier one's: "keep" it (the default, with a warning that has the numbers),
+                "drop" it, or raise an "error".
+            join_files: an episode that one file does not finish continues in the next file that
+                has its id, though neither timesteps nor next observations prove it.
+            max_expansion: how many times its size a file may take in memory once unpacked; any
+                file may take 256 MiB. A guard against damaged and hostile files.
             top_fraction: train only on the best episodes, up to this fraction of all steps (the
                 data of %BC); None for all.
             pool_capacity_steps: the most steps to hold in memory at a time, on each node. Larger
@@ -136,14 +152,20 @@ class DTSettings(AlgorithmConfig):
             validation_input: a path or a list of paths to validate on instead.
             validation_interval: validate after every this many `train()` calls.
             kwargs: RLlib's own settings: `input_` (a path or a list), `input_read_schema`,
-                `actions_in_input_normalized`, `input_filesystem` and `input_filesystem_kwargs`
-                (never written to checkpoints or results, see docs/cluster.md),
+                `actions_in_input_normalized` (whether recorded actions are in [-1, 1] instead of
+                the environment's units; None takes them as they are, unless all of them lie in
+                [-1, 1] of a wider space: then you are asked), `input_filesystem` and
+                `input_filesystem_kwargs` (never written to checkpoints or results, see
+                docs/cluster.md),
                 `dataset_num_iters_per_learner` (updates in one `train()`), …
         """
         super().offline_data(**_without_numpy(kwargs))
         self._set(
             time_limit=time_limit,
             incomplete=incomplete,
+            duplicates=duplicates,
+            join_files=join_files,
+            max_expansion=max_expansion,
             top_fraction=top_fraction,
             pool_capacity_steps=pool_capacity_steps,
             pool_capacity_bytes=pool_capacity_bytes,
@@ -202,11 +224,36 @@ class DTSettings(AlgorithmConfig):
             # a dict, since Tune finds grid searches in dicts only
             if isinstance(model_config, DTModelConfig):
                 model_config = dataclasses.asdict(model_config)
+            if not isinstance(model_config, Mapping):
+                raise TypeError(
+                    "rl_module(model_config=…) takes a DTModelConfig or a dict of its settings, "
+                    f"not a {type(model_config).__name__}"
+                )
             kwargs["model_config"] = dict(model_config)
             if model_config.get("pretrained"):
                 kwargs["model_config"]["pretrained"] = absolute_inputs(model_config["pretrained"])
         super().rl_module(**kwargs)
         return self
+
+    def __repr__(self) -> str:
+        """Lists the settings that differ from the defaults."""
+        defaults = vars(type(self)())
+        model = dataclasses.asdict(DTModelConfig())
+        changed = {
+            name.removeprefix("_"): value
+            for name, value in vars(self).items()
+            if name not in _NOT_SHOWN
+            and not _equal(value, defaults.get(name))
+            and (value or defaults.get(name))
+        }
+        if self._model_config:
+            changed["model_config"] = {
+                name: value
+                for name, value in self._model_config.items()
+                if name not in model or not _equal(value, model[name])
+            }
+        lines = "".join(f"    {name}={value!r},\n" for name, value in changed.items())
+        return f"{type(self).__name__}(\n{lines})" if lines else f"{type(self).__name__}()"
 
     def seal(self) -> None:
         """Seals the settings that may contain credentials."""
@@ -218,6 +265,16 @@ class DTSettings(AlgorithmConfig):
             if value is not NotProvided:
                 setattr(self, name, _plain(value))
         return self
+
+
+_NOT_SHOWN = ("_is_frozen", "_model_config", "_paths_as_given", "_settings_taken_from")
+
+
+def _equal(value: Any, other: Any) -> bool:
+    try:
+        return bool(value == other)
+    except (ValueError, TypeError):  # arrays
+        return False
 
 
 def _without_numpy(settings: Mapping[str, Any]) -> dict[str, Any]:

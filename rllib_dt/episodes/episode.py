@@ -5,8 +5,15 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 
-from rllib_dt.spaces.leaves import out_of_space, step_layout, unsquash_actions
+from rllib_dt.spaces.leaves import (
+    action_remedy,
+    out_of_space,
+    step_layout,
+    unsquash_actions,
+)
 from rllib_dt.types import Array
+
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class DataError(ValueError):
@@ -76,7 +83,7 @@ class Episode:
         return DataError(self.source, problem, remedy, episode=self.id)
 
     def _check_finite(self, name: str, values: Array) -> None:
-        if not np.issubdtype(values.dtype, np.number) and values.dtype != np.bool_:
+        if values.dtype.kind not in "biuf":  # complex numbers and durations count as numbers
             raise self.error(
                 f"{name} hold {values.dtype}, not numbers",
                 "record arrays of numbers, of one shape at every step",
@@ -101,30 +108,67 @@ class Episode:
             DataError: shapes do not fit, or an action is outside the space.
         """
         observations = self._cast("observations", self.observations, observation_space)
+        self._check_rewards()
         actions = self.actions
         if actions_normalized:
             actions = unsquash_actions(action_space, actions)
         actions = self._cast_shape("actions", actions, action_space)
         problem = out_of_space(action_space, actions)
         if problem:
-            raise self.error(
-                problem,
-                "clip the recorded actions, or set offline_data(actions_in_input_normalized="
-                f"{not actions_normalized}) if they are "
-                + ("in the environment's units" if actions_normalized else "normalised to [-1, 1]"),
-            )
+            raise self.error(problem, action_remedy(action_space, normalized=actions_normalized))
         return Episode(
             id=self.id,
             source=self.source,
             observations=observations,
-            actions=actions.astype(step_layout(action_space)[1], copy=False),
+            actions=self._converted("actions", actions, step_layout(action_space)[1]),
             rewards=self.rewards,
             terminated=self.terminated,
             truncated=self.truncated,
         )
 
     def _cast(self, name: str, values: Array, space: gym.Space) -> Array:
-        return self._cast_shape(name, values, space).astype(step_layout(space)[1], copy=False)
+        return self._converted(name, self._cast_shape(name, values, space), step_layout(space)[1])
+
+    def _converted(self, name: str, values: Array, dtype: np.dtype) -> Array:
+        """Converts to a dtype; raises a DataError if a value would become another."""
+        if values.dtype == dtype:
+            return values
+        if dtype.kind == "f":
+            self._check_float32(name, values)
+        elif values.dtype.kind != "b":
+            limits = np.iinfo(dtype)
+            bad = (values < limits.min) | (values > limits.max) | (values != np.floor(values))
+            if bad.any():
+                step = int(np.argwhere(bad)[0][0])
+                raise self.error(
+                    f"{name} at step {step} hold {values[bad].ravel()[0]}, which the space's "
+                    f"{dtype} cannot hold",
+                    f"record whole numbers from {limits.min} to {limits.max}, or use a space of "
+                    "floating-point numbers",
+                )
+        return values.astype(dtype)
+
+    def _check_rewards(self) -> None:
+        self._check_float32("rewards", self.rewards)
+        total = float(np.abs(self.rewards.astype(np.float64)).sum())
+        if total > _LARGEST_FLOAT32:
+            raise self.error(
+                f"its rewards add up to as much as {total:g}, beyond what 32-bit floating-point "
+                "numbers hold",
+                "scale the recorded rewards, or remove the episode",
+            )
+
+    def _check_float32(self, name: str, values: Array) -> None:
+        if values.dtype.kind != "f" or values.dtype.itemsize <= 4:
+            return
+        bad = np.abs(values) > _LARGEST_FLOAT32
+        if bad.any():
+            step = int(np.argwhere(bad)[0][0])
+            raise self.error(
+                f"{name} at step {step} hold {values[bad].ravel()[0]}, beyond what 32-bit "
+                "floating-point numbers hold",
+                "scale the recorded values, or remove the episode",
+            )
 
     def _cast_shape(self, name: str, values: Array, space: gym.Space) -> Array:
         shape = step_layout(space)[0]

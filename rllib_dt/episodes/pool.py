@@ -29,12 +29,15 @@ class EpisodePool:
         columns: `obs` (N, …), `actions` (N, …), `returns_to_go` (N, 1) float32.
         timesteps: (N,) int32, each step's timestep in its episode.
         returns: (E,) float64, the undiscounted sums of the rewards as recorded.
+        targets: (E,) float64, the return-to-go of each episode's first step: its return as
+            training sees it, with clipped or discounted rewards if so configured.
         lengths: (E,) int64, the steps of each episode.
     """
 
     columns: Mapping[str, Column]
     timesteps: Array
     returns: NDArray[np.float64]
+    targets: NDArray[np.float64]
     lengths: NDArray[np.int64]
 
     @classmethod
@@ -51,7 +54,7 @@ class EpisodePool:
         """
         rule = rule or ReturnRule()
         observations = [e.observations[: len(e)] for e in episodes]
-        to_go = np.concatenate([rule.to_go(e.rewards) for e in episodes])
+        to_go = [rule.to_go(e.rewards) for e in episodes]
         return cls(
             columns={
                 OBSERVATIONS: (
@@ -60,10 +63,11 @@ class EpisodePool:
                     else np.concatenate(observations)
                 ),
                 ACTIONS: np.concatenate([e.actions for e in episodes]),
-                RETURNS_TO_GO: to_go.astype(np.float32)[:, None],
+                RETURNS_TO_GO: np.concatenate(to_go).astype(np.float32)[:, None],
             },
             timesteps=np.concatenate([np.arange(len(e), dtype=np.int32) for e in episodes]),
             returns=np.array([e.undiscounted_return for e in episodes]),
+            targets=np.array([first[0] for first in to_go]),
             lengths=np.array([len(e) for e in episodes], np.int64),
         )
 
@@ -78,6 +82,7 @@ class EpisodePool:
             },
             timesteps=np.concatenate([p.timesteps for p in pools]),
             returns=np.concatenate([p.returns for p in pools]),
+            targets=np.concatenate([p.targets for p in pools]),
             lengths=np.concatenate([p.lengths for p in pools]),
         )
 
@@ -88,6 +93,7 @@ class EpisodePool:
             columns={name: column[rows] for name, column in self.columns.items()},
             timesteps=self.timesteps[rows],
             returns=self.returns[episodes],
+            targets=self.targets[episodes],
             lengths=self.lengths[episodes],
         )
 

@@ -15,9 +15,13 @@ _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 _MIN_STD = 1e-6
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DataSummary:
-    """A summary of a data set. Returns are undiscounted sums, in reward units."""
+    """A summary of a data set.
+
+    Returns are those that training sees, in reward units: undiscounted sums, unless `gamma` or
+    `clip_rewards` says otherwise.
+    """
 
     num_episodes: int
     num_steps: int
@@ -32,6 +36,9 @@ class DataSummary:
     episode_len_max: int
     observation_shape: tuple[int, ...]
     action_shape: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        return f"DataSummary({self})"
 
     def __str__(self) -> str:
         quantiles = ", ".join(f"{k}: {v:.1f}" for k, v in self.return_quantiles.items())
@@ -70,7 +77,9 @@ class Statistics:
         self._mean: Any = 0.0
         self._squares: Any = 0.0
         self._returns: list[NDArray[np.float64]] = []
+        self._targets: list[NDArray[np.float64]] = []
         self._lengths: list[NDArray[np.int64]] = []
+        self._largest_action: Any = 0.0
         self._shapes: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
     @classmethod
@@ -91,6 +100,10 @@ class Statistics:
         self._mean = self._mean + away * (steps / total)
         self.num_steps = total
         self._returns.append(pool.returns)
+        self._targets.append(pool.targets)
+        actions: Any = pool.columns[ACTIONS]
+        largest = np.maximum(np.abs(actions.max(axis=0)), np.abs(actions.min(axis=0)))
+        self._largest_action = np.maximum(self._largest_action, largest)
         self._lengths.append(pool.lengths)
         self._shapes = (observations.shape[1:], pool.columns[ACTIONS].shape[1:])
 
@@ -100,13 +113,23 @@ class Statistics:
         return np.concatenate(self._returns)
 
     @property
+    def targets(self) -> NDArray[np.float64]:
+        """(E,) returns as training sees them; see `EpisodePool`."""
+        return np.concatenate(self._targets)
+
+    @property
+    def largest_action(self) -> Array:
+        """Of an action's shape: the largest absolute value in each component."""
+        return np.asarray(self._largest_action)
+
+    @property
     def lengths(self) -> NDArray[np.int64]:
         """(E,) steps of each episode, in their order."""
         return np.concatenate(self._lengths)
 
     def summary(self) -> DataSummary:
         """Summarises the episodes for people to read."""
-        returns, lengths = self.returns, self.lengths
+        returns, lengths = self.targets, self.lengths
         return DataSummary(
             num_episodes=len(returns),
             num_steps=self.num_steps,
@@ -125,7 +148,7 @@ class Statistics:
 
     def normalization(self, return_scale: float | None = None) -> Normalization:
         """Returns the normalisation of these steps; the scale defaults to the largest |return|."""
-        scale = return_scale if return_scale is not None else float(np.abs(self.returns).max())
+        scale = return_scale if return_scale is not None else float(np.abs(self.targets).max())
         return Normalization(
             observation_mean=self._mean,
             observation_std=np.sqrt(self._squares / self.num_steps) + _MIN_STD,
@@ -133,8 +156,11 @@ class Statistics:
         )
 
     def derived_targets(self) -> list[float]:
-        """Returns the best episode's return, and the median return if it differs."""
-        best, median = float(self.returns.max()), float(np.median(self.returns))
+        """Returns the best episode's return, and the median return if it differs.
+
+        Both as training sees them, since the network is asked for returns-to-go.
+        """
+        best, median = float(self.targets.max()), float(np.median(self.targets))
         return [best] if best == median else [best, median]
 
 

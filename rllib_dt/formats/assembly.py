@@ -1,5 +1,6 @@
 """Joins fragments into whole episodes as they arrive."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ class Assembler:
 
     Args:
         incomplete: what to do with an incomplete episode.
+        join_files: join an episode's parts from several files by the files' order alone, if there
+            are neither timesteps nor next observations to prove that they belong together.
         max_open_steps: the most steps to hold of episodes that may continue; unlimited by default.
 
     Attributes:
@@ -39,10 +42,17 @@ class Assembler:
             the order; files must then not be shuffled.
     """
 
-    def __init__(self, incomplete: IncompletePolicy = "error", max_open_steps: int | None = None):
+    def __init__(
+        self,
+        incomplete: IncompletePolicy = "error",
+        max_open_steps: int | None = None,
+        *,
+        join_files: bool = False,
+    ):
         self.dropped: list[str] = []
         self.joins_by_order = False
         self._incomplete = incomplete
+        self._join_files = join_files
         self._max_open_steps = max_open_steps
         self._open_steps = 0
         self._open: dict[str, _OpenParts] = defaultdict(_OpenParts)
@@ -70,11 +80,14 @@ class Assembler:
 
     def finish(self) -> Iterator[Episode]:
         """Yields the episodes left after the last fragment, in the order of their first ones."""
-        chains = [chain for parts in self._open.values() for chain in _chains(parts.placed)]
+        chains = []
+        for parts in self._open.values():
+            of_one_key = _chains(parts.placed)
+            chains += [(chain, _gap(chain, of_one_key)) for chain in of_one_key]
         self._open.clear()
         self._open_steps = 0
-        for chain in sorted(chains, key=lambda chain: chain[0][0]):
-            yield from self._emit(chain)
+        for chain, gap in sorted(chains, key=lambda entry: entry[0][0][0]):
+            yield from self._emit(chain, gap)
 
     def _check_open(self, fragment: Fragment) -> None:
         if self._max_open_steps is not None and self._open_steps > self._max_open_steps:
@@ -86,22 +99,38 @@ class Assembler:
                 "raise offline_data(pool_capacity_steps=…)",
             )
 
-    def _emit(self, placed: "list[_Placed]") -> Iterator[Episode]:
+    def _emit(self, placed: "list[_Placed]", gap: DataError | None = None) -> Iterator[Episode]:
         chain = [fragment for _, fragment in placed]
         first = chain[0]
-        several = len({fragment.source for fragment in chain}) > 1
-        self.joins_by_order |= several and any(fragment.start is None for fragment in chain)
+        self._check_joints(chain)
         name = first.key
         if name is None:
             name = str(self._without_key[first.source])
             self._without_key[first.source] += 1
-        problem = _incomplete(chain)
+        problem = gap or _incomplete(chain)
         if problem is None or self._incomplete == "keep":
             yield _join(chain, name)
         elif self._incomplete == "drop" or chain[-1].may_drop_tail:
             self.dropped.append(str(problem))
         else:
             raise problem
+
+    def _check_joints(self, chain: Sequence[Fragment]) -> None:
+        """Refuses an episode from several files that nothing proves to be one."""
+        for last, following in itertools.pairwise(chain):
+            if last.source == following.source or following.start is not None:
+                continue
+            self.joins_by_order = True
+            if last.next_observation is None and not self._join_files:
+                raise DataError(
+                    following.source,
+                    f"it would continue an episode that {last.source} does not finish, but neither "
+                    "timesteps (t) nor next observations (new_obs) prove that it does",
+                    "record one of them, use ids that no two files share, mark the end of each "
+                    "episode (truncateds), or set offline_data(join_files=True) if each file "
+                    "continues the one before",
+                    episode=following.key,
+                )
 
 
 @dataclass
@@ -167,6 +196,44 @@ def _continues(last: Fragment, stop: int, fragment: Fragment) -> bool:
     if last.next_observation is not None:
         return bool(np.array_equal(last.next_observation, fragment.observations[0]))
     return True
+
+
+def _gap(placed: "list[_Placed]", of_one_key: "list[list[_Placed]]") -> DataError | None:
+    """Describes what lies between an episode's parts if a step is missing, or there twice."""
+    first, last = placed[0][1], placed[-1][1]
+    others = [chain for chain in of_one_key if chain is not placed]
+    if first.start:
+        befores = [c for c in others if (c[0][1].start or 0) < first.start and not c[-1][1].ended]
+        if befores:
+            before = max(befores, key=_stop)
+            return _gap_between(_stop(before), first)
+    if last.start is not None and not last.ended:
+        afters = [c[0][1] for c in others if (c[0][1].start or 0) > (first.start or 0)]
+        after = min(afters, key=lambda fragment: fragment.start or 0, default=None)
+        if after is not None:
+            return _gap_between(_stop(placed), after)
+    return None
+
+
+def _stop(placed: "list[_Placed]") -> int:
+    """The timestep after a chain's last one."""
+    return (placed[0][1].start or 0) + sum(len(fragment) for _, fragment in placed)
+
+
+def _gap_between(stop: int, after: Fragment) -> DataError:
+    start = after.start or 0
+    if start < stop:
+        problem = f"its step {start} is recorded more than once"
+        remedy = "give each episode an id of its own, or remove the rows that are there twice"
+    else:
+        missing = f"step {stop} is" if start == stop + 1 else f"steps {stop} … {start - 1} are"
+        problem, remedy = f"its {missing} missing", "add the missing rows"
+    return DataError(
+        after.source,
+        problem,
+        f'{remedy}, or leave such episodes out with offline_data(incomplete="drop")',
+        episode=after.key,
+    )
 
 
 def _incomplete(chain: Sequence[Fragment]) -> DataError | None:

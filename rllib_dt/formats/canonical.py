@@ -12,12 +12,16 @@ import pyarrow.parquet as pq
 
 from rllib_dt.episodes.episode import DataError, Episode
 from rllib_dt.formats.columns import (
+    announce_columns,
     array_from_arrow,
     array_from_values,
     check_no_nulls,
     is_list,
+    tensors,
 )
+from rllib_dt.formats.expansion import Expansion
 from rllib_dt.formats.fragments import Fragment, ReadOptions, end_flag
+from rllib_dt.formats.ids import ids_from_arrow
 from rllib_dt.spaces.leaves import describe_space, step_layout
 from rllib_dt.types import Array
 
@@ -25,6 +29,7 @@ RecordedEpisode = Mapping[str, Any]
 """An episode as passed to `write_episodes`: a dict with the columns of the format."""
 
 FORMAT_VERSION = 1
+_ID = "episode_id"
 EPISODE_COLUMNS = ("obs", "actions", "rewards", "terminated", "truncated")
 
 _BYTES_PER_FILE = 64 * 2**20
@@ -41,26 +46,37 @@ def matches(schema: pa.Schema, options: ReadOptions) -> bool:
     return is_list(rewards) or isinstance(rewards, pa.BaseExtensionType)
 
 
-def read(parquet: pq.ParquetFile, source: str, options: ReadOptions) -> Iterator[Fragment]:
+def read(
+    parquet: pq.ParquetFile, source: str, options: ReadOptions, expansion: Expansion
+) -> Iterator[Fragment]:
     """Yields a fragment for each row; a row is a whole episode."""
     names = options.names
     _check_version(parquet.schema_arrow, source)
-    index = 0
-    for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE):
-        table = pa.Table.from_batches([batch])
-        columns = {name: table[names.get(name, name)] for name in EPISODE_COLUMNS}
+    wanted = [names.get(name, name) for name in EPISODE_COLUMNS]
+    if _ID in parquet.schema_arrow.names:
+        wanted.append(_ID)
+    announce_columns(parquet.metadata, wanted, expansion)
+    first = 0
+    for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
+        columns = {name: batch[names.get(name, name)] for name in EPISODE_COLUMNS}
         for name in ("terminated", "truncated"):
             check_no_nulls(columns[name], source, names.get(name, name))
-        ids = table["episode_id"] if "episode_id" in table.column_names else None
-        for row in range(len(table)):
-            key = str(ids[row].as_py()) if ids is not None else str(index)
-            yield _fragment({name: c[row] for name, c in columns.items()}, source, key)
-            index += 1
+        if _ID in wanted:
+            ids = ids_from_arrow(pa.chunked_array([batch[_ID]]), source, _ID, expansion)
+        else:
+            ids = np.arange(first, first + len(batch))
+        for row, key in enumerate(map(str, ids)):
+            episode = {name: column.slice(row, 1) for name, column in columns.items()}
+            yield _fragment(episode, source, key, expansion)
+        first += len(batch)
 
 
-def _fragment(row: Mapping[str, pa.Scalar], source: str, key: str) -> Fragment:
+def _fragment(row: Mapping[str, pa.Array], source: str, key: str, expansion: Expansion) -> Fragment:
+    """Converts one episode, columns of one row each."""
     where = f"{source}, episode {key}"
-    obs, actions, rewards = (_values(row[n], where, n) for n in ("obs", "actions", "rewards"))
+    obs, actions, rewards = (
+        _values(row[name], where, name, expansion) for name in ("obs", "actions", "rewards")
+    )
     one_more = len(obs) == len(rewards) + 1
     return Fragment(
         source=source,
@@ -70,13 +86,20 @@ def _fragment(row: Mapping[str, pa.Scalar], source: str, key: str) -> Fragment:
         actions=actions,
         rewards=rewards,
         next_observation=obs[-1] if one_more else None,
-        terminated=end_flag(row["terminated"].as_py(), "terminated", where),
-        truncated=end_flag(row["truncated"].as_py(), "truncated", where),
+        terminated=end_flag(row["terminated"][0].as_py(), "terminated", where),
+        truncated=end_flag(row["truncated"][0].as_py(), "truncated", where),
     )
 
 
 def _check_version(schema: pa.Schema, source: str) -> None:
-    written = json.loads((schema.metadata or {}).get(b"rllib_dt", b"{}")).get("version", 1)
+    try:
+        written = int(json.loads((schema.metadata or {}).get(b"rllib_dt", b"{}"))["version"])
+    except KeyError:  # written by other programs
+        return
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(
+            source, f"its metadata 'rllib_dt' is damaged ({error})", "write the file again"
+        ) from error
     if written > FORMAT_VERSION:
         raise DataError(
             source,
@@ -85,14 +108,17 @@ def _check_version(schema: pa.Schema, source: str) -> None:
         )
 
 
-def _values(episode: pa.Scalar, where: str, name: str) -> Array:
-    """Converts one row, a list of steps or a tensor of Ray Data's, to (T, …) numbers."""
-    if isinstance(episode, pa.ExtensionScalar):
-        return np.asarray(episode.as_py())
-    values = episode.values if is_list(episode.type) else None
+def _values(episode: pa.Array, where: str, name: str, expansion: Expansion) -> Array:
+    """Converts one row, a list of steps or a tensor, to (T, …) numbers."""
+    if isinstance(episode, pa.ExtensionArray) and not episode.null_count:
+        array: Array = tensors(episode, where, name)[0]
+        if array.ndim == 0:
+            raise DataError(where, f"{name} are a single number", "record a list of steps")
+        return array
+    values = episode[0].values if is_list(episode.type) else None
     if values is None or len(values) == 0:
         raise DataError(where, f"{name} are not a list of steps, or empty", "remove the episode")
-    return array_from_arrow(pa.chunked_array([values]), where, name)
+    return array_from_arrow(pa.chunked_array([values]), where, name, expansion)
 
 
 def write_episodes(

@@ -1,14 +1,21 @@
 """Converts Arrow columns and lists of Python values to numpy arrays of numbers."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from rllib_dt.episodes.episode import DataError
-from rllib_dt.formats.safe_pickle import RefusedPickleError, unpack_array
+from rllib_dt.formats.expansion import Expansion
+from rllib_dt.formats.safe_pickle import (
+    PackedTooLargeError,
+    RefusedPickleError,
+    unpack_array,
+)
 from rllib_dt.types import Array
 
 _RAGGED = "record arrays of one shape at every step"
@@ -16,36 +23,49 @@ _SHOWN = 40
 """Characters of a refused value that a message shows."""
 
 
-def unpack(packed: str | bytes, source: str, name: str) -> Array:
+def unpack(packed: str | bytes, source: str, name: str, expansion: Expansion) -> Array:
     """Unpacks a compressed value; raises a DataError for anything but a numpy array."""
     try:
-        return unpack_array(packed)
+        array = unpack_array(packed, expansion.left)
+    except PackedTooLargeError:
+        expansion.refuse(f"column {name!r}")
+        raise
     except RefusedPickleError as error:
         raise DataError(
             source,
-            f"column {name!r} holds text or bytes ({_short(packed)}), which count as an array that "
+            f"column {name!r} holds text or bytes ({short(packed)}), which count as an array that "
             f"RLlib packed, but were refused: {error}",
             "record numbers or booleans, uncompressed (offline_data(output_compress_columns=[]))",
         ) from error
+    expansion.take(array.nbytes, f"column {name!r}")
+    return array
 
 
-def _short(packed: str | bytes) -> str:
+def short(packed: object) -> str:
+    """Returns the beginning of a value, for a message."""
     text = repr(packed)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
-def array_from_values(values: Any, source: str, name: str) -> Array:
+def array_from_values(
+    values: Any, source: str, name: str, expansion: Expansion | None = None
+) -> Array:
     """Converts a JSON value, a list or text that RLlib packed, to (n, …) numbers."""
-    if isinstance(values, str):
-        return unpack(values, source, name)
-    if isinstance(values, list) and values and isinstance(values[0], str):
-        return stack([unpack(v, source, name) for v in values], source, name)
+    if expansion is not None and isinstance(values, str):
+        return unpack(values, source, name, expansion)
+    if expansion is not None and isinstance(values, list) and values and isinstance(values[0], str):
+        packed = [v if isinstance(v, str) else "" for v in values]
+        return stack([unpack(v, source, name, expansion) for v in packed], source, name)
     try:
         array = np.asarray(values)
     except ValueError as error:
         raise DataError(source, f"column {name!r} is ragged ({error})", _RAGGED) from error
-    if array.dtype == object:
-        raise DataError(source, f"column {name!r} holds values that are not numbers", _RAGGED)
+    if array.dtype.kind not in "biuf":
+        raise DataError(
+            source,
+            f"column {name!r} holds values that are not numbers ({array.dtype})",
+            "record numbers or booleans",
+        )
     if array.ndim == 0:
         raise DataError(
             source, f"column {name!r} holds one value", "record a list, one item per step"
@@ -62,7 +82,7 @@ def stack(arrays: list[Array], source: str, name: str) -> Array:
         raise DataError(source, f"column {name!r} is ragged: shapes {shapes}", _RAGGED) from error
 
 
-def check_no_nulls(column: pa.ChunkedArray, source: str, name: str) -> None:
+def check_no_nulls(column: pa.ChunkedArray | pa.Array, source: str, name: str) -> None:
     """Raises a DataError that names the first row without a value, if there is one."""
     if column.null_count:
         row = pc.index(column.is_null(), True).as_py()
@@ -73,12 +93,15 @@ def check_no_nulls(column: pa.ChunkedArray, source: str, name: str) -> None:
         )
 
 
-def array_from_arrow(column: pa.ChunkedArray, source: str, name: str) -> Array:
+def array_from_arrow(
+    column: pa.ChunkedArray, source: str, name: str, expansion: Expansion
+) -> Array:
     """Converts an Arrow column of numbers, lists, tensors or packed text to (n, …) numbers."""
     check_no_nulls(column, source, name)
+    column = plain(column, name, expansion)
     kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
-        return stack([unpack(v, source, name) for v in column.to_pylist()], source, name)
+    if is_text(kind) or is_bytes(kind):
+        return stack([unpack(v, source, name, expansion) for v in column.to_pylist()], source, name)
     arrays = [_chunk(chunk, source, name) for chunk in column.chunks]
     if not arrays:
         return np.empty(0)
@@ -89,20 +112,92 @@ def array_from_arrow(column: pa.ChunkedArray, source: str, name: str) -> Array:
 
 
 def _chunk(chunk: pa.Array, source: str, name: str) -> Array:
-    values: Array
-    if isinstance(chunk, pa.FixedShapeTensorArray):
-        values = chunk.to_numpy_ndarray()
-        return values
+    kind = chunk.type
     if isinstance(chunk, pa.ExtensionArray):
-        # Ray Data's tensor columns; if shapes vary, each row is a separate array
-        values = chunk.to_numpy(zero_copy_only=False)
-        return stack(list(values), source, name) if values.dtype == object else values
-    if is_list(chunk.type):
+        return tensors(chunk, source, name)
+    if is_list(kind):
         return _list_chunk(chunk, source, name)
-    if pa.types.is_boolean(chunk.type) or pa.types.is_primitive(chunk.type):
-        values = chunk.to_numpy(zero_copy_only=False)
+    # not `is_primitive`, which timestamps and durations are as well
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        values: Array = chunk.to_numpy(zero_copy_only=False)
         return values
-    raise DataError(source, f"column {name!r} is of type {chunk.type}", "record numbers")
+    raise DataError(source, f"column {name!r} is of type {kind}", "record numbers or booleans")
+
+
+def tensors(chunk: pa.ExtensionArray, source: str, name: str) -> Array:
+    """Converts tensors of Arrow's or Ray Data's to (n, …) numbers, from what they are stored as.
+
+    The shape that a tensor's description gives is not trusted: Ray's own conversion would read
+    beyond a tensor's values.
+    """
+    kind, storage = chunk.type, chunk.storage
+    if isinstance(storage.type, pa.StructType):  # Ray's tensors of varying shapes
+        shapes = set(map(tuple, pc.struct_field(storage, "shape").to_pylist()))
+        if len(shapes) > 1:
+            raise DataError(
+                source, f"column {name!r} is ragged: shapes {sorted(shapes)[:4]}", _RAGGED
+            )
+        storage = pc.struct_field(storage, "data")
+        shape = shapes.pop() if shapes else ()
+    else:
+        shape = tuple(kind.shape)
+    values = _list_chunk(storage, source, name)
+    if values.ndim != 2 or values.shape[1] != math.prod(shape) or any(size < 0 for size in shape):
+        raise DataError(
+            source,
+            f"column {name!r} describes its tensors as of shape {shape}, but each holds "
+            f"{math.prod(values.shape[1:])} values",
+            "write the file again",
+        )
+    if isinstance(chunk, pa.FixedShapeTensorArray) and kind.permutation is not None:
+        permuted: Array = chunk.to_numpy_ndarray()
+        return permuted
+    return values.reshape(len(values), *shape)
+
+
+def plain(column: pa.ChunkedArray, name: str, expansion: Expansion) -> pa.ChunkedArray:
+    """Returns a column without a dictionary, such as pandas writes for categories."""
+    kind = column.type
+    if not pa.types.is_dictionary(kind):
+        return column
+    if is_text(kind.value_type) or is_bytes(kind.value_type):
+        for chunk in column.chunks:
+            lengths = pc.binary_length(chunk.dictionary).take(chunk.indices)
+            expansion.take(pc.sum(lengths).as_py() or 0, f"column {name!r}")
+    return column.cast(kind.value_type)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in tests)
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Returns whether values of a type are bytes of any length."""
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(test(kind) for test in tests)
+
+
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
+
+
+def announce_columns(
+    metadata: pq.FileMetaData, names: Collection[str], expansion: Expansion
+) -> int:
+    """Counts what columns of a Parquet file will take, from its metadata; returns the bytes.
+
+    Text and bytes are not known before they are read; readers count them then.
+    """
+    total = 0
+    for group in range(metadata.num_row_groups):
+        for index in range(metadata.num_columns):
+            column = metadata.row_group(group).column(index)
+            name = column.path_in_schema.split(".", 1)[0]
+            if name in names:
+                width = _WIDTHS.get(column.physical_type) or metadata.schema.column(index).length
+                total += max(0, column.num_values) * max(0, width)
+                expansion.take(max(0, column.num_values) * max(0, width), f"column {name!r}")
+    return total
 
 
 _TENSORS = (
@@ -122,13 +217,19 @@ def check_types(schema: pa.Schema, source: str) -> None:
     """
     for field in schema:
         for kind in _types_within(field.type):
-            if isinstance(kind, pa.BaseExtensionType) and kind.extension_name not in _TENSORS:
-                raise DataError(
-                    source,
-                    f"column {field.name!r} is of the extension type {kind.extension_name!r}",
-                    "record numbers, lists of numbers or tensors; other columns must be removed, "
-                    "since reading such a type could run code",
-                )
+            if isinstance(kind, pa.BaseExtensionType):
+                check_extension(kind.extension_name, field.name, source)
+
+
+def check_extension(name: str, column: str, source: str) -> None:
+    """Refuses an extension type, by its name, that is not a tensor of numbers."""
+    if name not in _TENSORS:
+        raise DataError(
+            source,
+            f"column {column!r} is of the extension type {name!r}",
+            "record numbers, lists of numbers or tensors; other columns must be removed, since "
+            "reading such a type could run code",
+        )
 
 
 def _types_within(kind: pa.DataType) -> Iterator[pa.DataType]:
@@ -150,6 +251,8 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def _list_chunk(chunk: pa.Array, source: str, name: str) -> Array:
+    if chunk.null_count:
+        raise DataError(source, f"column {name!r} has missing values in its lists", "fill them in")
     lengths = pc.list_value_length(chunk).unique()
     if len(lengths) > 1:
         raise DataError(
@@ -161,4 +264,6 @@ def _list_chunk(chunk: pa.Array, source: str, name: str) -> Array:
     if values.null_count:
         raise DataError(source, f"column {name!r} has missing values in its lists", "fill them in")
     inner = _chunk(values, source, name)
-    return inner.reshape(len(chunk), -1, *inner.shape[1:]) if len(chunk) else inner
+    if not len(chunk):
+        return inner
+    return inner.reshape(len(chunk), lengths[0].as_py(), *inner.shape[1:])

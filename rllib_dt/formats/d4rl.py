@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 
 from rllib_dt.episodes.episode import DataError
+from rllib_dt.formats.expansion import Expansion, size_of
 from rllib_dt.formats.fragments import (
     Fragment,
     ReadOptions,
@@ -32,6 +33,7 @@ def read_d4rl(file: IO[bytes], source: str, options: ReadOptions) -> Iterator[Fr
         source: its name, for messages.
         options: `time_limit` splits files without `timeouts`.
     """
+    file_bytes = size_of(file)
     try:
         with h5py.File(file, "r") as data:
             missing = [name for name in _REQUIRED if name not in names(data)]
@@ -41,22 +43,28 @@ def read_d4rl(file: IO[bytes], source: str, options: ReadOptions) -> Iterator[Fr
                     f"datasets {missing} are missing; it has {names(data)}",
                     "use D4RL's layout (docs/dataset_format.md)",
                 )
-            yield from fragments_of_parts(_tables(data, source, options.time_limit))
+            expansion = Expansion(source, file_bytes, options.max_expansion)
+            yield from fragments_of_parts(_tables(data, source, options.time_limit, expansion))
     except (OSError, LookupError, RuntimeError, TypeError, OverflowError) as error:
         raise DataError(
             source, f"it is not a complete HDF5 file ({error})", "copy or download it again"
         ) from error
 
 
-def _tables(data: h5py.File, source: str, time_limit: int | None) -> Iterator[StepTable]:
+def _tables(
+    data: h5py.File, source: str, time_limit: int | None, expansion: Expansion
+) -> Iterator[StepTable]:
     """Reads the file's steps, part by part."""
-    terminals = _flags(data, "terminals", source)
+    terminals = _flags(data, "terminals", source, expansion)
     if "timeouts" in names(data):
-        timeouts = _flags(data, "timeouts", source)
+        timeouts = _flags(data, "timeouts", source, expansion)
     else:
         timeouts = _timeouts(terminals, time_limit, source)
     flags = {"terminateds": terminals, "truncateds": timeouts}
-    steps = {n: open_dataset(data, n, source) for n in ("observations", "actions", "rewards")}
+    steps = {
+        name: open_dataset(data, name, source, expansion)
+        for name in ("observations", "actions", "rewards")
+    }
     lengths = {name: len(values) for name, values in (steps | flags).items()}
     if len(set(lengths.values())) > 1:
         raise DataError(
@@ -77,8 +85,8 @@ def _tables(data: h5py.File, source: str, time_limit: int | None) -> Iterator[St
         )
 
 
-def _flags(data: h5py.File, name: str, source: str) -> Array:
-    return end_flags(open_dataset(data, name, source)[()], name, source)
+def _flags(data: h5py.File, name: str, source: str, expansion: Expansion) -> Array:
+    return end_flags(open_dataset(data, name, source, expansion)[()], name, source)
 
 
 def _timeouts(terminals: np.ndarray, time_limit: int | None, source: str) -> np.ndarray:

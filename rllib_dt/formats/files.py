@@ -1,6 +1,7 @@
 """Finds the data files of an input, and the format of each."""
 
 import glob
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ from rllib_dt.formats.d4rl import read_d4rl
 from rllib_dt.formats.fragments import Fragment, ReadOptions
 from rllib_dt.formats.parquet import read_parquet
 from rllib_dt.formats.paths import is_uri, locate
-from rllib_dt.formats.remote_files import PersistentFile
+from rllib_dt.formats.remote_files import PersistentFile, RemoteReadError
 from rllib_dt.formats.sample_batch_json import read_sample_batches
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,27 @@ def find_files(
                 name, "it holds no data file", f"give files that end in one of {SUFFIXES}"
             )
         files.extend(found)
-    return files
+    is_local = isinstance(filesystem, pafs.LocalFileSystem)
+    return _once([(path, size, filesystem is None or is_local) for path, size in files])
+
+
+def _once(files: Sequence[tuple[str, int, bool]]) -> list[tuple[str, int]]:
+    """Leaves out files that are listed again, by other paths or through links, and says so."""
+    places: dict[str, list[tuple[str, int]]] = {}
+    for path, size, may_be_local in files:
+        is_local = may_be_local and not is_uri(path)
+        places.setdefault(os.path.realpath(path) if is_local else path, []).append((path, size))
+    again = sum(len(same) - 1 for same in places.values())
+    if again:
+        example = next(same for same in places.values() if len(same) > 1)
+        logger.warning(
+            "%d of %d files are listed more than once and are read once, such as %s",
+            again,
+            len(files),
+            " and ".join(path for path, _ in example[:2]),
+        )
+    # the shortest path: a link to a folder above it makes longer ones
+    return [min(same, key=lambda file: file[0].count("/")) for same in places.values()]
 
 
 def read_file(
@@ -69,15 +92,32 @@ def read_file(
     system, inner = _locate_data(path, filesystem)
     is_local = isinstance(system, pafs.LocalFileSystem)
     try:
+        # a pipe would be waited for
+        if is_local and Path(inner).exists() and not Path(inner).is_file():
+            raise DataError(path, "it is no longer a file", "put it back and start again")
         opened = system.open_input_file(inner) if is_local else PersistentFile(system, inner, path)
     except FileNotFoundError as error:
         raise DataError(
             path, "it has disappeared since the run began", "put it back and start again"
         ) from error
+    except (OSError, RemoteReadError) as error:
+        raise DataError(
+            path, f"it cannot be opened ({error})", "check that this user may read it"
+        ) from error
     with opened as file:
         if file.size() == 0:
             raise DataError(path, "it is empty", "remove it from the input")
-        yield from _format_of(inner).read(cast(IO[bytes], file), path, options)
+        try:
+            yield from _format_of(inner).read(cast(IO[bytes], file), path, options)
+        except (DataError, RemoteReadError):
+            raise
+        except Exception as error:  # what damaged bytes make a library raise cannot be listed
+            raise DataError(
+                path,
+                f"it cannot be read ({type(error).__name__}: {error}); it is damaged, or of a "
+                "layout that is not supported (docs/dataset_format.md)",
+                "copy or record it again",
+            ) from error
 
 
 def _format_of(path: str) -> Format:
@@ -105,13 +145,20 @@ def _data_files(name: str, filesystem: pafs.FileSystem | None) -> list[tuple[str
     info = system.get_file_info(path)
     if info.type == pafs.FileType.NotFound:
         raise DataError(name, "there is no such file or folder", "check offline_data(input_=…)")
+    if info.type == pafs.FileType.Unknown:
+        raise DataError(name, "it is neither a file nor a folder", "give files or folders")
     if info.type == pafs.FileType.File:
         if not path.endswith(SUFFIXES):
             raise DataError(
                 name, "its name does not end like any known format's", f"wanted one of {SUFFIXES}"
             )
         return [(prefix + path + options, info.size)]
-    inside = system.get_file_info(pafs.FileSelector(path, recursive=True))
+    try:
+        inside = system.get_file_info(pafs.FileSelector(path, recursive=True))
+    except OSError as error:
+        raise DataError(
+            name, f"it cannot be listed ({error})", "check that this user may read it"
+        ) from error
     return [
         (prefix + f.path + options, f.size)
         for f in sorted(inside, key=lambda f: f.path)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_dt.episodes.episode import DataError
+from rllib_dt.formats.expansion import DEFAULT_MAX_EXPANSION
 from rllib_dt.types import Array, Batch
 
 
@@ -17,10 +18,12 @@ class ReadOptions:
     Attributes:
         names: maps RLlib's column names to the data's own (`input_read_schema`).
         time_limit: the environment's step limit, for D4RL files without `timeouts`.
+        max_expansion: how many times its size a file may take when unpacked; see `Expansion`.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
     time_limit: int | None = None
+    max_expansion: float = DEFAULT_MAX_EXPANSION
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,12 @@ files, and by virtual datasets. A recording has no use for that, and a hostile o
 password file trained on, so all three are refused before a value is read.
 """
 
+import math
+
 import h5py
 
 from rllib_dt.episodes.episode import DataError
+from rllib_dt.formats.expansion import Expansion
 
 _MAX_LINKS = 16
 _REMEDY = "copy the data into the file itself (h5repack, or h5py's Group.copy with expand_external)"
@@ -18,13 +21,18 @@ def names(group: h5py.Group) -> list[str]:
     return sorted(group.keys())
 
 
-def open_dataset(group: h5py.Group, name: str, source: str) -> h5py.Dataset:
-    """Opens a dataset of a group; raises DataError if its values are not all in this file.
+def open_dataset(group: h5py.Group, name: str, source: str, expansion: Expansion) -> h5py.Dataset:
+    """Opens a dataset of numbers in a group.
 
     Args:
         group: a group of an open file.
         name: the dataset's name in the group.
         source: the file's name, for messages.
+        expansion: what the dataset's declared size counts towards; it can be far more than was
+            ever written.
+
+    Raises:
+        DataError: its values are not numbers, not all in this file, or too many.
     """
     found = _follow(group, name, source, _MAX_LINKS)
     if not isinstance(found, h5py.Dataset):
@@ -34,6 +42,13 @@ def open_dataset(group: h5py.Group, name: str, source: str) -> h5py.Dataset:
         raise DataError(source, f"the values of {name!r} are in other files: {files}", _REMEDY)
     if found.is_virtual:
         raise DataError(source, f"{name!r} is a virtual dataset, made of other datasets", _REMEDY)
+    if found.shape is None or found.dtype.kind not in "biuf":
+        raise DataError(source, f"{name!r} holds {found.dtype}, not numbers", "record numbers")
+    if found.ndim == 0:
+        raise DataError(source, f"{name!r} holds a single value", "record one value a step")
+    declared = math.prod(found.shape) * found.dtype.itemsize
+    chunk = math.prod(found.chunks or ()) * found.dtype.itemsize  # unpacked as a whole
+    expansion.take(max(declared, chunk), f"dataset {name!r}")
     return found
 
 

@@ -11,6 +11,11 @@ def is_uri(path: str) -> bool:
     return "://" in path
 
 
+def without_options(path: str) -> str:
+    """Returns a URI without its options ("?endpoint_override=…"); a local path may hold a "?"."""
+    return path.split("?", 1)[0] if is_uri(path) else path
+
+
 def absolute(path: str | os.PathLike[str]) -> str:
     """Returns a local path made absolute, for every process to use; a URI unchanged."""
     name = os.fspath(path)

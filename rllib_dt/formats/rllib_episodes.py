@@ -9,22 +9,39 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rllib_dt.episodes.episode import DataError
+from rllib_dt.formats.columns import is_bytes
+from rllib_dt.formats.expansion import Expansion
 from rllib_dt.formats.fragments import Fragment, ReadOptions, end_flag
 from rllib_dt.types import Array
 
 # raised when damaged or foreign msgpack bytes are turned into a fragment
-_NO_EPISODE = (ValueError, LookupError, TypeError, AttributeError, msgpack.UnpackException)
+_NO_EPISODE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    msgpack.UnpackException,
+)
+
+
+ITEM = "item"
+"""The column of serialised episodes."""
 
 
 def matches(schema: pa.Schema, options: ReadOptions) -> bool:
-    """Returns whether the file has a single binary column named `item`."""
-    return bool(schema.names == ["item"] and schema.field("item").type == pa.binary())
+    """Returns whether the file has a column of bytes named `item`."""
+    return ITEM in schema.names and is_bytes(schema.field(ITEM).type)
 
 
-def read(parquet: pq.ParquetFile, source: str, options: ReadOptions) -> Iterator[Fragment]:
+def read(
+    parquet: pq.ParquetFile, source: str, options: ReadOptions, expansion: Expansion
+) -> Iterator[Fragment]:
     """Yields a fragment for each serialised episode."""
     row = 0
-    for batch in parquet.iter_batches(batch_size=64, columns=["item"]):
+    for batch in parquet.iter_batches(batch_size=64, columns=[ITEM]):
+        expansion.take(batch.nbytes, "column 'item'")
         for item in batch.column(0):
             try:
                 state = msgpack.unpackb(

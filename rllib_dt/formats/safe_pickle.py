@@ -18,6 +18,10 @@ class RefusedPickleError(ValueError):
     """A pickle that contains something other than a numpy array; the message names it."""
 
 
+class PackedTooLargeError(ValueError):
+    """A packed value that unpacks to more than it may."""
+
+
 def _encode_latin1(text: str, encoding: str) -> bytes:
     # pickle protocols 0 to 2 store an array's bytes this way
     if encoding != "latin1":
@@ -83,11 +87,27 @@ def load_array(data: bytes) -> np.ndarray:
     return np.asarray(value)
 
 
-def unpack_array(packed: str | bytes) -> np.ndarray:
-    """Loads what RLlib's `pack` wrote: base64 text of an lz4 frame of a pickle."""
+def unpack_array(packed: str | bytes, max_bytes: int) -> np.ndarray:
+    """Loads what RLlib's `pack` wrote: base64 text of an lz4 frame of a pickle.
+
+    Args:
+        packed: the text.
+        max_bytes: what it may unpack to.
+
+    Raises:
+        RefusedPickleError: it is something else.
+        PackedTooLargeError: it unpacks to more.
+    """
     try:
         compressed = base64.b64decode(packed, validate=True)
-        data = lz4.frame.decompress(compressed)
+        decompressor = lz4.frame.LZ4FrameDecompressor()
+        data = decompressor.decompress(compressed, max_length=max_bytes + 1)
+        if len(data) > max_bytes:
+            raise PackedTooLargeError
+        if not decompressor.eof:
+            raise RefusedPickleError("it is not base64 text of an lz4 frame (its end is missing)")
+    except (RefusedPickleError, PackedTooLargeError):
+        raise
     except (binascii.Error, ValueError, RuntimeError) as error:
         raise RefusedPickleError(f"it is not base64 text of an lz4 frame ({error})") from error
     return load_array(data)

@@ -5,17 +5,29 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import IO
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import IO, Any, cast
 
 import numpy as np
 import pyarrow as pa
 
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.columns import array_from_values
+from rllib_dt.formats.expansion import BoundedStream, Expansion, size_of
 from rllib_dt.formats.fragments import Fragment, ReadOptions
-from rllib_dt.formats.steps import OPTIONAL, REQUIRED, check_columns, step_table
+from rllib_dt.formats.ids import ids_from_values
+from rllib_dt.formats.paths import without_options
+from rllib_dt.formats.steps import END_FLAGS, OPTIONAL, REQUIRED, check_columns, step_table
 from rllib_dt.types import Array, JsonObject
+
+_BYTES_PER_CHARACTER = 8
+"""What a character of JSON takes once it is parsed into Python's lists of numbers, roughly."""
+
+_ONE_A_STEP = ("rewards", "eps_id", "t", *END_FLAGS)
+"""The columns with one value a step, which is no list in a line that holds one step."""
+
+_BUFFER_BYTES = 2**20
 
 # raised by damaged bytes: in gzip, zip or UTF-8, or when seeking outside the file
 _DAMAGED = (
@@ -32,18 +44,21 @@ _DAMAGED = (
 def read_sample_batches(file: IO[bytes], source: str, options: ReadOptions) -> Iterator[Fragment]:
     """Yields the fragments of a JSON file of sample batches, plain, gzipped or zipped."""
     try:
-        for lines, name in _text_files(file, source):
-            columns = _columns(lines, name, options.names)
+        expansion = Expansion(source, size_of(file), options.max_expansion)
+        for lines, name in _text_files(file, source, expansion):
+            columns = _columns(lines, name, options.names, expansion)
             yield from step_table(columns, name).fragments()
     except _DAMAGED as error:
-        kind = source.split("?", 1)[0].rsplit(".", 1)[-1]
+        kind = without_options(source).rsplit(".", 1)[-1]
         raise DataError(
             source, f"it is not a complete {kind} file ({error})", "copy or record it again"
         ) from error
 
 
-def _text_files(file: IO[bytes], source: str) -> Iterator[tuple[Iterable[str], str]]:
-    path = source.split("?", 1)[0]  # a URI may end in options
+def _text_files(
+    file: IO[bytes], source: str, expansion: Expansion
+) -> Iterator[tuple[Iterable[str], str]]:
+    path = without_options(source)
     if path.endswith(".zip"):
         archive = zipfile.ZipFile(file)
         members = [m for m in archive.namelist() if m.endswith((".json", ".jsonl"))]
@@ -52,15 +67,23 @@ def _text_files(file: IO[bytes], source: str) -> Iterator[tuple[Iterable[str], s
             raise DataError(source, "it holds no .json file", "remove it from the input")
         for member in members:
             with archive.open(member) as inner:
-                yield io.TextIOWrapper(inner, "utf-8"), f"{source}!{member}"
+                yield _text(inner, expansion), f"{source}!{member}"
     elif path.endswith(".gz"):
-        yield io.TextIOWrapper(gzip.GzipFile(fileobj=file), "utf-8"), source
+        yield _text(cast(IO[bytes], gzip.GzipFile(fileobj=file)), expansion), source
     else:
         yield io.TextIOWrapper(file, "utf-8"), source
 
 
-def _columns(lines: Iterable[str], source: str, names: Mapping[str, str]) -> dict[str, Array]:
-    batches = [_batch(line, number, source) for number, line in enumerate(lines, 1) if line.strip()]
+def _text(stream: IO[bytes], expansion: Expansion) -> Iterable[str]:
+    bounded = BoundedStream(stream, expansion, _BYTES_PER_CHARACTER)
+    return io.TextIOWrapper(io.BufferedReader(bounded, _BUFFER_BYTES), "utf-8")
+
+
+def _columns(
+    lines: Iterable[str], source: str, names: Mapping[str, str], expansion: Expansion
+) -> dict[str, Array]:
+    parsed = [_batch(line, number, source) for number, line in enumerate(lines, 1) if line.strip()]
+    batches = list(_merge_rows(parsed, {names.get(name, name) for name in _ONE_A_STEP}))
     if not batches:
         raise DataError(source, "it is empty", "remove it from the input")
     present = set.intersection(*(set(batch) for batch in batches))
@@ -70,10 +93,15 @@ def _columns(lines: Iterable[str], source: str, names: Mapping[str, str]) -> dic
     for name in (*REQUIRED, *OPTIONAL):
         theirs = names.get(name, name)
         if theirs in present:
-            if name == "eps_id":  # ids have any type, and text is not a packed array here
-                parts = [np.asarray(batch[theirs]) for batch in batches]
+            if name == "eps_id":  # text is not a packed array here
+                given = [value for batch in batches for value in _list(batch[theirs])]
+                ids = ids_from_values(given, source, theirs)
+                stops = np.cumsum([len(_list(batch[theirs])) for batch in batches])
+                parts = np.split(ids, stops[:-1])
             else:
-                parts = [array_from_values(batch[theirs], source, theirs) for batch in batches]
+                parts = [
+                    array_from_values(batch[theirs], source, theirs, expansion) for batch in batches
+                ]
             lengths = lengths or [len(part) for part in parts]
             _check_lengths(lengths, parts, source, theirs)
             if len({part.shape[1:] for part in parts}) > 1:
@@ -99,14 +127,55 @@ def _check_lengths(lengths: list[int], parts: list[Array], source: str, name: st
             )
 
 
+def _merge_rows(batches: Sequence[JsonObject], one_a_step: set[str]) -> Iterator[JsonObject]:
+    """Turns lines of one step each into one batch for each run of them; other lines stay."""
+    rows: list[JsonObject] = []
+    for batch in batches:
+        singles = [batch[name] for name in one_a_step & batch.keys()]
+        is_row = len(singles) > 0 and not any(isinstance(v, list | dict) for v in singles)
+        if rows and (not is_row or batch.keys() != rows[0].keys()):
+            yield {name: [row[name] for row in rows] for name in rows[0]}
+            rows = []
+        if is_row:
+            rows.append(batch)
+        else:
+            yield batch
+    if rows:
+        yield {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+class DuplicateKeyError(ValueError):
+    """A JSON object with two values of one name, of which the first would be lost."""
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> JsonObject:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = Counter(name for name, _ in pairs)
+        raise DuplicateKeyError(names.most_common(1)[0][0])
+    return found
+
+
 def _batch(line: str, number: int, source: str) -> JsonObject:
     try:
-        batch: JsonObject = json.loads(line)
+        batch: JsonObject = json.loads(line, object_pairs_hook=_without_duplicates)
+    except DuplicateKeyError as error:
+        raise DataError(
+            source, f"line {number} holds the key {error.args[0]!r} twice", "remove one of them"
+        ) from error
     except json.JSONDecodeError as error:
         raise DataError(
             source,
             f"line {number} is not a complete JSON value ({error})",
             "the file may be truncated: copy or record it again",
+        ) from error
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, [[[[…
+        raise DataError(
+            source, f"line {number} cannot be read ({error})", "record it again"
         ) from error
     kind = batch.get("type", "SampleBatch") if isinstance(batch, dict) else type(batch).__name__
     if kind != "SampleBatch":

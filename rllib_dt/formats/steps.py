@@ -14,6 +14,8 @@ OPTIONAL = ("eps_id", "t", "new_obs", "terminateds", "truncateds", "dones")
 
 END_FLAGS = ("terminateds", "truncateds", "dones")
 
+_LARGEST_TIMESTEP = 2**53
+
 
 def check_columns(present: Collection[str], names: Mapping[str, str], source: str) -> None:
     """Raises a DataError that lists the columns that are missing, if any are."""
@@ -59,6 +61,24 @@ def step_table(columns: Mapping[str, Array], source: str) -> StepTable:
         terminateds=terminateds,
         truncateds=truncateds,
         episode_ids=columns.get("eps_id"),
-        timesteps=columns.get("t"),
+        timesteps=_timesteps(columns["t"], source) if "t" in columns else None,
         next_observations=columns.get("new_obs"),
+    )
+
+
+def _timesteps(values: Array, source: str) -> Array:
+    """Turns whole numbers of any dtype into (n,) int64; raises a DataError for any other."""
+    steps = one_a_step(values, "t", source)
+    if steps.dtype.kind in "iuf":
+        bad = ~((steps >= 0) & (steps <= _LARGEST_TIMESTEP)) | (steps != np.floor(steps))
+        if not bad.any():
+            return steps.astype(np.int64)
+        row = int(np.argmax(bad))
+        found = f"{steps[row]} at row {row}"
+    else:
+        found = f"{steps.dtype}"
+    raise DataError(
+        source,
+        f"the timesteps t hold {found}",
+        "number the steps of each episode 0, 1, 2, … or leave the column out",
     )

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_dt.compat import on_every_learner
 from rllib_dt.episodes.statistics import Normalization
@@ -16,6 +17,14 @@ def change_networks(
 ) -> None:
     """Applies `change` to every learner's network, and raises any error that it raises there."""
     on_every_learner(learner_group, lambda learner: change(learner.network))
+
+
+def loads_module_state(config: AlgorithmConfig) -> bool:
+    """Returns whether RLlib loads a module's state (`RLModuleSpec(load_state_path=…)`)."""
+    spec = config.rl_module_spec
+    specs = getattr(spec, "rl_module_specs", None) or {}
+    candidates = [spec, *(specs.values() if isinstance(specs, dict) else [specs])]
+    return any(getattr(candidate, "load_state_path", None) for candidate in candidates)
 
 
 class Normalize:

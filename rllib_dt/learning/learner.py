@@ -15,6 +15,11 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import (
+    ALL_MODULES,
+    NUM_ENV_STEPS_TRAINED,
+    NUM_MODULE_STEPS_TRAINED,
+)
 from ray.rllib.utils.schedules.scheduler import Scheduler
 from ray.rllib.utils.typing import ParamDict
 from torch import Tensor
@@ -23,6 +28,7 @@ from rllib_dt.episodes.windows import Window
 from rllib_dt.learning.batches import PrefetchedBatches, seeded_torch
 from rllib_dt.learning.finite import NonFiniteLossError, check_weights
 from rllib_dt.learning.metrics import Progress, UpdateCall
+from rllib_dt.learning.precision import AUTOCAST_DTYPES, warn_of_slow_bf16
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.reading.supply import Supply
 from rllib_dt.types import Batch, State
@@ -34,8 +40,6 @@ COUNTERS = "dt_counters"
 
 _SECONDS_TO_ANSWER = 2.0
 """How long the process of a failed learner stays alive, so that its error reaches the driver."""
-
-_AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 
 
 def warmup_factor(update: int, warmup_steps: int) -> float:
@@ -62,7 +66,8 @@ class DTTorchLearner(TorchLearner):
         super().build()
         self._lr_schedule = Scheduler(self.config.lr, framework=self.framework)
         module = self.module[DEFAULT_MODULE_ID].unwrapped()
-        module.autocast_dtype = _AUTOCAST_DTYPES[self.config.precision]
+        module.autocast_dtype = AUTOCAST_DTYPES[self.config.precision]
+        warn_of_slow_bf16(self.config.precision, self._device)
         if self.config.torch_compile_learner:
             # RLlib's own attempt reaches no module (`torch_learner.py` :502)
             module.compile_training(
@@ -126,13 +131,14 @@ class DTTorchLearner(TorchLearner):
         assert self.progress.seed is not None
         for _ in range(num_iters):
             with self._call.waiting_for_data():
-                window, self.progress.sampler = self._batches.next()
-                window = window.map(lambda column: column.to(self._device, non_blocking=True))
+                drawn, self.progress.sampler = self._batches.next()
+                window = drawn.map(lambda column: column.to(self._device, non_blocking=True))
+            self._call.begin_update(window.mask, int(drawn.mask.sum()))
             # dropout depends on seed, learner and update only, so its state need not be saved
             with seeded_torch((self.progress.seed, self.rank, self.progress.updates), self._device):
                 yield MultiAgentBatch(
                     {DEFAULT_MODULE_ID: SampleBatch(window.columns())},
-                    env_steps=self._supply.draws.batch_size,
+                    env_steps=self._call.own_steps,
                 )
 
     # --- one update
@@ -157,19 +163,57 @@ class DTTorchLearner(TorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: AlgorithmConfig, batch: Batch, fwd_out: Batch
     ) -> Tensor:
+        """Computes the mean loss over all learners' valid steps.
+
+        A subclass may return any loss instead, without calling this; RLlib then averages it over
+        the learners.
+        """
         assert self._call is not None
         window = Window.from_columns(batch)
         outputs = fwd_out[Columns.ACTION_DIST_INPUTS]
-        loss_sum = self.network.action_head.loss_sum(outputs, window.actions, window.mask)
-        valid = window.mask.sum()
-        # all learners must agree: otherwise those with a finite loss would wait for the others
-        total, bad = self._over_learners(valid, ~loss_sum.detach().isfinite())
-        self._call.add_loss(loss_sum, valid, total)
-        self._call.bad_loss |= bad > 0
+        losses = self.network.action_head.losses(outputs, window.actions)
+        weights = self.step_weights(window)
+        if weights is not None:
+            losses = losses * weights
+        loss_sum = torch.where(window.mask, losses, 0.0).sum()
+        total = self._agree(loss_sum)
+        self._call.add_loss(loss_sum)
+        return loss_sum * self.world_size / total.clamp(min=1)
+
+    def step_weights(self, window: Window) -> Tensor | None:
+        """Weighs each step's loss; meant to be overridden.
+
+        Args:
+            window: the batch, on the learner's device.
+
+        Returns:
+            (B, K) weights that multiply the steps' losses, or None for equal ones. The sum is
+            divided by the number of valid steps, so weights with a mean of 1 keep the loss's scale.
+        """
+        return None
+
+    @override(TorchLearner)
+    def compute_gradients(
+        self, loss_per_module: dict[str, Tensor], **kwargs: Any
+    ) -> dict[Any, Tensor]:
+        assert self._call is not None
+        if not self._call.is_counted:  # a subclass has its own loss
+            self._agree(loss_per_module[DEFAULT_MODULE_ID])
+        gradients: dict[Any, Tensor] = super().compute_gradients(loss_per_module, **kwargs)
+        return gradients
+
+    def _agree(self, loss: Tensor) -> Tensor:
+        """Tells all learners whether a loss is finite, and returns all their valid steps.
+
+        They must agree: otherwise those with a finite loss would wait for the others.
+        """
+        assert self._call is not None
+        total, bad = self._over_learners(self._call.valid_steps, ~loss.detach().isfinite())
+        self._call.count(total, bad > 0)
         # on an accelerator the flag is read once per `update`, so as not to wait for the device
         if self._device.type == "cpu":
             self._raise_if_bad(self._call)
-        return loss_sum * self.world_size / total.clamp(min=1)
+        return total
 
     def _over_learners(self, *counts: Tensor) -> Sequence[Tensor]:
         """Adds up each count, () int or bool, over all learners."""
@@ -247,12 +291,28 @@ class DTTorchLearner(TorchLearner):
         assert self._call is not None
         self._raise_if_bad(self._call)
         self.check_weights()
+        self._log_steps(self._call.own_steps_of_call)
         report = self._call.end()
         self.progress.steps += report.num_steps
         windows_per_update = self._supply.draws.batch_size * self.world_size
         counts = report.counts(self.progress, windows_per_update, self._supply.num_steps)
         self._log(report.means, reduce="mean")
         self._log({"learning_rate": self._optimizer_lr(), **counts}, reduce="max")
+
+    @override(Learner)
+    def _log_steps_trained_metrics(self, batch: MultiAgentBatch) -> None:
+        """Logs nothing for each batch: see `_log_steps`."""
+
+    def _log_steps(self, num_steps: int) -> None:
+        """Logs this learner's valid steps under RLlib's names, which would count windows."""
+        for key in (
+            (DEFAULT_MODULE_ID, NUM_MODULE_STEPS_TRAINED),
+            (ALL_MODULES, NUM_MODULE_STEPS_TRAINED),
+            (ALL_MODULES, NUM_ENV_STEPS_TRAINED),
+        ):
+            self.metrics.log_value(key, num_steps, reduce="sum", with_throughput=True)
+            lifetime = (key[0], f"{key[1]}_lifetime")
+            self.metrics.log_value(lifetime, num_steps, reduce="lifetime_sum", with_throughput=True)
 
     def _optimizer_lr(self) -> float:
         return float(next(iter(self._named_optimizers.values())).param_groups[0]["lr"])

@@ -24,6 +24,10 @@ class UpdateCall:
         steps: () int64, valid steps trained so far, over all learners.
         bad_loss: () bool, whether any learner's loss was not finite.
         num_updates: updates finished so far.
+        valid_steps: () int64, this learner's valid steps in the current batch.
+        own_steps: the same number, on the host.
+        own_steps_of_call: their sum over the batches so far.
+        is_counted: whether all learners' steps of the current batch are known.
     """
 
     def __init__(self, device: torch.device):
@@ -31,6 +35,10 @@ class UpdateCall:
         self.steps = zero.long()
         self.bad_loss = zero.bool()
         self.num_updates = 0
+        self.valid_steps = zero.long()
+        self.own_steps = self.own_steps_of_call = 0
+        self.is_counted = False
+        self._has_loss = False
         self._loss_sum, self._gradient_norm = zero.clone(), zero.clone()
         self._valid_steps = zero.long()
         self._batch_steps = zero.long()
@@ -44,17 +52,29 @@ class UpdateCall:
         yield
         self._waited += time.perf_counter() - started
 
-    def add_loss(self, loss_sum: Tensor, valid_steps: Tensor, all_steps: Tensor) -> None:
-        """Adds the loss of one batch.
+    def begin_update(self, mask: Tensor, own_steps: int) -> None:
+        """Takes note of a batch: its (B, K) mask, and how many steps are valid in it."""
+        self.valid_steps = mask.sum()
+        self.own_steps = own_steps
+        self.own_steps_of_call += own_steps
+        self.is_counted = False
+
+    def count(self, all_steps: Tensor, bad_loss: Tensor) -> None:
+        """Counts the batch over all learners.
 
         Args:
-            loss_sum: () sum over this learner's valid steps.
-            valid_steps: () number of this learner's valid steps.
             all_steps: () number of all learners' valid steps.
+            bad_loss: () bool, whether any learner's loss is not finite.
         """
-        self._loss_sum += loss_sum.detach()
-        self._valid_steps += valid_steps
         self._batch_steps = all_steps
+        self.bad_loss |= bad_loss
+        self.is_counted = True
+
+    def add_loss(self, loss_sum: Tensor) -> None:
+        """Adds the batch's action loss, () summed over this learner's valid steps."""
+        self._has_loss = True
+        self._loss_sum += loss_sum.detach()
+        self._valid_steps += self.valid_steps
 
     def add_gradient_norm(self, norm: Tensor) -> None:
         """Adds the gradient's norm before clipping."""
@@ -73,7 +93,7 @@ class UpdateCall:
         seconds = time.perf_counter() - self._started
         return CallReport(
             means={
-                "action_loss": loss,
+                **({"action_loss": loss} if self._has_loss else {}),
                 "gradient_norm": gradient_norm,
                 "data_wait_share": self._waited / seconds,
             },

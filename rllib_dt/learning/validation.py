@@ -1,6 +1,5 @@
 """Computes the loss on held-out episodes; needs no environment."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,10 +49,6 @@ class Validation:
             "num_episodes": self.num_episodes,
             _STEPS: int(sums[_STEPS]),
         }
-
-    def nothing(self) -> dict[str, float]:
-        """Returns the results of an iteration without validation: NaN, as nothing was measured."""
-        return {**dict.fromkeys(self._names, math.nan), "num_episodes": 0, _STEPS: 0}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,6 +83,7 @@ class ContextBuffer:
         self._context_length = context_length
         self._capacity = 2 * context_length
         self._rule = rule or ReturnRule()
+        self._rule.check_acting()
         rows = num_slots * self._capacity
         self._columns: dict[str, Array] = {
             OBSERVATIONS: np.zeros((rows, *observation_layout[0]), observation_layout[1]),

@@ -2,16 +2,21 @@
 
 import logging
 import math
-from typing import Any, Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import ray
 from ray.rllib.offline.offline_data import OfflineData
 from ray.rllib.utils.annotations import override
 
+from rllib_dt.episodes.episode import DataError
 from rllib_dt.episodes.pool import EpisodePool
 from rllib_dt.episodes.samplers import Draws
 from rllib_dt.episodes.statistics import DataSummary, Normalization
+from rllib_dt.formats.remote_files import RemoteReadError
 from rllib_dt.reading.stream import ChunkRecipe, start_feeder
 from rllib_dt.reading.supply import ResidentSupply, StreamedSupply, Supply
 from rllib_dt.reading.survey import ReadingSettings, Survey, survey
@@ -19,6 +24,20 @@ from rllib_dt.spaces.leaves import step_layout
 from rllib_dt.types import ActorHandle
 
 logger = logging.getLogger(__name__)
+
+_READ = (
+    "summary",
+    "returns",
+    "normalization",
+    "derived_targets",
+    "validation",
+    "capacity",
+    "is_streamed",
+    "sampling_seed",
+    "supply",
+    "recipe",
+)
+"""The attributes that reading sets."""
 
 DEFAULT_SHARE_OF_OBJECT_STORE = 0.5
 """The default capacity, as a share of the smallest object store among the cluster's nodes."""
@@ -40,13 +59,36 @@ class DataSettings(ReadingSettings, Protocol):
     def windows_per_learner(self) -> int: ...
 
 
+_Reading = Literal["required", "if there", "no"]
+_reading: ContextVar[_Reading] = ContextVar("rllib_dt_reading", default="required")
+
+
+@contextmanager
+def restoring(reading: _Reading) -> Iterator[None]:
+    """Sets whether a `DTOfflineData` that is made in the block needs its data.
+
+    Args:
+        reading: "if there" logs that the data cannot be read, and goes on without; "no" does not
+            try. Whoever needs the data then gets an error that says so.
+    """
+    token = _reading.set(reading)
+    try:
+        yield
+    finally:
+        _reading.reset(token)
+
+
 class DTOfflineData(OfflineData):
     """Reads the input once, checks it, and holds it for the learners or streams it to them.
 
     Deliberately does not run `OfflineData.__init__`, which would set up RLlib's own pipeline
     (an object for each row, a sample frozen for the whole run).
 
+    An algorithm that is restored from a checkpoint may lack its data (`is_missing`); it can then
+    evaluate and act, and all other attributes raise a `DataError`.
+
     Attributes:
+        is_missing: whether the data could not be read.
         summary: a `DataSummary` of the training data.
         returns: (E,) float64, each training episode's undiscounted return.
         normalization: the `Normalization` for the network.
@@ -66,6 +108,37 @@ class DTOfflineData(OfflineData):
         self.learner_handles = None
         self.module_spec = None
         self.spaces = None
+        self.is_missing = False
+        self._feeder: ActorHandle = None
+        self._why_missing = "it was asked for none"
+        if _reading.get() == "no":
+            self.is_missing = True
+        elif _reading.get() == "if there":
+            try:
+                self._read(config)
+            except (ValueError, OSError, RemoteReadError) as error:
+                logger.warning("the training data cannot be read, so only acting works: %s", error)
+                self.is_missing, self._why_missing = True, str(error)
+        else:
+            self._read(config)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _READ or not self.__dict__.get("is_missing"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        raise DataError(
+            "the training data",
+            f"the algorithm was restored without it ({self._why_missing})",
+            "put it back, or give other data: DT.from_checkpoint(path, input_=…)",
+        )
+
+    def __repr__(self) -> str:
+        if self.is_missing:
+            return f"{type(self).__name__}(not read: {self._why_missing})"
+        where = "streamed" if self.is_streamed else "in memory"
+        held = f"; {len(self.validation)} steps held out" if self.validation is not None else ""
+        return f"{type(self).__name__}({where}: {self.summary}{held})"
+
+    def _read(self, config: DataSettings) -> None:
         self.capacity = _capacity(config)
         found = survey(config, self.capacity)
         statistics = found.statistics
@@ -76,7 +149,6 @@ class DTOfflineData(OfflineData):
         self.validation: EpisodePool | None = found.validation
         self.sampling_seed = _seed(config.seed)
         self.recipe: ChunkRecipe | None = None
-        self._feeder: ActorHandle = None
         self.supply: Supply = self._supply(found)
         self.is_streamed = self.supply.is_streamed
         logger.info("data: %s", self.summary)
@@ -85,7 +157,11 @@ class DTOfflineData(OfflineData):
     def sample(
         self, num_samples: int, return_iterator: bool = True, num_shards: int = 1, **kwargs: Any
     ) -> list[Supply]:
-        """Returns the supply once for each learner; each draws different windows, by its number."""
+        """Returns the supply once for each learner; each draws different windows, by its number.
+
+        Raises:
+            DataError: the algorithm was restored without its data.
+        """
         return [self.supply] * max(1, num_shards)
 
     def stop(self) -> None:
@@ -103,6 +179,7 @@ class DTOfflineData(OfflineData):
         )
         if found.pool is not None:
             return ResidentSupply(pool=ray.put(found.pool), draws=draws, num_steps=len(found.pool))
+        _check_reuse(config.pool_reuse, draws, config.num_learners, self.summary.num_steps)
         self.recipe = ChunkRecipe(
             passes=found.passes,
             holdout=found.holdout,
@@ -135,6 +212,18 @@ def _capacity(config: DataSettings) -> int:
         # free, and a resumed run should get the same capacity
         size = 2.0 ** math.floor(math.log2(size))
     return max(1, int(size / (sum(arrays) + _BYTES_BESIDE_SPACES)))
+
+
+def _check_reuse(reuse: float, draws: Draws, num_learners: int, num_steps: int) -> None:
+    """Raises a ValueError if each update would read more than all the data."""
+    trained = draws.batch_size * draws.window_length * max(1, num_learners)
+    least = min(1.0, trained / num_steps)
+    if reuse < least:
+        raise ValueError(
+            f"offline_data(pool_reuse={reuse:g}) asks for {trained / reuse:.0f} new steps in each "
+            f"update, which trains on {trained}, and the data has only {num_steps}; set it to "
+            f"{least:.2g} or more"
+        )
 
 
 def _seed(seed: int | None) -> int:

@@ -12,6 +12,7 @@ from rllib_dt.episodes.pool import EpisodePool, pack
 from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.formats.assembly import Assembler, IncompletePolicy, assemble
 from rllib_dt.formats.fragments import ReadOptions
+from rllib_dt.reading.duplicates import without
 from rllib_dt.reading.holdout import draw_by_name
 from rllib_dt.reading.tasks import read_fragments
 
@@ -33,6 +34,8 @@ class Passes:
         actions_normalized: recorded actions are in [-1, 1], not in the environment's units.
         max_ep_len: longer episodes are refused.
         rule: the rule by which rewards become returns-to-go.
+        join_files: see `Assembler`.
+        left_out: the copies of episodes that the first pass left out; see `Duplicates`.
         min_return: episodes with a smaller return are left out.
         share_of_ties: the share to keep of episodes with exactly that return, chosen by name.
     """
@@ -46,6 +49,8 @@ class Passes:
     actions_normalized: bool
     max_ep_len: int
     rule: ReturnRule
+    join_files: bool = False
+    left_out: frozenset[bytes] = frozenset()
     min_return: float | None = None
     share_of_ties: float = 1.0
 
@@ -55,6 +60,7 @@ class Passes:
         *,
         order: Sequence[int] | None = None,
         assembler: Assembler | None = None,
+        unique: EpisodeFilter = iter,
         keep: EpisodeFilter = iter,
         quiet: bool = False,
     ) -> Iterator[EpisodePool]:
@@ -64,21 +70,27 @@ class Passes:
             steps: the least number of steps in a pool; the last pool may be smaller.
             order: the order of the groups, by index; as given by default.
             assembler: joins the fragments; its attributes can be read afterwards.
+            unique: filters episodes, to leave out copies of others in the first pass.
             keep: filters episodes, to hold some out for validation.
             quiet: log neither progress nor which episodes were left out.
 
         Raises:
             DataError: naming file, episode and remedy, for data that cannot be trained on.
         """
-        assembler = assembler or Assembler(self.incomplete)
+        assembler = assembler or self.assembler()
         groups = self.groups if order is None else [self.groups[i] for i in order]
         fragments = read_fragments(groups, self.options, self.filesystem, quiet=quiet)
         episodes = assemble(fragments, assembler)
         checked = map(self._checked, episodes)
-        wanted = keep(filter(self._is_wanted, checked))
+        once = without(unique(checked), self.left_out) if self.left_out else unique(checked)
+        wanted = keep(filter(self._is_wanted, once))
         yield from pack(wanted, steps, self.rule)
         for message in [] if quiet else assembler.dropped:
             logger.warning("left out: %s", message)
+
+    def assembler(self, max_open_steps: int | None = None) -> Assembler:
+        """Returns a new assembler for one pass."""
+        return Assembler(self.incomplete, max_open_steps, join_files=self.join_files)
 
     def best(self, min_return: float, share_of_ties: float) -> "Passes":
         """Returns passes over episodes above a return, and over a share of those that equal it."""

@@ -13,7 +13,6 @@ import ray
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.episodes.pool import EpisodePool
 from rllib_dt.episodes.samplers import Position, chunk_steps
-from rllib_dt.formats.assembly import Assembler
 from rllib_dt.reading.holdout import Holdout
 from rllib_dt.reading.passes import Passes
 from rllib_dt.types import ActorHandle
@@ -62,7 +61,7 @@ class ChunkRecipe:
         return self.passes.pools(
             chunk_steps(capacity),
             order=order.tolist(),
-            assembler=Assembler(self.passes.incomplete, max_open_steps=capacity),
+            assembler=self.passes.assembler(max_open_steps=capacity),
             keep=self.holdout.skip if self.holdout is not None else iter,
             quiet=True,
         )

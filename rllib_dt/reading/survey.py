@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -11,14 +11,16 @@ from rllib_dt.episodes.episode import DataError
 from rllib_dt.episodes.pool import EpisodePool
 from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.episodes.statistics import Statistics, top_episodes
-from rllib_dt.formats.assembly import Assembler, IncompletePolicy
+from rllib_dt.formats.assembly import IncompletePolicy
 from rllib_dt.formats.files import find_files
 from rllib_dt.formats.fragments import ReadOptions
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.reading.credentials import resolve_filesystem
+from rllib_dt.reading.duplicates import Duplicates, DuplicatesPolicy
 from rllib_dt.reading.holdout import Holdout, distinct_places
 from rllib_dt.reading.passes import Passes
 from rllib_dt.reading.tasks import group_files
+from rllib_dt.spaces.leaves import looks_normalized
 from rllib_dt.types import Paths
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,10 @@ class ReadingSettings(Protocol):
     top_fraction: float | None
     validation_fraction: float | None
     validation_input: Paths
-    actions_in_input_normalized: bool
+    actions_in_input_normalized: bool | None
+    duplicates: DuplicatesPolicy
+    join_files: bool
+    max_expansion: float
     observation_space: gym.Space
     action_space: gym.Space
     seed: int | None
@@ -97,12 +102,21 @@ def survey(config: ReadingSettings, capacity: int) -> Survey:
             distinct_places(file for group in passes.groups for file in group),
             max_validation_steps,
         )
-    assembler = Assembler(config.incomplete, max_open_steps=capacity)
+    assembler = passes.assembler(max_open_steps=capacity)
+    duplicates = Duplicates(config.duplicates)
     pool, statistics = _collect(
-        passes.pools(_STEPS_AT_ONCE, assembler=assembler, keep=holdout.train if holdout else iter),
+        passes.pools(
+            _STEPS_AT_ONCE,
+            assembler=assembler,
+            unique=duplicates.check,
+            keep=holdout.train if holdout else iter,
+        ),
         capacity,
         source,
     )
+    _report(duplicates, config)
+    _ask_for_unit(config, statistics, source)
+    passes = replace(passes, left_out=frozenset(duplicates.left_out))
     validation = None
     if holdout is not None:
         validation = _validation_pool(holdout, config.return_rule, source)
@@ -122,18 +136,58 @@ def survey(config: ReadingSettings, capacity: int) -> Survey:
     )
 
 
+def _report(duplicates: Duplicates, config: ReadingSettings) -> None:
+    """Says how many episodes are copies of others."""
+    num_copies = duplicates.num_episodes - duplicates.num_distinct
+    if not num_copies:
+        return
+    counts = (
+        f"{duplicates.num_episodes} episodes were read, of which {duplicates.num_distinct} differ"
+    )
+    if config.duplicates == "drop":
+        logger.info("%s: %d copies are left out", counts, num_copies)
+        return
+    logger.warning(
+        "%s: %d copies are trained on as well%s (RLlib's recorder writes its buffer repeatedly); "
+        'offline_data(duplicates="drop") leaves copies out',
+        counts,
+        num_copies,
+        "" if config.validation_fraction is None else ", also of held-out episodes",
+    )
+
+
+def _ask_for_unit(config: ReadingSettings, statistics: Statistics, source: str) -> None:
+    """Refuses to guess whether recorded actions are in the environment's units."""
+    if config.actions_in_input_normalized is None and looks_normalized(
+        config.action_space, statistics.largest_action
+    ):
+        raise DataError(
+            source,
+            f"all recorded actions lie in [-1, 1], but the action space is {config.action_space}, "
+            "so they may be normalised, as RLlib records them by default",
+            "set offline_data(actions_in_input_normalized=True) if they are, or "
+            "offline_data(actions_in_input_normalized=False) if they are in the environment's "
+            "units",
+        )
+
+
 def _passes(config: ReadingSettings, inputs: str | list[str]) -> Passes:
     filesystem = resolve_filesystem(config.input_filesystem, config.input_filesystem_kwargs)
     return Passes(
         groups=group_files(find_files(inputs, filesystem)),
-        options=ReadOptions(names=config.input_read_schema or {}, time_limit=config.time_limit),
+        options=ReadOptions(
+            names=config.input_read_schema or {},
+            time_limit=config.time_limit,
+            max_expansion=config.max_expansion,
+        ),
         filesystem=filesystem,
         incomplete=config.incomplete,
         observation_space=config.observation_space,
         action_space=config.action_space,
-        actions_normalized=config.actions_in_input_normalized,
+        actions_normalized=bool(config.actions_in_input_normalized),
         max_ep_len=config.dt_model_config.max_ep_len,
         rule=config.return_rule,
+        join_files=config.join_files,
     )
 
 

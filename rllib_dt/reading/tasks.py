@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import ray.data
 
+from rllib_dt.compat import quiet_ray_data
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.files import read_file
 from rllib_dt.formats.fragments import Fragment, ReadOptions
@@ -60,11 +61,16 @@ def read_fragments(
         compute=ray.data.TaskPoolStrategy(size=_concurrency(len(groups))),
     )
     dataset.context.execution_options.preserve_order = True
-    if quiet:
-        dataset.context.enable_progress_bars = False
+    # progress is logged below, in steps
+    dataset.context.enable_progress_bars = False
     started = time.perf_counter()
     steps, next_report = 0, started + _PROGRESS_SECONDS
-    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+    batches = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+    while True:
+        with quiet_ray_data():  # not while a fragment is out: the log would stay quiet elsewhere
+            table = next(batches, None)
+        if table is None:
+            break
         for fragment in _fragments(table):
             steps += len(fragment)
             yield fragment

@@ -10,6 +10,7 @@ import logging
 import math
 import signal
 import threading
+import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,10 @@ SlotEnv = Any
 """A slot's environment: a `gym.Env`, or an `AsyncVectorEnv` of one."""
 Info = dict[str, Any]
 """The `info` of gymnasium's `reset` and `step`."""
+
+
+_AT_ONCE_SECONDS = 1e-3
+"""What an alarm is set to that fell due meanwhile; 0 would cancel it."""
 
 
 class EnvironmentHangsError(TimeoutError):
@@ -172,6 +177,9 @@ def _time_limit(seconds: float | None, name: str) -> Iterator[None]:
     def interrupt(signum: int, frame: FrameType | None) -> None:
         raise EnvironmentHangsError(f"the environment's {name} took more than {seconds:g} s")
 
+    # another alarm may be set in this process: it is put back with the time that it has left
+    started = time.monotonic()
+    theirs, their_interval = signal.getitimer(signal.ITIMER_REAL)
     before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
@@ -179,6 +187,9 @@ def _time_limit(seconds: float | None, name: str) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if theirs:
+            left = theirs - (time.monotonic() - started)
+            signal.setitimer(signal.ITIMER_REAL, max(left, _AT_ONCE_SECONDS), their_interval)
 
 
 class InProcessEnvs(SlotEnvs):

@@ -11,9 +11,6 @@ from rllib_dt.rollout.jobs import EpisodeResult, Outcome
 
 logger = logging.getLogger(__name__)
 
-NOTHING = Outcome(results=[], failures=[])
-"""The outcome of an iteration without an evaluation."""
-
 
 def report_failures(outcome: Outcome) -> None:
     """Logs the number of episodes that could not be finished, and the first one's error."""

@@ -51,7 +51,11 @@ def _(space: gym.spaces.Box) -> None:
     if len(space.shape) != 1:
         raise _unsupported(space, "actions", f"a Box of rank 1, not of shape {space.shape}")
     if not space.is_bounded():
-        raise _unsupported(space, "actions", "finite bounds (gymnasium.wrappers.RescaleAction)")
+        raise UnsupportedSpaceError(
+            f"Box spaces without finite bounds are not supported as actions: got {space}; wrap the "
+            "environment in gymnasium.wrappers.TransformAction(env, lambda action: action, "
+            "Box(low, high, …)) with the range that actions should keep to"
+        )
     if not np.issubdtype(space.dtype, np.floating):
         raise _unsupported(space, "actions", f"a floating-point Box, not {space.dtype}")
 
@@ -120,6 +124,60 @@ def _(space: gym.spaces.Box, actions: Array) -> Array:
     scaled = low + (np.asarray(actions, np.float64) + 1.0) * (high - low) / 2.0
     clipped: Array = np.clip(scaled, low, high).astype(np.float32)
     return clipped
+
+
+@singledispatch
+def action_remedy(space: gym.Space, *, normalized: bool) -> str:
+    """Says what to do about recorded actions outside of the space.
+
+    Args:
+        space: the action space.
+        normalized: whether they were taken as normalised to [-1, 1].
+    """
+    return "check that the environment (or the given space) belongs to this data"
+
+
+@action_remedy.register
+def _(space: gym.spaces.Box, *, normalized: bool) -> str:
+    unit = "in the environment's units" if normalized else "normalised to [-1, 1]"
+    return (
+        f"clip the recorded actions, or set offline_data(actions_in_input_normalized="
+        f"{not normalized}) if they are {unit}"
+    )
+
+
+@singledispatch
+def looks_normalized(space: gym.Space, largest: Array) -> bool:
+    """Returns whether recorded actions could be normalised ones.
+
+    Args:
+        space: the action space.
+        largest: of an action's shape, the largest absolute value recorded in each component.
+    """
+    return False
+
+
+@looks_normalized.register
+def _(space: gym.spaces.Box, largest: Array) -> bool:
+    is_wider = (space.high > 1) | (space.low < -1)
+    return bool(is_wider.any() and (largest[is_wider] <= 1 + _BOUND_TOLERANCE).all())
+
+
+@singledispatch
+def same_space(space: gym.Space, other: gym.Space) -> bool:
+    """Returns whether two spaces hold the same values, whatever floating-point dtype they have."""
+    return bool(space == other)
+
+
+@same_space.register
+def _(space: gym.spaces.Box, other: gym.Space) -> bool:
+    if not isinstance(other, gym.spaces.Box) or space.shape != other.shape:
+        return False
+    kinds = [np.dtype(s.dtype).kind for s in (space, other)]
+    if kinds[0] != kinds[1] or (kinds[0] != "f" and space.dtype != other.dtype):
+        return False
+    bounds = ((space.low, other.low), (space.high, other.high))
+    return all(np.allclose(a, b, rtol=_BOUND_TOLERANCE, atol=_BOUND_TOLERANCE) for a, b in bounds)
 
 
 @singledispatch

@@ -1,0 +1,173 @@
+"""Reads which extension types a Parquet file's Arrow schema holds, without loading any.
+
+Opening a Parquet file, even to read its metadata, makes pyarrow rebuild each registered extension
+type from bytes in the file, by calling a Python method of that type. This looks at the names first:
+in the file's footer it finds the schema that pyarrow stored there, a flatbuffer (Apache Arrow's
+`Message.fbs` and `Schema.fbs`), of which it follows only the fields that lead to those names.
+"""
+
+import base64
+import binascii
+import io
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+_MAX_FIELDS = 100_000
+"""More than any schema has; a hostile one can refer to itself."""
+
+# places of fields in their tables
+_MESSAGE_HEADER = 2
+_SCHEMA_FIELDS = 1
+_FIELD_NAME, _FIELD_CHILDREN, _FIELD_METADATA = 0, 5, 6
+_PAIR_KEY, _PAIR_VALUE = 0, 1
+
+
+class DamagedSchemaError(ValueError):
+    """The serialised schema cannot be followed."""
+
+
+@dataclass(frozen=True)
+class ExtensionType:
+    """An extension type that a schema names.
+
+    Attributes:
+        column: the top-level column that it is part of.
+        name: its name.
+        metadata: the bytes that its own class would rebuild it from.
+    """
+
+    column: str
+    name: str
+    metadata: bytes
+
+
+_SCHEMA_KEY = b"ARROW:schema"
+# how Thrift's compact protocol writes this key, and the beginning of its value
+_SCHEMA_ENTRY = re.compile(rb"\x18\x0c" + _SCHEMA_KEY + rb"\x18([\x80-\xff]{0,4}[\x00-\x7f])")
+
+
+def serialized_schemas(file: IO[bytes]) -> list[bytes]:
+    """Finds the Arrow schemas in a Parquet file's footer: one, or none if it was not pyarrow's.
+
+    Args:
+        file: an open Parquet file; its place is moved to the start.
+
+    Raises:
+        DamagedSchemaError: there is no footer, or a schema in another notation than pyarrow's.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - 8))
+    end = file.read(8)
+    if end[4:] != b"PAR1":
+        raise DamagedSchemaError("it does not end like a Parquet file")
+    (length,) = struct.unpack("<I", end[:4])
+    if length > size - 8:
+        raise DamagedSchemaError("its footer is longer than the file")
+    file.seek(size - 8 - length)
+    footer = file.read(length)
+    file.seek(0)
+    found = []
+    for entry in _SCHEMA_ENTRY.finditer(footer):
+        value_length = sum((byte & 0x7F) << 7 * i for i, byte in enumerate(entry.group(1)))
+        found.append(footer[entry.end() : entry.end() + value_length])
+    if len(found) != footer.count(_SCHEMA_KEY):
+        raise DamagedSchemaError("its footer holds an Arrow schema that cannot be read")
+    return found
+
+
+def extension_types(serialized: bytes) -> list[ExtensionType]:
+    """Lists every extension type in a schema.
+
+    Args:
+        serialized: the value of a Parquet file's `ARROW:schema`, base64 text.
+
+    Raises:
+        DamagedSchemaError: it is not a serialised schema.
+    """
+    if not serialized:
+        return []
+    try:
+        content = base64.b64decode(serialized, validate=True)
+        # an encapsulated message: 0xFFFFFFFF (absent before Arrow 0.15), its length, the message
+        start = 8 if content[:4] == b"\xff\xff\xff\xff" else 4
+        message = _Table(content, start + _unsigned(content, start))
+        schema = message.table(_MESSAGE_HEADER)
+        if schema is None:
+            raise DamagedSchemaError("it holds no schema")
+        found = []
+        for field in schema.tables(_SCHEMA_FIELDS):
+            column = field.text(_FIELD_NAME).decode("utf-8", "replace")
+            found += [ExtensionType(column, *found_type) for found_type in _within(field)]
+    except (struct.error, binascii.Error, IndexError) as error:
+        raise DamagedSchemaError(str(error)) from error
+    return found
+
+
+def _within(column: "_Table") -> Iterator[tuple[str, bytes]]:
+    """Yields (name, metadata) of each extension type in a column."""
+    waiting = [column]
+    seen = 0
+    while waiting:
+        field = waiting.pop()
+        seen += 1
+        pairs = [(p.text(_PAIR_KEY), p.text(_PAIR_VALUE)) for p in field.tables(_FIELD_METADATA)]
+        metadata = dict(pairs).get(b"ARROW:extension:metadata", b"")
+        for key, value in pairs:
+            if key == b"ARROW:extension:name":
+                yield value.decode("utf-8", "replace"), metadata
+        waiting += field.tables(_FIELD_CHILDREN)
+        if seen + len(waiting) > _MAX_FIELDS:
+            raise DamagedSchemaError(f"a column consists of more than {_MAX_FIELDS} fields")
+
+
+def _unsigned(content: bytes, place: int) -> int:
+    if place < 0:
+        raise IndexError(place)
+    return int(struct.unpack_from("<I", content, place)[0])
+
+
+class _Table:
+    """A table of a flatbuffer; fields are found by their number."""
+
+    def __init__(self, content: bytes, place: int):
+        self._content, self._place = content, place
+        (back,) = struct.unpack_from("<i", content, place)
+        self._vtable = place - back
+        if self._vtable < 0:
+            raise IndexError(self._vtable)
+        (self._vtable_size,) = struct.unpack_from("<H", content, self._vtable)
+
+    def _target(self, number: int) -> int | None:
+        """The place that a field refers to, or None if the table lacks the field."""
+        entry = 4 + 2 * number
+        if entry + 2 > self._vtable_size:
+            return None
+        (offset,) = struct.unpack_from("<H", self._content, self._vtable + entry)
+        if not offset:
+            return None
+        place: int = self._place + offset
+        return place + _unsigned(self._content, place)
+
+    def table(self, number: int) -> "_Table | None":
+        place = self._target(number)
+        return None if place is None else _Table(self._content, place)
+
+    def tables(self, number: int) -> Iterator["_Table"]:
+        place = self._target(number)
+        if place is None:
+            return
+        count = _unsigned(self._content, place)
+        if count * 4 > len(self._content):
+            raise IndexError(count)
+        for entry in range(place + 4, place + 4 + 4 * count, 4):
+            yield _Table(self._content, entry + _unsigned(self._content, entry))
+
+    def text(self, number: int) -> bytes:
+        place = self._target(number)
+        if place is None:
+            return b""
+        size = _unsigned(self._content, place)
+        return self._content[place + 4 : place + 4 + size]
