@@ -26,6 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rllib_dt import DT, DTConfig
+from rllib_dt.learning.precision import has_bf16_instructions
 from tuned_examples import demo, hopper_dt, pendulum_dt
 
 ITERATIONS, UPDATES = 4, 50
@@ -59,7 +60,6 @@ def jobs(hopper: str | None, pendulum: str | None) -> dict[str, Job]:
     """Returns the jobs by name; those of a recording only if its path is given."""
     found = {
         "demo": Job(config=demo_config()),
-        "demo, no dropout, bf16": Job(config=_with_bf16(demo_config())),
         "demo, attention over a band": Job(config=_with_band(demo_config())),
         "streamed": Job(
             config=demo_config().offline_data(pool_capacity_steps=9_000, pool_reuse=2.0)
@@ -68,6 +68,8 @@ def jobs(hopper: str | None, pendulum: str | None) -> dict[str, Job]:
             config=demo_config().learners(num_learners=2), tolerance=TOLERANCE_OF_TWO_LEARNERS
         ),
     }
+    if has_bf16_instructions():
+        found["demo, no dropout, bf16"] = Job(config=_with_bf16(demo_config()))
     if pendulum is not None:
         found["pendulum"] = Job(config=pendulum_dt.make_config([pendulum]))
     if hopper is not None:

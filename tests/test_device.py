@@ -1,6 +1,7 @@
 """GPU behaviour, tested without a GPU: compiled graphs, and reads that wait for the device."""
 
 import importlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rllib_dt.algorithm.resources import NotEnoughResourcesError
+from rllib_dt.learning import precision
 from tests.conftest import tiny_config
 from tests.training import NO_DROPOUT, learner_results
 
@@ -121,3 +124,31 @@ def test_updates_wait_for_the_device_only_to_read_their_metrics(learner_on_meta_
     # one read each for all five updates: bad loss, bad weights, steps, loss, gradient norm
     assert synchronisations.count == 5
     assert learner.progress.updates == 3 + 5
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_bf16_without_instructions_for_it_is_warned_of(
+    cluster, tiny_data, monkeypatch, caplog, has_instructions
+):
+    monkeypatch.setattr(precision, "has_bf16_instructions", lambda: has_instructions)
+    with caplog.at_level("WARNING", "rllib_dt"):
+        tiny_config(tiny_data[0]).training(precision="bf16").build_algo().stop()
+    warned = 'precision="bf16" on a CPU without bf16 instructions' in caplog.text
+    assert warned is not has_instructions
+
+
+def test_instructions_are_found_by_the_names_of_the_processors_flags(monkeypatch, tmp_path):
+    for flags, found in (("avx2 avx512_bf16", True), ("avx512f amx_bf16", True), ("avx2", False)):
+        monkeypatch.setattr(Path, "read_text", lambda self, flags=flags: f"flags : {flags}\n")
+        assert precision.has_bf16_instructions() is found
+
+
+def test_a_missing_gpu_is_named(cluster, tiny_data):
+    for learners, message in (
+        (0, r"num_gpus_per_learner=1, but this process finds no GPU .*num_gpus_per_learner=0"),
+        (1, r"the learners and evaluation runners need 1 GPU, but the cluster has 0 GPU"),
+    ):
+        config = tiny_config(tiny_data[0])
+        config.learners(num_learners=learners, num_gpus_per_learner=1)
+        with pytest.raises(NotEnoughResourcesError, match=message):
+            config.build_algo()

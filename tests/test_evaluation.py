@@ -262,3 +262,15 @@ def test_evaluation_without_an_environment_is_refused(cluster, tiny_data):
     with pytest.raises(ValueError, match="no environment to evaluate in"):
         algo.evaluate()
     algo.stop()
+
+
+def test_discounted_training_is_not_evaluated(cluster):
+    config = cartpole_config().training(gamma=0.9)
+    algo = config.build_algo()
+    assert max(algo.offline_data.derived_targets) < 10.01  # 1 + 0.9 + 0.81 + …
+    algo.train()
+    with pytest.raises(ValueError, match=r"gamma=0.9 cannot be used to act"):
+        algo.evaluate()
+    algo.stop()
+    with pytest.raises(ValueError, match=r"gamma=0.9 cannot be used to act"):
+        config.evaluation(evaluation_interval=1).validate()

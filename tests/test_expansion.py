@@ -19,20 +19,21 @@ from rllib_dt.formats import expansion
 from rllib_dt.formats.expansion import ALWAYS_ALLOWED_BYTES
 from tests import recordings as rec
 from tests.conftest import tiny_config
-from tests.recordings import read, refused, rows
+from tests.recordings import refused, rows
 
 REFUSED = r"past 256 MiB, and it has only \d+ bytes.*raise offline_data\(max_expansion="
 GIGABYTE = 2**30
 
 
-@pytest.fixture(autouse=True)
-def little_memory():
-    """A decoder that unpacks a bomb after all fails here, and takes no other's memory."""
+def read(path, **options):
+    """Reads a file with little memory, so that a decoder that unpacks a bomb after all fails."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2 * GIGABYTE, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, before)
+    try:
+        return rec.read(path, **options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def long_line(length):

@@ -15,7 +15,7 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from rllib_dt import DTConfig, DTModelConfig, write_episodes
 from rllib_dt.compat import runner_actors
-from rllib_dt.rollout import dispatch
+from rllib_dt.rollout import dispatch, environments
 from rllib_dt.rollout.jobs import make_jobs
 from tests.conftest import TINY, make_episodes, tiny_config
 
@@ -338,3 +338,30 @@ def test_observations_are_copied_and_those_outside_of_the_space_reported_once(
     assert result["num_episodes_failed"] == 0
     assert KeepObservations.SEEN == [[0, 1, 2, 3, 4, 5]] * 2
     assert caplog.text.count("an observation lies outside the environment's space") == 1
+
+
+def test_an_alarm_of_the_users_own_keeps_its_time(monkeypatch):
+    rung = []
+
+    def ring(signum, frame):
+        rung.append(time.monotonic())
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        started = time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, 0.6, 5.0)
+        for _ in range(3):
+            with environments._time_limit(10.0, "step"):
+                time.sleep(0.05)
+        left, interval = signal.getitimer(signal.ITIMER_REAL)
+        assert 0 < left < 0.6
+        assert interval == 5.0
+        assert signal.getsignal(signal.SIGALRM) is ring
+        with environments._time_limit(10.0, "step"):
+            time.sleep(0.7)  # it falls due meanwhile, and rings afterwards
+        time.sleep(0.1)
+        assert len(rung) == 1
+        assert rung[0] - started >= 0.6
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -13,6 +14,7 @@ from gymnasium.spaces import Box, Discrete
 from ray.rllib.utils.compression import pack
 
 from rllib_dt.episodes.episode import Episode
+from rllib_dt.formats import parquet_input
 from rllib_dt.formats.files import find_files
 from tests import recordings as rec
 from tests.recordings import check, read, refused, rows
@@ -249,6 +251,28 @@ def test_an_episode_does_not_continue_in_another_format_unproven(tmp_path):
     rec.write_batches(tmp_path / "2.json", [later])
     with refused("2.json, episode 2: it would continue an episode"):
         read(tmp_path)
+
+
+def test_rows_out_of_order_are_refused_if_only_the_next_observations_tell(tmp_path):
+    in_order = [*rec.old_rows(2, 5), *rec.old_rows(3, 4)]
+    path = tmp_path / "a.parquet"
+    shuffled = [in_order[i] for i in (1, 0, 2, 3, 4, 5, 6, 7, 8)]
+    with refused("a.parquet: the observation of row 1 is not the next observation .* of row 0"):
+        read(rec.write_rows(path, shuffled))
+    first, second = read(rec.write_rows(path, rec.interleave(in_order[:5], in_order[5:]))).episodes
+    check(first, 2, 5)
+    check(second, 3, 4)
+
+
+def test_a_parquet_column_that_ends_early_is_refused(tmp_path, monkeypatch):
+    """A damaged file whose column pyarrow ends silently; here the footer claims a row more."""
+    path = rec.write_canonical(tmp_path / "a.parquet")
+    genuine = parquet_input.read_footer
+    monkeypatch.setattr(
+        parquet_input, "read_footer", lambda file: replace(genuine(file), num_rows=3)
+    )
+    with refused("a.parquet: it holds 2 of the 3 rows that it declares"):
+        read(path)
 
 
 # ---- files

@@ -14,11 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rllib_dt.formats.arrow_schema import (
-    DamagedSchemaError,
-    extension_types,
-    serialized_schemas,
-)
+from rllib_dt.formats.arrow_schema import DamagedSchemaError, extension_types
+from rllib_dt.formats.parquet_footer import DamagedFooterError, read_footer
 from tests import recordings as rec
 from tests.recordings import arrays, check, packed, read, refused, rows
 
@@ -334,7 +331,7 @@ def serialized_schema(kind, **metadata):
     buffer = io.BytesIO()
     table = pa.table({"a": pa.nulls(1, kind)}).replace_schema_metadata(metadata)
     pq.write_table(table, buffer)
-    (found,) = serialized_schemas(buffer)
+    (found,) = read_footer(buffer).values(b"ARROW:schema")
     assert found == pq.read_metadata(buffer).metadata[b"ARROW:schema"]
     return found
 
@@ -359,27 +356,83 @@ def test_serialised_schemas_that_are_damaged_are_refused(tmp_path):
         extension_types(b"no base64")
 
 
-def test_schemas_in_another_notation_than_pyarrows_are_refused(tmp_path):
-    """Thrift has several; pyarrow writes one, so any other was written to be overlooked."""
-    serialized_schema(pa.list_(pa.int8()), note="x" * 100_000)
-    path = rec.write_rows(tmp_path / "a.parquet", rec.rows(2, 5))
+def with_footer(path, change):
+    """Changes the bytes of a Parquet file's footer."""
     content = path.read_bytes()
-    place = content.rindex(b"\x18\x0cARROW:schema")
-    longer = content[:place] + b"\x18\x8c\x00" + content[place + 2 :]
-    (length,) = np.frombuffer(content[-8:-4], "<u4")
-    path.write_bytes(longer[:-8] + np.uint32(length + 1).tobytes() + b"PAR1")
-    with refused("a.parquet: .*its footer holds an Arrow schema that cannot be read"):
+    length = int.from_bytes(content[-8:-4], "little")
+    footer = change(content[-8 - length : -8])
+    end = np.uint32(len(footer)).tobytes() + b"PAR1"
+    path.write_bytes(content[: -8 - length] + footer + end)
+    return path
+
+
+def test_another_notation_of_the_same_footer_hides_nothing(tmp_path):
+    """Thrift can write a length in more bytes than it needs, and a field's number in full."""
+    pa.register_extension_type(Hostile())
+    try:
+        column = pa.ExtensionArray.from_storage(Hostile(), pa.array([b"x"] * 5, pa.binary()))
+        table = pa.Table.from_pylist(rec.rows(2, 5)).append_column("notes", column)
+        for written in (b"\x18\x8c\x00", b"\x08\x02\x0c"):
+            pq.write_table(table, tmp_path / "a.parquet")
+            path = with_footer(
+                tmp_path / "a.parquet",
+                lambda footer, written=written: footer.replace(
+                    b"\x18\x0cARROW:schema", written + b"ARROW:schema"
+                ),
+            )
+            assert pq.read_metadata(path).num_rows == 5
+            with refused("column 'notes' is of the extension type 'hostile.type'"):
+                read(path)
+    finally:
+        pa.unregister_extension_type("hostile.type")
+
+
+def test_a_field_that_is_there_twice_is_refused(tmp_path):
+    """Which of the two counts would depend on the reader."""
+    path = rec.write_rows(tmp_path / "a.parquet", rec.rows(2, 5))
+    # an empty list of key-value pairs, as field 5 of the struct, before the end of it
+    with_footer(path, lambda footer: footer[:-1] + b"\x09\x0a\x0c\x00")
+    with refused("a.parquet: .*field 5 of a struct is there twice"):
         read(path)
 
 
-def test_tensors_whose_shape_does_not_fit_their_values_are_refused(tmp_path):
-    """Ray's own conversion would show memory beyond the values."""
-    from ray.data._internal.tensor_extensions.arrow import ArrowTensorTypeV2
+def test_footers_are_read_as_pyarrow_reads_them(tmp_path):
+    table = pa.table(
+        {
+            "a": pa.array([[1, 2], [3], []], pa.list_(pa.int16())),
+            "b": pa.array(["x", "x", "y"]),
+            "c": pa.array([b"123", b"456", b"789"], pa.binary(3)),
+            "d": pa.array([True, False, True]),
+            "e": pa.array([{"f": 1.0}, {"f": 2.0}, {"f": None}]),
+        }
+    ).replace_schema_metadata({"who": "me" * 100})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    with open(tmp_path / "a.parquet", "rb") as file:
+        footer = read_footer(file)
+    theirs = pq.read_metadata(tmp_path / "a.parquet")
+    groups = [theirs.row_group(i) for i in range(theirs.num_row_groups)]
+    columns = [group.column(i) for group in groups for i in range(theirs.num_columns)]
+    assert [c.path for c in footer.columns] == [c.path_in_schema for c in columns]
+    assert [c.num_values for c in footer.columns] == [c.num_values for c in columns]
+    assert [c.has_dictionary for c in footer.columns] == [c.has_dictionary_page for c in columns]
+    assert [c.width for c in footer.columns][:5] == [4, None, 3, 1, 8]
+    assert footer.num_rows == theirs.num_rows
+    assert footer.num_bytes == sum(group.total_byte_size for group in groups)
+    assert dict(footer.metadata) == theirs.metadata
 
-    for shape in ((4,), (3, 2), (2,), (-1, 3)):
-        storage = pa.array([[0.0, 1.0, 2.0]] * 5, pa.large_list(pa.float32()))
-        column = pa.ExtensionArray.from_storage(ArrowTensorTypeV2(shape, pa.float32()), storage)
-        table = pa.Table.from_pylist(rec.rows(2, 5)).drop_columns(["obs"])
-        pq.write_table(table.append_column("obs", column), tmp_path / "a.parquet")
-        with refused(rf"column 'obs' describes its tensors as of shape \({shape[0]},.*3 values"):
-            read(tmp_path / "a.parquet")
+
+def test_damaged_footers_are_refused_without_pyarrow(tmp_path):
+    path = rec.write_rows(tmp_path / "a.parquet", rec.rows(2, 5))
+    data = path.read_bytes()
+    length = int.from_bytes(data[-8:-4], "little")
+    rng = np.random.default_rng(0)
+    refused_ones = 0
+    for _ in range(2000):
+        damaged = bytearray(data)
+        for place in rng.integers(len(data) - 8 - length, len(data), size=3):
+            damaged[place] = rng.integers(256)
+        try:
+            read_footer(io.BytesIO(bytes(damaged)))
+        except DamagedFooterError:
+            refused_ones += 1
+    assert refused_ones > 300

@@ -290,3 +290,37 @@ def test_a_window_without_observations_is_refused():
     columns = dict.fromkeys(("actions", "returns_to_go", "t", "loss_mask"), np.zeros((1, 1)))
     with pytest.raises(KeyError, match="obs"):
         Window.from_columns(columns)
+
+
+# ---- discounted and clipped rewards
+
+
+def test_statistics_are_those_of_the_returns_that_training_sees():
+    episodes = [episode(3, reward=[5, -2, 4]), episode(2, reward=[1, 1])]
+    plain = Statistics.of(EpisodePool.from_episodes(episodes))
+    assert plain.summary().return_max == 7
+    assert plain.derived_targets() == [7.0, 4.5]
+    assert plain.normalization().return_scale == 7
+    clipped = Statistics.of(EpisodePool.from_episodes(episodes, ReturnRule(clip_rewards=True)))
+    assert clipped.returns.tolist() == [7, 2]  # as an evaluation reports them
+    assert clipped.targets.tolist() == [1, 2]
+    assert clipped.derived_targets() == [2.0, 1.5]
+    assert clipped.normalization().return_scale == 2
+    assert clipped.summary().return_max == 2
+    discounted = Statistics.of(EpisodePool.from_episodes(episodes, ReturnRule(gamma=0.5)))
+    assert discounted.targets.tolist() == [5 - 1 + 1, 1.5]
+    pool = EpisodePool.from_episodes(episodes, ReturnRule(gamma=0.5))
+    np.testing.assert_allclose(pool.columns["returns_to_go"][[0, 3], 0], discounted.targets)
+    assert pool.select(np.array([False, True])).targets.tolist() == [1.5]
+
+
+def test_a_discounted_return_to_go_cannot_be_followed_while_acting():
+    """A gap between target and achievement grows by 1 / gamma at every step."""
+    gap = 1.0
+    for _ in range(100):
+        gap = float(next_return_to_go(gap, 0.0, gamma=0.9))
+    assert gap > 37_000
+    layouts = ((2,), np.dtype(np.float32)), ((), np.dtype(np.int64))
+    with pytest.raises(ValueError, match=r"gamma=0.9 cannot be used to act: .*gamma=1.0"):
+        ContextBuffer(1, K, *layouts, ReturnRule(gamma=0.9))
+    ContextBuffer(1, K, *layouts, ReturnRule(gamma=0.9, delayed=True))  # it stays constant

@@ -1,15 +1,16 @@
-"""Numbers among the settings: what each may be, and what is refused by name before training."""
+"""Settings: what each may be, and what is refused by name before training."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_dt import DTConfig, DTModelConfig
-from rllib_dt.algorithm import checks
+from rllib_dt.algorithm.checks import BOOLEANS, CHOICES, RULES
 from tests.conftest import tiny_config
 
-RULES = checks._TRAINING | checks._EVALUATION
 BAD = {
     "text": "3",
     "nan": math.nan,
@@ -122,3 +123,116 @@ def test_numpys_numbers_and_arrays_are_as_good_as_pythons():
 def test_a_single_target_is_a_list_of_one():
     assert DTConfig().evaluation(target_returns=3600).target_returns == [3600.0]
     assert DTModelConfig(context_length=np.int32(3)).context_length == 3
+
+
+# ---- every setting with every kind of value
+
+KINDS = {
+    "None": None,
+    "text": "some text",
+    "dict": {"a": 1},
+    "list": [1, "a"],
+    "negative": -1,
+    "zero": 0,
+    "nan": math.nan,
+    "inf": math.inf,
+    "huge": 1e300,
+    "integer beyond floats": 10**400,
+    "True": True,
+    "object": object(),
+}
+ACCEPTED = {
+    "actions_in_input_normalized": {"None", "True"},
+    "adam_betas": set(),
+    "clip_rewards": {"None", "True", "huge"},
+    "dataset_num_iters_per_learner": set(),
+    "delayed_reward": {"True"},
+    "duplicates": set(),
+    "evaluation_duration": set(),
+    "evaluation_interval": {"None", "zero"},
+    "evaluation_num_env_runners": {"zero"},
+    "evaluation_sample_timeout_s": {"None"},
+    "gamma": set(),
+    "grad_clip": {"None"},
+    "grad_clip_by": set(),
+    "incomplete": set(),
+    "join_files": {"True"},
+    "lr": {"zero"},
+    "max_expansion": {"huge"},
+    "num_envs_per_env_runner": set(),
+    "num_learners": {"zero"},
+    "pool_capacity_bytes": {"None"},
+    "pool_capacity_steps": {"None"},
+    "pool_reuse": set(),
+    "precision": set(),
+    "return_scale": {"None"},
+    "score_reference": {"None"},
+    "seed": {"None", "zero"},
+    "target_returns": {"None"},
+    "time_limit": {"None"},
+    "top_fraction": {"None"},
+    "torch_compile_learner": {"True"},
+    "train_batch_size_per_learner": {"None"},  # RLlib then takes train_batch_size
+    "validation_fraction": {"None"},
+    "validation_input": {"None", "text"},
+    "validation_interval": set(),
+    "warmup_steps": {"zero"},
+    "weight_decay": {"zero"},
+}
+"""The kinds of value that each setting takes; all others are refused."""
+
+MODEL_ACCEPTED = {
+    "context_length": set(),
+    "attention": set(),
+    "segment_length": {"None"},
+    "hidden_size": set(),
+    "n_layer": set(),
+    "n_head": set(),
+    "n_inner": {"None"},
+    "activation_function": set(),
+    "resid_pdrop": {"zero"},
+    "embd_pdrop": {"zero"},
+    "attn_pdrop": {"zero"},
+    "layer_norm_epsilon": set(),
+    "initializer_range": {"zero"},
+    "max_ep_len": set(),
+    "action_tanh": {"True"},
+    "scale_attn_weights": {"True"},
+    "scale_attn_by_inverse_layer_idx": {"True"},
+    "n_positions": {"None"},
+    "pretrained": {"None"},
+}
+
+
+def is_refused(config, name):
+    """Whether a config is refused, which must be by the setting's name."""
+    message = None
+    try:
+        config.validate()
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        message = str(error)
+    assert message is None or name in message
+    return message is not None
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_a_setting_takes_what_has_a_meaning_and_refuses_the_rest(name):
+    accepted = {kind for kind, v in KINDS.items() if not is_refused(with_setting(name, v), name)}
+    assert accepted == ACCEPTED[name]
+
+
+@pytest.mark.parametrize("name", MODEL_ACCEPTED)
+def test_a_setting_of_the_network_takes_what_has_a_meaning(name):
+    accepted = set()
+    for kind, value in KINDS.items():
+        config = tiny_config("nowhere").rl_module(model_config={name: value})
+        if not is_refused(config, name):
+            accepted.add(kind)
+    assert accepted == MODEL_ACCEPTED[name]
+
+
+def test_every_setting_has_a_rule():
+    ours = {n for n in vars(DTConfig()) if not n.startswith("_")} - set(vars(AlgorithmConfig()))
+    assert ours <= set(ACCEPTED)
+    assert set(RULES) | set(BOOLEANS) | set(CHOICES) <= set(ACCEPTED)
+    assert {field.name for field in dataclasses.fields(DTModelConfig)} == set(MODEL_ACCEPTED)

@@ -545,3 +545,9 @@ def test_a_pass_without_any_episode_raises_instead_of_reading_forever(cluster, m
     everything = replace(recipe, holdout=Holdout(1.0, 0))
     with pytest.raises(DataError, match="gave no episode to train on; restore the files"):
         next(everything.chunks((0, 0), 1200))
+
+
+def test_a_reuse_that_reads_all_data_for_one_update_is_refused(cluster, tiny_data):
+    config = streamed(tiny_data[0], 40).offline_data(pool_reuse=1e-4)
+    with pytest.raises(ValueError, match=r"pool_reuse=0.0001\) asks for \d+ new steps in each"):
+        config.build_algo()

@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.speed import d3rlpy_env
 from benchmarks.speed.table import to_markdown
+from rllib_dt.learning.precision import has_bf16_instructions
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ("huggingface", "d3rlpy")
@@ -134,6 +135,9 @@ class Run:
     def measure(self, measurement: Measurement, rounds: int) -> dict[str, list[float]]:
         """Returns the rates of each task, by "contender task", round by round."""
         orders = [order for order in measurement.orders if order[0] not in self.without]
+        if not has_bf16_instructions():
+            print("without bf16: this CPU has no instructions for it", file=sys.stderr)
+            orders = [order for order in orders if "bf16" not in order[1]]
         rates: dict[str, list[float]] = {f"{who} {task}": [] for who, task, _ in orders}
         for turn in range((measurement.rounds or rounds) + 1):
             for who, task, n in orders:

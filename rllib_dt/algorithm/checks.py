@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray.rllib.utils.schedules.scheduler import Scheduler
 
+from rllib_dt.algorithm.inputs import are_paths, check_inputs
 from rllib_dt.formats import canonical, steps
 from rllib_dt.reading.offline_data import DTOfflineData
 from rllib_dt.spaces.leaves import (
@@ -25,6 +26,7 @@ _COLUMNS = {*steps.REQUIRED, *steps.OPTIONAL, *canonical.EPISODE_COLUMNS}
 
 _UNFIT_FOR_EVALUATION = ("auto", "timesteps")
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+_SMALLEST_FLOAT32 = float(np.finfo(np.float32).tiny)
 
 
 def check_spaces(config: "DTConfig") -> None:
@@ -71,14 +73,12 @@ def check_training(config: "DTConfig") -> None:
             "the environment's units. For recorded actions in [-1, 1] set "
             "offline_data(actions_in_input_normalized=True)"
         )
-    _check_all(config, _TRAINING)
-    for name in _BOOLEANS:
+    for name in BOOLEANS:
         if not isinstance(getattr(config, name), bool | np.bool_):
             config.refuse(f"{name}={getattr(config, name)!r} must be True or False")
     normalized = config.actions_in_input_normalized
     if not (normalized is None or isinstance(normalized, bool | np.bool_)):
         config.refuse(f"actions_in_input_normalized={normalized!r} must be True, False or None")
-    _check_lr(config)
     betas = config.adam_betas
     if not isinstance(betas, list) or len(betas) != 2 or not all(map(_is_share, betas)):
         config.refuse(f"adam_betas={betas!r} must be two numbers in [0, 1)")
@@ -94,13 +94,20 @@ def check_training(config: "DTConfig") -> None:
             "torch_compile_learner_what_to_compile='complete_update' would compile RLlib's loop "
             "as well; leave it at 'forward_train'"
         )
-    for name, allowed in (
-        ("precision", ("fp32", "bf16")),
-        ("incomplete", ("error", "drop", "keep")),
-        ("duplicates", ("keep", "drop", "error")),
-    ):
+    for name, allowed in CHOICES.items():
         if getattr(config, name) not in allowed:
             config.refuse(f"{name}={getattr(config, name)!r} is not one of {allowed}")
+
+
+def check_numbers(config: "DTConfig") -> None:
+    """Refuses numbers of the wrong type, sign or size; RLlib's own checks expect numbers."""
+    _check_all(config, RULES)
+    _check_lr(config)
+    if config.validation_input is not None:
+        if not are_paths(config.validation_input):
+            config.refuse(f"validation_input={config.validation_input!r} must be a path or a list")
+        else:
+            check_inputs("validation_input", config.validation_input)
 
 
 def check_evaluation(config: "DTConfig") -> None:
@@ -123,7 +130,6 @@ def check_evaluation(config: "DTConfig") -> None:
             f"evaluation_duration={asked[0]!r} {asked[1]}: only a number of episodes for each "
             "target is supported, since a cut episode has no return"
         )
-    _check_all(config, _EVALUATION)
     if config.evaluation_interval:
         try:
             config.return_rule.check_acting()
@@ -157,11 +163,18 @@ class _Rule:
     optional: bool = False
 
 
-_POSITIVE = _Rule("positive", lambda v: v > 0)
-_AT_LEAST_0 = _Rule("at least 0", lambda v: v >= 0)
+_POSITIVE = _Rule("positive, within float32", lambda v: 0 < v <= _LARGEST_FLOAT32)
+_AT_LEAST_0 = _Rule("at least 0, within float32", lambda v: 0 <= v <= _LARGEST_FLOAT32)
+_SCALE = _Rule(
+    f"positive, from {_SMALLEST_FLOAT32:g} to {_LARGEST_FLOAT32:g}",
+    lambda v: _SMALLEST_FLOAT32 <= v <= _LARGEST_FLOAT32,
+)
+_SECONDS = _Rule("positive, at most 1e9 seconds", lambda v: 0 < v <= 1e9)
 _SHARE = _Rule("in (0, 1]", lambda v: 0 < v <= 1)
-_COUNT = _Rule("a whole number, at least 1", lambda v: v >= 1, whole=True)
-_COUNT_OR_0 = _Rule("a whole number, at least 0", lambda v: v >= 0, whole=True)
+_COUNT = _Rule("a whole number from 1 to 2^31 - 1", lambda v: 1 <= v < 2**31, whole=True)
+_COUNT_OR_0 = _Rule("a whole number from 0 to 2^31 - 1", lambda v: 0 <= v < 2**31, whole=True)
+_CAPACITY = _Rule("a whole number from 1 to 2^63 - 1", lambda v: 1 <= v < 2**63, whole=True)
+_SEED = _Rule("a whole number from 0 to 2^32 - 1", lambda v: 0 <= v < 2**32, whole=True)
 
 
 def _or_none(rule: _Rule) -> _Rule:
@@ -169,7 +182,7 @@ def _or_none(rule: _Rule) -> _Rule:
 
 
 _TRAINING = {
-    "return_scale": _or_none(_POSITIVE),
+    "return_scale": _or_none(_SCALE),
     "warmup_steps": _COUNT_OR_0,
     "weight_decay": _AT_LEAST_0,
     "grad_clip": _or_none(_POSITIVE),
@@ -177,13 +190,13 @@ _TRAINING = {
     "train_batch_size_per_learner": _COUNT,
     "dataset_num_iters_per_learner": _COUNT,
     "num_learners": _COUNT_OR_0,
-    "seed": _or_none(_COUNT_OR_0),
+    "seed": _or_none(_SEED),
     "time_limit": _or_none(_COUNT),
     "top_fraction": _or_none(_SHARE),
     "pool_reuse": _POSITIVE,
     "max_expansion": _Rule("at least 1", lambda v: v >= 1),
-    "pool_capacity_steps": _or_none(_COUNT),
-    "pool_capacity_bytes": _or_none(_COUNT),
+    "pool_capacity_steps": _or_none(_CAPACITY),
+    "pool_capacity_bytes": _or_none(_CAPACITY),
     "validation_fraction": _or_none(_Rule("between 0 and 1", lambda v: 0 < v < 1)),
     "validation_interval": _COUNT,
 }
@@ -191,10 +204,20 @@ _EVALUATION = {
     "evaluation_interval": _or_none(_COUNT_OR_0),
     "evaluation_duration": _COUNT,
     "evaluation_num_env_runners": _COUNT_OR_0,
-    "evaluation_sample_timeout_s": _or_none(_POSITIVE),
+    "evaluation_sample_timeout_s": _or_none(_SECONDS),
     "num_envs_per_env_runner": _COUNT,
 }
-_BOOLEANS = ("delayed_reward", "join_files", "torch_compile_learner")
+RULES = _TRAINING | _EVALUATION
+"""What each number among the settings must be."""
+
+BOOLEANS = ("delayed_reward", "join_files", "torch_compile_learner")
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "grad_clip_by": ("global_norm", "norm", "value"),
+    "precision": ("fp32", "bf16"),
+    "incomplete": ("error", "drop", "keep"),
+    "duplicates": ("keep", "drop", "error"),
+}
+"""The words that each of these settings may be."""
 
 
 def _check_all(config: "DTConfig", rules: Mapping[str, _Rule]) -> None:
@@ -211,13 +234,17 @@ def _check_all(config: "DTConfig", rules: Mapping[str, _Rule]) -> None:
 
 def _check_lr(config: "DTConfig") -> None:
     """A learning rate, or a schedule of them, must not be negative: that would be ascent."""
+    if isinstance(config.lr, list) and not all(isinstance(p, list) for p in config.lr):
+        config.refuse(f"lr={config.lr!r}: a schedule is a list of [steps, rate]")
     Scheduler.validate(
         fixed_value_or_schedule=config.lr, setting_name="lr", description="learning rate"
     )
     rates = [pair[1] for pair in config.lr] if isinstance(config.lr, list) else [config.lr]
     for rate in rates:
-        if not _is_number(rate) or rate < 0:
-            config.refuse(f"lr={config.lr!r}: a learning rate must be a number, at least 0")
+        if not _is_number(rate) or not 0 <= rate <= _LARGEST_FLOAT32:
+            config.refuse(
+                f"lr={config.lr!r}: a learning rate must be a number, at least 0, within float32"
+            )
 
 
 def _check_targets(config: "DTConfig") -> None:
@@ -236,8 +263,12 @@ def _check_targets(config: "DTConfig") -> None:
 
 
 def _is_number(value: Any) -> bool:
-    is_real = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
-    return is_real and math.isfinite(value)
+    if not isinstance(value, Real) or isinstance(value, bool | np.bool_):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _is_subclass(value: Any, parent: type) -> bool:

@@ -12,6 +12,7 @@ from ray.rllib.utils.annotations import override
 from rllib_dt.algorithm.checks import (
     check_evaluation,
     check_model,
+    check_numbers,
     check_spaces,
     check_training,
 )
@@ -123,6 +124,7 @@ class DTConfig(DTSettings):
         """
         self.seal()  # in case they were set by `update_from_dict`
         check_unused(self)
+        check_numbers(self)
         if not needs_environment(self):
             check_spaces(self)
         super().validate()
@@ -145,6 +147,11 @@ class DTConfig(DTSettings):
         # taken once and kept: a checkpoint restores without the folder
         if given.pretrained is None or given.pretrained == self._settings_taken_from:
             return
-        settings = pretrained_settings(given.pretrained) | given.overrides()
+        if not isinstance(given.pretrained, str):
+            self.refuse(f"model_config's pretrained={given.pretrained!r} must be a folder's path")
+        try:
+            settings = pretrained_settings(given.pretrained) | given.overrides()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"model_config's pretrained: {error}") from error
         self._model_config = dataclasses.asdict(DTModelConfig.from_dict(settings))
         self._settings_taken_from = given.pretrained

@@ -28,10 +28,10 @@ def are_paths(paths: Paths) -> bool:
     return isinstance(paths, str | os.PathLike | list | tuple)
 
 
-def check_inputs(paths: Paths) -> None:
-    """Raises a ValueError if a path is empty or contains credentials."""
+def check_inputs(name: str, paths: Paths) -> None:
+    """Raises a ValueError that names the setting if a path is empty or contains credentials."""
     given = [paths] if isinstance(paths, str | os.PathLike) else paths
     for path in given:
         if not isinstance(path, str | os.PathLike) or not os.fspath(path):
-            raise ValueError(f"the input {paths!r} holds {path!r}, which is no path")
+            raise ValueError(f"{name}={paths!r} holds {path!r}, which is no path")
         check_no_credentials(os.fspath(path))

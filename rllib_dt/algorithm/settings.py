@@ -1,6 +1,7 @@
 """The settings of a `DTConfig`, with their defaults, and the methods that set them."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
@@ -184,7 +185,7 @@ class DTSettings(AlgorithmConfig):
                 continue
             self._paths_as_given.pop(name, None)
             if are_paths(paths):
-                check_inputs(paths)
+                check_inputs(name, paths)
                 self._paths_as_given[name] = paths
         for name, paths in self._paths_as_given.items():
             # with an explicit file system, paths stay as given
@@ -230,7 +231,7 @@ class DTSettings(AlgorithmConfig):
                     f"not a {type(model_config).__name__}"
                 )
             kwargs["model_config"] = dict(model_config)
-            if model_config.get("pretrained"):
+            if isinstance(model_config.get("pretrained"), str | os.PathLike):
                 kwargs["model_config"]["pretrained"] = absolute_inputs(model_config["pretrained"])
         super().rl_module(**kwargs)
         return self

@@ -2,18 +2,15 @@
 
 Opening a Parquet file, even to read its metadata, makes pyarrow rebuild each registered extension
 type from bytes in the file, by calling a Python method of that type. This looks at the names first:
-in the file's footer it finds the schema that pyarrow stored there, a flatbuffer (Apache Arrow's
-`Message.fbs` and `Schema.fbs`), of which it follows only the fields that lead to those names.
+in the schema that pyarrow stores in the file's metadata, a flatbuffer (Apache Arrow's `Message.fbs`
+and `Schema.fbs`), of which it follows only the fields that lead to those names.
 """
 
 import base64
 import binascii
-import io
-import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO
 
 _MAX_FIELDS = 100_000
 """More than any schema has; a hostile one can refer to itself."""
@@ -42,40 +39,6 @@ class ExtensionType:
     column: str
     name: str
     metadata: bytes
-
-
-_SCHEMA_KEY = b"ARROW:schema"
-# how Thrift's compact protocol writes this key, and the beginning of its value
-_SCHEMA_ENTRY = re.compile(rb"\x18\x0c" + _SCHEMA_KEY + rb"\x18([\x80-\xff]{0,4}[\x00-\x7f])")
-
-
-def serialized_schemas(file: IO[bytes]) -> list[bytes]:
-    """Finds the Arrow schemas in a Parquet file's footer: one, or none if it was not pyarrow's.
-
-    Args:
-        file: an open Parquet file; its place is moved to the start.
-
-    Raises:
-        DamagedSchemaError: there is no footer, or a schema in another notation than pyarrow's.
-    """
-    size = file.seek(0, io.SEEK_END)
-    file.seek(max(0, size - 8))
-    end = file.read(8)
-    if end[4:] != b"PAR1":
-        raise DamagedSchemaError("it does not end like a Parquet file")
-    (length,) = struct.unpack("<I", end[:4])
-    if length > size - 8:
-        raise DamagedSchemaError("its footer is longer than the file")
-    file.seek(size - 8 - length)
-    footer = file.read(length)
-    file.seek(0)
-    found = []
-    for entry in _SCHEMA_ENTRY.finditer(footer):
-        value_length = sum((byte & 0x7F) << 7 * i for i, byte in enumerate(entry.group(1)))
-        found.append(footer[entry.end() : entry.end() + value_length])
-    if len(found) != footer.count(_SCHEMA_KEY):
-        raise DamagedSchemaError("its footer holds an Arrow schema that cannot be read")
-    return found
 
 
 def extension_types(serialized: bytes) -> list[ExtensionType]:

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from rllib_dt.episodes.episode import DataError, Episode
 from rllib_dt.formats.columns import (
-    announce_columns,
     array_from_arrow,
     array_from_values,
     check_no_nulls,
@@ -22,6 +21,7 @@ from rllib_dt.formats.columns import (
 from rllib_dt.formats.expansion import Expansion
 from rllib_dt.formats.fragments import Fragment, ReadOptions, end_flag
 from rllib_dt.formats.ids import ids_from_arrow
+from rllib_dt.formats.parquet_input import ParquetInput
 from rllib_dt.spaces.leaves import describe_space, step_layout
 from rllib_dt.types import Array
 
@@ -46,21 +46,19 @@ def matches(schema: pa.Schema, options: ReadOptions) -> bool:
     return is_list(rewards) or isinstance(rewards, pa.BaseExtensionType)
 
 
-def read(
-    parquet: pq.ParquetFile, source: str, options: ReadOptions, expansion: Expansion
-) -> Iterator[Fragment]:
+def read(given: ParquetInput) -> Iterator[Fragment]:
     """Yields a fragment for each row; a row is a whole episode."""
-    names = options.names
-    _check_version(parquet.schema_arrow, source)
-    wanted = [names.get(name, name) for name in EPISODE_COLUMNS]
-    if _ID in parquet.schema_arrow.names:
+    source, expansion = given.source, given.expansion
+    _check_version(given.schema, source)
+    wanted = [given.name(name) for name in EPISODE_COLUMNS]
+    if _ID in given.schema.names:
         wanted.append(_ID)
-    announce_columns(parquet.metadata, wanted, expansion)
+    given.announce(wanted)
     first = 0
-    for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
-        columns = {name: batch[names.get(name, name)] for name in EPISODE_COLUMNS}
+    for batch in given.batches(wanted, _ROWS_AT_ONCE):
+        columns = {name: batch[given.name(name)] for name in EPISODE_COLUMNS}
         for name in ("terminated", "truncated"):
-            check_no_nulls(columns[name], source, names.get(name, name))
+            check_no_nulls(columns[name], source, given.name(name))
         if _ID in wanted:
             ids = ids_from_arrow(pa.chunked_array([batch[_ID]]), source, _ID, expansion)
         else:
@@ -153,7 +151,9 @@ def write_episodes(
     for number, batch in enumerate(_batches(checked)):
         path = folder / f"part-{number:05d}.parquet"
         unfinished = path.with_suffix(".tmp")
-        pq.write_table(_table(batch, schema), unfinished, compression="zstd")
+        pq.write_table(
+            _table(batch, schema), unfinished, compression="zstd", write_page_checksum=True
+        )
         unfinished.rename(path)  # so that a half-written file never looks whole
         files.append(path)
     return files

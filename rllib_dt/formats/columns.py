@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.expansion import Expansion
+from rllib_dt.formats.parquet_footer import Footer
 from rllib_dt.formats.safe_pickle import (
     PackedTooLargeError,
     RefusedPickleError,
@@ -178,25 +178,17 @@ def is_bytes(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
-
-
-def announce_columns(
-    metadata: pq.FileMetaData, names: Collection[str], expansion: Expansion
-) -> int:
-    """Counts what columns of a Parquet file will take, from its metadata; returns the bytes.
+def announce_columns(footer: Footer, names: Collection[str], expansion: Expansion) -> int:
+    """Counts what columns of a Parquet file will take, from its footer; returns the bytes.
 
     Text and bytes are not known before they are read; readers count them then.
     """
     total = 0
-    for group in range(metadata.num_row_groups):
-        for index in range(metadata.num_columns):
-            column = metadata.row_group(group).column(index)
-            name = column.path_in_schema.split(".", 1)[0]
-            if name in names:
-                width = _WIDTHS.get(column.physical_type) or metadata.schema.column(index).length
-                total += max(0, column.num_values) * max(0, width)
-                expansion.take(max(0, column.num_values) * max(0, width), f"column {name!r}")
+    for column in footer.columns:
+        name = column.path.split(".", 1)[0]
+        if name in names and column.width is not None:
+            total += column.num_values * column.width
+            expansion.take(column.num_values * column.width, f"column {name!r}")
     return total
 
 

@@ -124,12 +124,30 @@ class StepTable:
         breaks = ends.copy()
         if self.timesteps is not None:
             breaks[:-1] |= np.diff(self.timesteps[rows]) != 1
+        if self.timesteps is None and self.next_observations is not None:
+            self._check_order(rows, ends)
         stops = [*(np.flatnonzero(breaks) + 1), len(rows)]
         start = 0
         for stop in stops:
             if stop > start:
                 yield self._fragment(rows[start:stop], key)
             start = stop
+
+    def _check_order(self, rows: Array, ends: Array) -> None:
+        """Refuses rows that do not follow each other, where nothing else tells their order."""
+        following = self.observations[rows[1:]]
+        expected = self.next_observations[rows[:-1]]  # type: ignore[index]
+        same = np.asarray(following == expected).all(axis=tuple(range(1, following.ndim)))
+        wrong = np.flatnonzero(~same & ~ends[:-1])
+        if len(wrong):
+            first, second = rows[wrong[0]], rows[wrong[0] + 1]
+            raise DataError(
+                self.source,
+                f"the observation of row {second} is not the next observation (new_obs) of row "
+                f"{first}, which comes before it in its episode",
+                "put the rows in order, number the steps of each episode in a column t, or leave "
+                "new_obs out",
+            )
 
     def _in_time(self, rows: Array) -> Array:
         # an episode's rows may come in any order, unless two episodes share the id

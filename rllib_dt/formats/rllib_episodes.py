@@ -6,12 +6,11 @@ from typing import Any
 import msgpack
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.columns import is_bytes
-from rllib_dt.formats.expansion import Expansion
 from rllib_dt.formats.fragments import Fragment, ReadOptions, end_flag
+from rllib_dt.formats.parquet_input import ParquetInput
 from rllib_dt.types import Array
 
 # raised when damaged or foreign msgpack bytes are turned into a fragment
@@ -29,28 +28,28 @@ _NO_EPISODE = (
 ITEM = "item"
 """The column of serialised episodes."""
 
+_ROWS_AT_ONCE = 64
+
 
 def matches(schema: pa.Schema, options: ReadOptions) -> bool:
     """Returns whether the file has a column of bytes named `item`."""
     return ITEM in schema.names and is_bytes(schema.field(ITEM).type)
 
 
-def read(
-    parquet: pq.ParquetFile, source: str, options: ReadOptions, expansion: Expansion
-) -> Iterator[Fragment]:
+def read(given: ParquetInput) -> Iterator[Fragment]:
     """Yields a fragment for each serialised episode."""
     row = 0
-    for batch in parquet.iter_batches(batch_size=64, columns=[ITEM]):
-        expansion.take(batch.nbytes, "column 'item'")
+    for batch in given.batches([ITEM], _ROWS_AT_ONCE):
+        given.expansion.take(batch.nbytes, "column 'item'")
         for item in batch.column(0):
             try:
                 state = msgpack.unpackb(
                     item.as_py(), object_hook=_decode_array, strict_map_key=False
                 )
-                yield _fragment_from_state(state, source)
+                yield _fragment_from_state(state, given.source)
             except _NO_EPISODE as error:
                 raise DataError(
-                    source,
+                    given.source,
                     f"row {row} is not an episode that RLlib serialised ({error!r})",
                     "record it with output_write_episodes=True, or as columns with "
                     "output_write_episodes=False",

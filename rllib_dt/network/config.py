@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any, Literal
@@ -106,8 +105,8 @@ class DTModelConfig:
             )
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             self._check_number(name, lambda v: 0.0 <= v < 1.0, "lie in [0, 1)")
-        self._check_number("layer_norm_epsilon", lambda v: v > 0, "be positive")
-        self._check_number("initializer_range", lambda v: v >= 0, "be at least 0")
+        self._check_number("layer_norm_epsilon", lambda v: 0.0 < v < 1.0, "lie in (0, 1)")
+        self._check_number("initializer_range", lambda v: 0.0 <= v <= 10.0, "lie in [0, 10]")
         for name in ("action_tanh", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
@@ -155,10 +154,11 @@ class DTModelConfig:
     def _check_number(self, name: str, test: Callable[[float], bool], wanted: str) -> None:
         value = getattr(self, name)
         is_number = isinstance(value, Real) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or not test(value):
+        # a test refuses NaN and infinity too, and integers that no float can hold
+        if not is_number or not test(value):
             raise ValueError(f"{name}={value!r} must {wanted}")
 
     @staticmethod
     def _check_size(name: str, value: Any) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}={value!r} must be an integer of at least 1")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
+            raise ValueError(f"{name}={value!r} must be an integer of at least 1, below 2^31")

@@ -1,0 +1,142 @@
+"""What users may put in place of our parts: losses, weights of steps, readers of data, modules."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+import rllib_dt
+from rllib_dt import DTTorchLearner, DTTorchRLModule, Window, write_episodes
+from rllib_dt.reading.offline_data import DTOfflineData
+from tests.conftest import TINY, make_episodes, tiny_config
+from tests.training import NO_DROPOUT, learner_results, same, weights
+
+
+class Absolute(DTTorchLearner):
+    """A loss of its own, without `super()`."""
+
+    def compute_loss_for_module(self, *, module_id, config, batch, fwd_out):
+        window = Window.from_columns(batch)
+        outputs = fwd_out[Columns.ACTION_DIST_INPUTS]
+        targets = self.network.action_head.features(window.actions)
+        errors = (outputs - targets).abs().mean(dim=-1)
+        return errors[window.mask].mean()
+
+
+class Doubled(DTTorchLearner):
+    def step_weights(self, window):
+        return torch.full_like(window.returns_to_go[..., 0], 2.0)
+
+
+class OnlyGood(DTTorchLearner):
+    """Weighs steps by their return-to-go; shapes and device are those of the batch."""
+
+    def step_weights(self, window):
+        assert window.returns_to_go.shape[:2] == window.mask.shape
+        return (window.returns_to_go[..., 0] > 0).float()
+
+
+class NotFinite(DTTorchLearner):
+    def compute_loss_for_module(self, *, module_id, config, batch, fwd_out):
+        return fwd_out[Columns.ACTION_DIST_INPUTS].sum() * float("nan")
+
+
+def config_with(data, learner, **model):
+    return (
+        tiny_config(data, **(NO_DROPOUT | model))
+        .learners(num_learners=0)
+        .training(learner_class=learner)
+    )
+
+
+def test_a_learner_with_its_own_loss_trains_and_counts(cluster, tiny_data):
+    algo = config_with(tiny_data[0], Absolute).build_algo()
+    before = weights(algo)
+    first = learner_results(algo)
+    assert "action_loss" not in first
+    assert first["num_steps_trained"] > 24
+    assert first["num_updates"] == 3
+    losses = [learner_results(algo)["total_loss"] for _ in range(30)]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    assert not same(weights(algo), before)
+    algo.stop()
+
+
+def test_two_learners_with_their_own_loss_agree(cluster, tiny_data):
+    algo = config_with(tiny_data[0], Absolute).learners(num_learners=2).build_algo()
+    result = learner_results(algo, 2)
+    states = algo.learner_group.foreach_learner(
+        lambda learner: {k: v.clone() for k, v in learner.network.state_dict().items()}
+    )
+    one, other = (state.get() for state in states)
+    assert same(one, other)
+    assert result["num_updates_lifetime"] == 6
+    algo.stop()
+
+
+def test_a_loss_of_its_own_that_is_not_finite_ends_the_run(cluster, tiny_data):
+    algo = config_with(tiny_data[0], NotFinite).build_algo()
+    with pytest.raises(RuntimeError, match="the loss is not finite at update 0"):
+        algo.train()
+    algo.stop()
+
+
+def test_weights_multiply_each_steps_loss(cluster, tiny_data):
+    losses = {}
+    for learner in (DTTorchLearner, Doubled, OnlyGood):
+        algo = config_with(tiny_data[0], learner).build_algo()
+        algo.offline_data.config  # noqa: B018  the data is read
+        losses[learner] = learner_results(algo)["action_loss"]
+        algo.stop()
+    # the first three updates start from equal weights, and Adam's first steps do not depend on
+    # the gradient's scale, so a doubled loss is nearly twice as large
+    assert losses[Doubled] == pytest.approx(2 * losses[DTTorchLearner], rel=1e-3)
+    assert 0 < losses[OnlyGood] < losses[DTTorchLearner]
+
+
+class Reversed(DTOfflineData):
+    """Asks for the worst episode's return too."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.derived_targets = [*self.derived_targets, float(self.returns.min())]
+
+
+def test_a_subclass_of_the_offline_data_is_used(cluster, tiny_data):
+    config = tiny_config(tiny_data[0]).offline_data(offline_data_class=Reversed)
+    algo = config.build_algo()
+    assert isinstance(algo.offline_data, Reversed)
+    assert algo.target_returns[-1] == pytest.approx(algo.offline_data.returns.min())
+    algo.stop()
+
+
+def test_a_loaded_modules_normalisation_is_kept(cluster, tiny_data, tmp_path):
+    """The new data's statistics belong to other inputs than the loaded weights were trained on."""
+    algo = tiny_config(tiny_data[0]).training(return_scale=77.0).build_algo()
+    algo.train()
+    want = weights(algo)
+    path = algo.save_to_path(tmp_path / "checkpoint")
+    algo.stop()
+    episodes = make_episodes([5, 9], seed=7)
+    for episode in episodes:
+        episode["obs"] = 3 + episode["obs"]
+    spaces = Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,))
+    write_episodes(episodes, tmp_path / "other", *spaces)
+    module = f"{path}/learner_group/learner/rl_module/default_policy"
+    config = tiny_config(str(tmp_path / "other")).rl_module(
+        rl_module_spec=RLModuleSpec(
+            module_class=DTTorchRLModule, model_config=TINY, load_state_path=module
+        )
+    )
+    algo = config.build_algo()
+    assert same(weights(algo), want)
+    assert float(weights(algo)["return_scale"]) == 77.0
+    algo.stop()
+
+
+def test_what_extensions_need_is_exported():
+    for name in ("DTTorchLearner", "DTTorchRLModule", "Window"):
+        assert name in rllib_dt.__all__
+        assert getattr(rllib_dt, name).__doc__

@@ -1,0 +1,251 @@
+"""Each setting of RLlib's is used, refused by name, or said to have no effect."""
+
+import logging
+import re
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.connectors.env_to_module import MeanStdFilter, PrevActionsPrevRewards
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.env.multi_agent_env import MultiAgentEnv
+from ray.rllib.offline.offline_data import OfflineData
+from ray.rllib.policy.policy import PolicySpec
+from ray.tune.registry import register_env
+
+from rllib_dt import DTConfig, write_episodes
+from rllib_dt.algorithm.settings import DTSettings
+from rllib_dt.algorithm.unused import NO_EFFECT, REFUSED, USED
+from tests.conftest import cartpole_config, make_episodes, tiny_config
+from tests.environments import Lengths
+
+OTHERS = {
+    "action_mask_key": "mask",
+    "count_steps_by": "agent_steps",
+    "exploration_config": {"type": "EpsilonGreedy"},
+    "input_config": {"a": 1},
+    "input_read_method": "read_json",
+    "model": {"fcnet_hiddens": [3]},
+    "num_gpus": 1,
+    "observation_filter": "MeanStdFilter",
+    "off_policy_estimation_methods": {"is": {}},
+    "optimizer": {"lr": 1},
+    "policies_to_train": [],
+    "num_epochs": 2,
+    "offline_evaluation_interval": 1,
+    "minibatch_size": 3,
+}
+"""A value other than the default for settings where `not default` is none."""
+
+
+def other_value(name):
+    default = vars(AlgorithmConfig())[name]
+    return OTHERS.get(name, not default)
+
+
+def test_no_setting_of_rllibs_is_overlooked():
+    names = {
+        name
+        for name, value in vars(AlgorithmConfig()).items()
+        # -1 marks what RLlib itself has abandoned; names with _ have no setter, but for a few
+        if not (name.startswith("_") or (type(value) is int and value == -1))
+    }
+    listed = set(REFUSED) | NO_EFFECT | USED
+    assert names - listed == set()
+    assert listed - names == {
+        "_learner_connector",
+        "_torch_grad_scaler_class",
+        "_torch_lr_scheduler_classes",
+    }
+    assert len(listed) == len(REFUSED) + len(NO_EFFECT) + len(USED)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_settings_that_would_be_ignored_are_refused_by_name(name):
+    config = tiny_config("nowhere")
+    setattr(config, name, other_value(name))
+    shown = re.escape(name.removeprefix("_"))
+    with pytest.raises(ValueError, match=rf"^{shown}=.* would have no effect: "):
+        config.validate()
+
+
+def test_settings_that_only_tune_rllibs_pipeline_are_named_in_a_warning(caplog):
+    config = tiny_config("nowhere").offline_data(
+        map_batches_kwargs={"concurrency": 2}, materialize_data=True, input_read_episodes=True
+    )
+    with caplog.at_level(logging.WARNING, "rllib_dt"):
+        config.validate()
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert "map_batches_kwargs={'concurrency': 2}, materialize_data=True: without" in message
+    assert "input_read_episodes=True" in message
+
+
+def test_defaults_given_explicitly_are_no_settings(caplog):
+    config = tiny_config("nowhere").training(num_epochs=1, minibatch_size=8)
+    config.env_runners(num_env_runners=0).multi_agent(policies_to_train=["default_policy"])
+    with caplog.at_level(logging.WARNING, "rllib_dt"):
+        config.validate()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.multi_agent(policies={"a", "b"}), "DT is single-agent, but the policies are"),
+        (lambda c: c.multi_agent(policies={"a": PolicySpec()}), "DT is single-agent"),
+        (
+            lambda c: c.api_stack(
+                enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False
+            ),
+            "DT needs RLlib's new API stack",
+        ),
+        (lambda c: setattr(c, "framework_str", "tf2"), "framework='tf2': DT is written in torch"),
+        (
+            lambda c: c.offline_data(offline_data_class=OfflineData),
+            "offline_data_class=.* is no subclass of rllib_dt",
+        ),
+        (lambda c: c.training(model={"fcnet_hiddens": [3]}), r"set rl_module\(model_config="),
+        (
+            lambda c: c.evaluation(offline_evaluation_interval=1),
+            r"offline_evaluation_interval=1 .*set offline_data\(validation_fraction=",
+        ),
+    ],
+)
+def test_what_dt_is_not_is_said_by_name(change, message):
+    config = tiny_config("nowhere")
+    change(config)
+    with pytest.raises(ValueError, match=message):
+        config.validate()
+
+
+def test_the_message_for_another_networks_settings_names_the_type():
+    with pytest.raises(TypeError, match="DTModelConfig or a dict of its settings, not a DefaultM"):
+        tiny_config("nowhere").rl_module(model_config=DefaultModelConfig())
+
+
+@pytest.mark.parametrize("paths", ["", [], [""], ["a", None], [7]])
+def test_inputs_that_are_no_paths_are_refused(paths):
+    with pytest.raises(ValueError, match=r"is no path|must be a path or a list of paths"):
+        tiny_config(paths).validate()
+
+
+# ---- environments
+
+
+class Two(MultiAgentEnv):
+    possible_agents = ["a", "b"]
+    observation_spaces = action_spaces = {"a": Discrete(2), "b": Discrete(2)}
+    observation_space = action_space = Discrete(2)
+
+    def __init__(self, config=None):
+        super().__init__()
+
+
+def test_multi_agent_environments_are_refused(cluster, tiny_data):
+    config = tiny_config(tiny_data[0]).environment(Two)
+    config.observation_space = config.action_space = None
+    with pytest.raises(ValueError, match="is a MultiAgentEnv; DT is single-agent"):
+        config.build_algo()
+
+
+@pytest.fixture
+def lengths_data(tmp_path):
+    """A recording that fits `Lengths`."""
+    episodes = make_episodes([5, 9], action_space=Lengths.action_space)
+    write_episodes(episodes, tmp_path, Lengths.observation_space, Lengths.action_space)
+    return str(tmp_path)
+
+
+def lengths_config(data, **spaces):
+    config = tiny_config(data).environment(Lengths)
+    config.observation_space = config.action_space = None
+    return config.environment(**spaces)
+
+
+def test_spaces_beside_an_environment_must_be_its_own(cluster, lengths_data):
+    own = {"observation_space": Lengths.observation_space, "action_space": Lengths.action_space}
+    lengths_config(lengths_data, **own).build_algo().stop()
+    other = Box(-1.0, 1.0, (1,))
+    with pytest.raises(ValueError, match="is not the space of the environment") as refused:
+        lengths_config(lengths_data, action_space=other).build_algo()
+    for space in (other, Lengths.action_space):
+        assert str(space) in str(refused.value)
+    low, high = (
+        b.astype(np.float64) for b in (Lengths.action_space.low, Lengths.action_space.high)
+    )
+    same = Box(low, high, dtype=np.float64)
+    lengths_config(lengths_data, action_space=same).build_algo().stop()  # only the dtype differs
+
+
+class Unbounded(Lengths):
+    action_space = Box(-np.inf, np.inf, (1,))
+
+
+def test_the_advice_for_unbounded_actions_works(cluster, lengths_data):
+    config = lengths_config(lengths_data)
+    with pytest.raises(ValueError, match=r"without finite bounds .*TransformAction"):
+        config.environment(Unbounded).build_algo()
+
+    def bounded(_):
+        return gym.wrappers.TransformAction(
+            Unbounded({}), lambda action: action, Lengths.action_space
+        )
+
+    register_env("bounded", bounded)
+    config.environment("bounded").build_algo().stop()
+
+
+# ---- connectors
+
+
+class Passing(ConnectorV2):
+    def __call__(self, *, batch, **kwargs):
+        return batch
+
+
+@pytest.mark.parametrize("piece", [MeanStdFilter, PrevActionsPrevRewards])
+def test_connectors_that_change_observations_are_refused(cluster, piece):
+    config = cartpole_config().env_runners(
+        env_to_module_connector=lambda env, spaces, device: piece()
+    )
+    with pytest.raises(ValueError, match="changes what the network sees in evaluation, but not"):
+        config.build_algo()
+
+
+def test_other_connectors_are_warned_of(cluster, caplog):
+    config = cartpole_config().env_runners(
+        env_to_module_connector=lambda env, spaces, device: Passing()
+    )
+    with caplog.at_level(logging.WARNING, "rllib_dt"):
+        algo = config.build_algo()
+    algo.stop()
+    assert "the connector Passing acts in evaluation only" in caplog.text
+
+
+# ---- what evaluation overrides
+
+
+def test_evaluation_config_may_override_targets(cluster):
+    config = cartpole_config().evaluation(evaluation_config={"target_returns": [7.0, 9.0]})
+    algo = config.build_algo()
+    assert algo.target_returns == [7.0, 9.0]
+    assert list(algo.evaluate()["env_runners"]["by_target"]) == ["7", "9"]
+    algo.stop()
+
+
+def test_reprs_show_what_was_set(cluster, tiny_data):
+    config = tiny_config(tiny_data[0]).evaluation(target_returns=[3.0])
+    text = repr(config)
+    for line in ("lr=0.001,", "target_returns=[3.0],", "model_config={'context_length': 5,"):
+        assert f"    {line}" in text
+    assert "weight_decay" not in text
+    assert repr(DTConfig()) == "DTConfig()"
+    assert isinstance(config, DTSettings)
+    algo = config.build_algo()
+    assert repr(algo.offline_data).startswith("DTOfflineData(in memory: 6 episodes, 71 steps")
+    assert repr(algo.offline_data.summary).startswith("DataSummary(6 episodes, 71 steps")
+    algo.stop()
