@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import zipfile
 
 import numpy as np
@@ -201,3 +202,17 @@ def test_column_lengths_are_checked_batch_by_batch(tmp_path):
     (tmp_path / "a.json").write_text("\n".join(json.dumps(line) for line in lines))
     with pytest.raises(DataError, match="batch 1 has 1 values of 'rewards', but 2"):
         read(tmp_path / "a.json")
+
+
+def die(items, options, filesystem):
+    os._exit(1)
+
+
+def test_a_file_that_ends_the_process_that_reads_it_is_refused(cluster, tmp_path, monkeypatch):
+    """Ray Data itself would start the task again for ever."""
+    path = rec.write_canonical(tmp_path / "a.parquet")
+    monkeypatch.setattr(tasks, "_read_groups", die)
+    with pytest.raises(
+        DataError, match=r"a.parquet: the process that read one of these files died"
+    ):
+        rec.read_with_ray(path)

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS = 5.0
 _MAX_TASKS = 64
+_RETRIES = 3
+"""How often a task is tried again whose process died; Ray Data would try for ever."""
 _MIN_BYTES_PER_TASK = 4 * 2**20
 _ARRAYS = ("observations", "actions", "rewards", "next_observation")
 _FLAGS = ("source", "key", "start", "terminated", "truncated", "marks_end", "may_drop_tail")
@@ -58,6 +60,7 @@ def read_fragments(
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=0,
+        max_retries=_RETRIES,
         compute=ray.data.TaskPoolStrategy(size=_concurrency(len(groups))),
     )
     dataset.context.execution_options.preserve_order = True
@@ -66,21 +69,36 @@ def read_fragments(
     started = time.perf_counter()
     steps, next_report = 0, started + _PROGRESS_SECONDS
     batches = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+    seen = 0
     while True:
-        with quiet_ray_data():  # not while a fragment is out: the log would stay quiet elsewhere
-            table = next(batches, None)
+        try:
+            with quiet_ray_data():  # not while a fragment is out, for the sake of other datasets
+                table = next(batches, None)
+        except ray.exceptions.WorkerCrashedError as error:
+            raise _died(groups[seen:]) from error
         if table is None:
             break
         for fragment in _fragments(table):
             steps += len(fragment)
             yield fragment
+        seen = table["group"][-1].as_py() + 1
         if time.perf_counter() > next_report and not quiet:
             next_report = time.perf_counter() + _PROGRESS_SECONDS
-            seen = table["group"][-1].as_py() + 1
             logger.info("read %d steps, from %d of %d groups of files", steps, seen, len(groups))
     if not quiet:
         files, seconds = sum(map(len, groups)), time.perf_counter() - started
         logger.info("read %d files, %d steps in %.1f s", files, steps, seconds)
+
+
+def _died(unread: Sequence[Sequence[str]]) -> DataError:
+    files = [file for group in unread for file in group]
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    return DataError(
+        f"{', '.join(files[:3])}{more}",
+        f"the process that read one of these files died {_RETRIES + 1} times",
+        "look for a damaged file among them (read them one by one), and whether the node is short "
+        "of memory",
+    )
 
 
 def _concurrency(num_groups: int) -> int:
