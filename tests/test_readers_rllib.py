@@ -212,7 +212,5 @@ def test_a_file_that_ends_the_process_that_reads_it_is_refused(cluster, tmp_path
     """Ray Data itself would start the task again for ever."""
     path = rec.write_canonical(tmp_path / "a.parquet")
     monkeypatch.setattr(tasks, "_read_groups", die)
-    with pytest.raises(
-        DataError, match=r"a.parquet: the process that read one of these files died"
-    ):
+    with pytest.raises(DataError, match="the process that read one of these files died"):
         rec.read_with_ray(path)

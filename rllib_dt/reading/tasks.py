@@ -60,7 +60,7 @@ def read_fragments(
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=0,
-        max_retries=_RETRIES,
+        ray_remote_args_fn=_remote_args,
         compute=ray.data.TaskPoolStrategy(size=_concurrency(len(groups))),
     )
     dataset.context.execution_options.preserve_order = True
@@ -88,6 +88,10 @@ def read_fragments(
     if not quiet:
         files, seconds = sum(map(len, groups)), time.perf_counter() - started
         logger.info("read %d files, %d steps in %.1f s", files, steps, seconds)
+
+
+def _remote_args() -> dict[str, int]:
+    return {"max_retries": _RETRIES}
 
 
 def _died(unread: Sequence[Sequence[str]]) -> DataError:
