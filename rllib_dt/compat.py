@@ -10,6 +10,7 @@ package's `__init__` import this module without needing RLlib.
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from rllib_dt.types import ActorHandle, EnvRunnerGroup, LearnerGroup
 if TYPE_CHECKING:
     import gymnasium as gym
     from gymnasium.vector import AsyncVectorEnv
+    from ray.data import Dataset
     from ray.rllib.algorithms.algorithm import Algorithm
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
@@ -170,6 +172,28 @@ def register_algorithm(name: str, algorithm: "type[Algorithm]") -> None:
         enlist.rllib_dt_name = name  # type: ignore[attr-defined]
         hooks.append(enlist)
     enlist()
+
+
+# --- Ray Data
+
+
+def map_with_retries(
+    dataset: "Dataset", function: Callable[..., Any], retries: int, **settings: Any
+) -> "Dataset":
+    """Calls `dataset.map_batches`, and tries a task at most `retries` times again.
+
+    By default Ray Data tries for ever, so one file that ends its reader's process would hang a run.
+
+    Args:
+        dataset: what to map.
+        function: see `map_batches`.
+        retries: how often a task is tried again whose process died.
+        settings: see `map_batches`.
+    """
+    with warnings.catch_warnings():
+        # Ray 2.60 (2026-11) deprecates this keyword, and has no other for the number of retries
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        return dataset.map_batches(function, **settings, max_retries=retries)
 
 
 # --- messages

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import ray.data
 
-from rllib_dt.compat import quiet_ray_data
+from rllib_dt.compat import map_with_retries, quiet_ray_data
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.files import read_file
 from rllib_dt.formats.fragments import Fragment, ReadOptions
@@ -51,16 +51,15 @@ def read_fragments(
         filesystem: the files' file system; None derives it from each path.
         quiet: do not log progress.
     """
-    dataset = ray.data.from_items(
-        [{"group": i, "paths": list(group)} for i, group in enumerate(groups)],
-        override_num_blocks=len(groups),
-    ).map_batches(
+    items = [{"group": i, "paths": list(group)} for i, group in enumerate(groups)]
+    dataset = map_with_retries(
+        ray.data.from_items(items, override_num_blocks=len(groups)),
         _read_groups,
+        _RETRIES,
         fn_kwargs={"options": options, "filesystem": filesystem},
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=0,
-        ray_remote_args_fn=_remote_args,
         compute=ray.data.TaskPoolStrategy(size=_concurrency(len(groups))),
     )
     dataset.context.execution_options.preserve_order = True
@@ -88,10 +87,6 @@ def read_fragments(
     if not quiet:
         files, seconds = sum(map(len, groups)), time.perf_counter() - started
         logger.info("read %d files, %d steps in %.1f s", files, steps, seconds)
-
-
-def _remote_args() -> dict[str, int]:
-    return {"max_retries": _RETRIES}
 
 
 def _died(unread: Sequence[Sequence[str]]) -> DataError:
