@@ -165,7 +165,7 @@ def test_a_kill_during_a_write_leaves_no_checkpoint_that_looks_complete(tmp_path
             verify(draft)
 
 
-@pytest.mark.parametrize("num_learners", [0, 1])
+@pytest.mark.parametrize("num_learners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_full_disk_raises_and_leaves_the_earlier_checkpoint_intact(
     cluster, tiny_data, tmp_path, num_learners
 ):

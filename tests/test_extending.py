@@ -64,6 +64,7 @@ def test_a_learner_with_its_own_loss_trains_and_counts(cluster, tiny_data):
     algo.stop()
 
 
+@pytest.mark.slow
 def test_two_learners_with_their_own_loss_agree(cluster, tiny_data):
     algo = config_with(tiny_data[0], Absolute).learners(num_learners=2).build_algo()
     result = learner_results(algo, 2)

@@ -105,7 +105,7 @@ def check_no_episode_failed(result):
     ("runners", "moment"),
     [
         pytest.param(1, "during", marks=pytest.mark.slow),
-        (2, "before"),
+        pytest.param(2, "before", marks=pytest.mark.slow),
         pytest.param(2, "during", marks=pytest.mark.slow),
     ],
 )

@@ -4,6 +4,8 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 from tests.conftest import SHIPPED
 
 SCRIPT = """
@@ -34,6 +36,7 @@ NOISE = (
 )
 
 
+@pytest.mark.slow
 def test_a_run_shows_its_own_lines_and_none_of_rays(tmp_path):
     for capacity in (None, 5_000):
         script = textwrap.dedent(SCRIPT).format(capacity=capacity)

@@ -73,7 +73,7 @@ class OneGoesWrong(DTTorchLearner):
 
 
 @pytest.mark.timeout(120)  # an unnoticed failure blocks the other for half an hour
-@pytest.mark.parametrize("trouble", ["raise", "not finite"])
+@pytest.mark.parametrize("trouble", [pytest.param("raise", marks=pytest.mark.slow), "not finite"])
 def test_if_one_of_two_learners_fails_the_run_fails(cluster, tiny_data, trouble):
     config = tiny_config(tiny_data[0]).learners(num_learners=2)
     config.training(learner_class=OneGoesWrong)

@@ -208,6 +208,7 @@ def die(items, options, filesystem):
     os._exit(1)
 
 
+@pytest.mark.slow
 def test_a_file_that_ends_the_process_that_reads_it_is_refused(cluster, tmp_path, monkeypatch):
     """Ray Data itself would start the task again for ever."""
     path = rec.write_canonical(tmp_path / "a.parquet")

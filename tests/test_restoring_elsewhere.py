@@ -11,6 +11,7 @@ from gymnasium.spaces import Box, Discrete
 
 from rllib_dt import DT
 from rllib_dt.algorithm.checkpoints import MANIFEST, CheckpointError
+from rllib_dt.algorithm.compatibility import check_same_network
 from rllib_dt.episodes.episode import DataError
 from tests.conftest import SHIPPED, TINY, cartpole_config, tiny_config
 from tests.training import same, weights
@@ -107,11 +108,18 @@ def checkpoint(cluster, tmp_path_factory):
         ("action_tanh", False),
     ],
 )
-def test_another_network_is_refused_before_anything_changes(checkpoint, name, value):
-    algo = cartpole_config(**{name: value}).build_algo()
-    before = weights(algo)
+def test_each_setting_of_the_network_is_compared(checkpoint, name, value):
     theirs = TINY.get(name, cartpole_config().dt_model_config.__dict__[name])
-    message = f"another network: {name} is {theirs} there and {value} here"
+    with pytest.raises(
+        CheckpointError, match=f"network: {name} is {theirs} there and {value} here"
+    ):
+        check_same_network(checkpoint, None, None, cartpole_config(**{name: value}))
+
+
+def test_another_network_is_refused_before_anything_changes(checkpoint):
+    algo = cartpole_config(n_head=2).build_algo()
+    before = weights(algo)
+    message = "another network: n_head is 1 there and 2 here"
     with pytest.raises(CheckpointError, match=message):
         algo.restore_from_path(checkpoint)
     with pytest.raises(CheckpointError, match=message):
@@ -234,6 +242,7 @@ def test_training_after_a_stop_says_so(cluster, tiny_data):
             algo.train()
 
 
+@pytest.mark.slow
 def test_saving_beside_training_waits_for_the_iterations_end(cluster, tiny_data, tmp_path):
     algo = tiny_config(tiny_data[0]).build_algo()
     paths = []

@@ -249,3 +249,34 @@ def test_reprs_show_what_was_set(cluster, tiny_data):
     assert repr(algo.offline_data).startswith("DTOfflineData(in memory: 6 episodes, 71 steps")
     assert repr(algo.offline_data.summary).startswith("DataSummary(6 episodes, 71 steps")
     algo.stop()
+
+
+def test_only_evaluation_may_have_an_environment(cluster, caplog):
+    """As RLlib's own tests of offline algorithms have it."""
+    env = gym.make("CartPole-v1")
+    config = cartpole_config().environment(None)
+    config.environment(observation_space=env.observation_space, action_space=env.action_space)
+    config.evaluation(
+        evaluation_interval=2,
+        evaluation_config=DTConfig.overrides(
+            env="CartPole-v1",
+            input_="sampler",
+            observation_space=None,
+            action_space=None,
+            gamma=0.98,
+        ),
+    )
+    with caplog.at_level(logging.WARNING, "rllib_dt"):
+        algo = config.build_algo()
+    assert "evaluation_config's gamma=0.98 has no effect" in caplog.text
+    first, second, third = algo.train(), algo.train(), algo.train()
+    assert "evaluation" not in first
+    assert second["evaluation"]["env_runners"]["num_episodes"] == 8
+    assert third["evaluation"]["env_runners"]["age_in_iterations"] == 1
+    algo.stop()
+
+
+def test_an_environment_of_evaluations_own_must_have_the_same_spaces(cluster):
+    config = cartpole_config().evaluation(evaluation_config={"env": Lengths})
+    with pytest.raises(ValueError, match="is not the space of the environment, Box"):
+        config.build_algo()

@@ -118,6 +118,7 @@ def test_without_held_out_episodes_there_is_no_validation(cluster, tiny_data):
         both.build_algo()
 
 
+@pytest.mark.slow
 def test_tune_can_schedule_by_the_held_out_loss(cluster, tiny_data, tmp_path):
     config = tiny_config(tiny_data[0]).offline_data(validation_input=tiny_data[0])
     config.training(lr=tune.grid_search([1e-2, 1e-30]))

@@ -241,6 +241,7 @@ def window_cartpole(**evaluation):
 
 
 @pytest.mark.semantics(24)
+@pytest.mark.slow
 def test_every_layout_of_slots_and_runners_yields_the_same_results(cluster):
     def run(envs, runners):
         config = window_cartpole(evaluation_num_env_runners=runners)

@@ -135,7 +135,7 @@ def check_evaluation(config: "DTConfig") -> None:
             config.return_rule.check_acting()
         except ValueError as error:
             config.refuse(str(error))
-    if config.evaluation_interval and config.env is None:
+    if config.evaluation_interval and evaluation_env(config) is None:
         config.refuse(
             f"evaluation_interval={config.evaluation_interval} needs an environment; set "
             "environment(env=…), or offline_data(validation_fraction=…) to validate without one"
@@ -144,6 +144,14 @@ def check_evaluation(config: "DTConfig") -> None:
         config.refuse(
             f"gym_env_vectorize_mode={config.gym_env_vectorize_mode!r}: wanted 'sync' or 'async'"
         )
+
+
+def evaluation_env(config: "DTConfig") -> Any:
+    """Returns the environment of evaluations: `evaluation_config` may name another."""
+    overrides = config.evaluation_config
+    if isinstance(overrides, Mapping):
+        return overrides.get("env", config.env)
+    return config.env if overrides is None else overrides.env
 
 
 @dataclass(frozen=True)

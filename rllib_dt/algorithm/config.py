@@ -1,6 +1,7 @@
 """`DTConfig`: the Decision Transformer's settings as an RLlib `AlgorithmConfig`."""
 
 import dataclasses
+import logging
 from typing import Any
 
 import gymnasium as gym
@@ -28,6 +29,10 @@ from rllib_dt.policy.folders import pretrained_settings
 from rllib_dt.reading.offline_data import DTOfflineData
 from rllib_dt.rollout.connector import DecisionTransformerContext
 from rllib_dt.rollout.env_runner import DTEnvRunner
+
+logger = logging.getLogger(__name__)
+
+_SHARED_WITH_TRAINING = ("gamma", "delayed_reward", "clip_rewards", "_model_config")
 
 
 class DTConfig(DTSettings):
@@ -117,6 +122,26 @@ class DTConfig(DTSettings):
         return pipeline
 
     @override(AlgorithmConfig)
+    def get_evaluation_config_object(self) -> "DTConfig | None":
+        """Returns the settings of evaluation; those that training and acting share stay shared."""
+        evaluation: DTConfig | None = super().get_evaluation_config_object()
+        if evaluation is None:
+            return None
+        for name in _SHARED_WITH_TRAINING:
+            ours, theirs = getattr(self, name), getattr(evaluation, name)
+            if ours != theirs:
+                logger.warning(
+                    "evaluation_config's %s=%r has no effect: the network is asked for what it was "
+                    "trained on, %s=%r",
+                    name,
+                    theirs,
+                    name,
+                    ours,
+                )
+                setattr(evaluation, name, ours)
+        return evaluation
+
+    @override(AlgorithmConfig)
     def validate(self) -> None:
         """Refuses settings that cannot work.
 
@@ -130,7 +155,8 @@ class DTConfig(DTSettings):
         super().validate()
         self._take_settings_from_pretrained()
         check_model(self)
-        check_training(self)
+        if not self.in_evaluation:  # whose `input_` RLlib's users set to "sampler"
+            check_training(self)
         check_evaluation(self)
 
     @override(AlgorithmConfig)

@@ -21,6 +21,7 @@ from ray.rllib.utils.metrics import (
 )
 from ray.tune import PlacementGroupFactory
 
+from rllib_dt.algorithm.checks import evaluation_env
 from rllib_dt.algorithm.config import DTConfig
 from rllib_dt.algorithm.environment import complete_from_environment
 from rllib_dt.algorithm.evaluation import VALIDATION_RESULTS, MeasuredAlgorithm
@@ -89,7 +90,7 @@ class DT(MeasuredAlgorithm):
     @override(Algorithm)
     def setup(self, config: AlgorithmConfig) -> None:
         self._is_stopped = False
-        if self.config.env is not None:
+        if evaluation_env(self.config) is not None:
             self.config = complete_from_environment(self.config)
             self.config.validate()
             self.config.freeze()

@@ -27,13 +27,38 @@ def complete_from_environment(config: "DTConfig") -> "DTConfig":
     """Returns a copy with the settings that the environment provides; creates it to read them.
 
     Raises:
-        ValueError: spaces are given as well, and are not the environment's.
+        ValueError: spaces are given as well, and are not the environment's; or evaluation has an
+            environment of its own, whose spaces differ.
     """
     completed: DTConfig = config.copy(copy_frozen=False)
+    if config.env is not None:
+        env = _created(config, config)
+        if env is not None:
+            _compare(config, config, env)
+            for name in _SPACES:
+                if getattr(config, name) is None:
+                    setattr(completed, name, getattr(env, name))
+            if config.time_limit is None:
+                # the step limit that the environment was registered with, if any
+                spec = getattr(env, "spec", None)
+                completed.time_limit = getattr(spec, "max_episode_steps", None)
+            env.close()
+    evaluation = config.get_evaluation_config_object()
+    own = config.env, config.env_config
+    if evaluation is not None and (evaluation.env, evaluation.env_config) != own:
+        env = _created(completed, evaluation) if evaluation.env is not None else None
+        if env is not None:
+            _compare(completed, evaluation, env)
+            env.close()
+    return completed
+
+
+def _created(config: "DTConfig", named: "DTConfig") -> gym.Env | None:
+    """Creates the environment that `named` names; None if it cannot be, and spaces are known."""
     try:
-        env = env_creator(config)(EnvContext(config.env_config, worker_index=0))
+        return env_creator(named)(EnvContext(named.env_config, worker_index=0))
     except Exception:
-        if needs_environment(config):
+        if any(getattr(config, name) is None for name in _SPACES):
             raise
         # it may exist only where it is evaluated in
         logger.warning(
@@ -41,21 +66,18 @@ def complete_from_environment(config: "DTConfig") -> "DTConfig":
             "compared with its own",
             exc_info=True,
         )
-        return completed
-    try:
-        if isinstance(env, MultiAgentEnv):
-            config.refuse("the environment is a MultiAgentEnv; DT is single-agent")
-        for name in _SPACES:
-            given, own = getattr(config, name), getattr(env, name)
-            if given is not None and not same_space(given, own):
-                config.refuse(_difference(name, given, own))
-            setattr(completed, name, own if given is None else given)
-        if config.time_limit is None:
-            # the step limit that the environment was registered with, if any
-            completed.time_limit = getattr(getattr(env, "spec", None), "max_episode_steps", None)
-    finally:
-        env.close()
-    return completed
+        return None
+
+
+def _compare(config: "DTConfig", named: "DTConfig", env: gym.Env) -> None:
+    """Refuses an environment whose spaces are not those that are given."""
+    if isinstance(env, MultiAgentEnv):
+        config.refuse("the environment is a MultiAgentEnv; DT is single-agent")
+    for name in _SPACES:
+        given, own = getattr(config, name), getattr(env, name)
+        if given is not None and not same_space(given, own):
+            env.close()
+            config.refuse(_difference(name, given, own))
 
 
 def _difference(name: str, given: gym.Space, own: gym.Space) -> str:

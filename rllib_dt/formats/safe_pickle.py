@@ -87,6 +87,21 @@ def load_array(data: bytes) -> np.ndarray:
     return np.asarray(value)
 
 
+_MAX_RATIO = 256
+"""What lz4 can compress by, at most: one byte stands for up to 255 (its block format)."""
+
+
+def _bounded(compressed: bytes, max_bytes: int) -> bytes:
+    # several times slower for small frames, since it allocates what they may take
+    decompressor = lz4.frame.LZ4FrameDecompressor()
+    data: bytes = decompressor.decompress(compressed, max_length=max_bytes + 1)
+    if len(data) > max_bytes:
+        raise PackedTooLargeError
+    if not decompressor.eof:
+        raise RefusedPickleError("it is not base64 text of an lz4 frame (its end is missing)")
+    return data
+
+
 def unpack_array(packed: str | bytes, max_bytes: int) -> np.ndarray:
     """Loads what RLlib's `pack` wrote: base64 text of an lz4 frame of a pickle.
 
@@ -100,12 +115,10 @@ def unpack_array(packed: str | bytes, max_bytes: int) -> np.ndarray:
     """
     try:
         compressed = base64.b64decode(packed, validate=True)
-        decompressor = lz4.frame.LZ4FrameDecompressor()
-        data = decompressor.decompress(compressed, max_length=max_bytes + 1)
-        if len(data) > max_bytes:
-            raise PackedTooLargeError
-        if not decompressor.eof:
-            raise RefusedPickleError("it is not base64 text of an lz4 frame (its end is missing)")
+        if len(compressed) * _MAX_RATIO <= max_bytes:
+            data = lz4.frame.decompress(compressed)
+        else:
+            data = _bounded(compressed, max_bytes)
     except (RefusedPickleError, PackedTooLargeError):
         raise
     except (binascii.Error, ValueError, RuntimeError) as error:
