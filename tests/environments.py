@@ -41,3 +41,28 @@ class Lengths(gym.Env):
 
     def _observation(self, action):
         return np.array([self.t, self.length, action], np.float32)
+
+
+class Sampled(gym.Env):
+    """Observations are samples of a space, in episodes of 7 steps; the reward is 1 per step.
+
+    The config names the spaces: `observation_space` and `action_space`.
+    """
+
+    STEPS = 7
+
+    def __init__(self, config):
+        self.observation_space = config["observation_space"]
+        self.action_space = config["action_space"]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(int(self.np_random.integers(2**31)))
+        self.t = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        action = np.asarray(action, self.action_space.dtype)
+        assert self.action_space.contains(action if action.ndim else action.item()), action
+        self.t += 1
+        return self.observation_space.sample(), 1.0, self.t == self.STEPS, False, {}

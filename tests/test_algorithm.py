@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Text
 
 from rllib_dt import DT, DTConfig, write_episodes
 from rllib_dt.learning.finite import NonFiniteLossError, NonFiniteWeightsError
@@ -296,8 +296,8 @@ def test_top_fraction_keeps_only_the_best_episodes(cluster, tiny_data):
         (lambda c: c.rl_module(model_config={"n_heads": 3}), "did you mean 'n_head'"),
         (lambda c: c.rl_module(model_config={"n_head": 3}), "not divisible by n_head=3"),
         (
-            lambda c: c.environment(observation_space=Box(0, 255, (9, 9, 3), np.uint8)),
-            "Box spaces are not supported as observations",
+            lambda c: c.environment(observation_space=Text(3)),
+            "Text spaces are not supported as observations",
         ),
     ],
 )
@@ -368,14 +368,14 @@ def test_validating_creates_no_environment_and_building_one_for_the_spaces(clust
     algo.stop()
 
 
-class Image(Lengths):
-    observation_space = Box(0, 255, (8, 8, 3), np.uint8)
+class Speaking(Lengths):
+    observation_space = Text(3)
 
 
 def test_unsupported_spaces_of_an_environment_are_refused_before_anything_is_read(cluster):
-    config = tiny_config("nowhere").environment(Image)
+    config = tiny_config("nowhere").environment(Speaking)
     config.observation_space = config.action_space = None
-    with pytest.raises(ValueError, match="Box spaces are not supported as observations"):
+    with pytest.raises(ValueError, match="Text spaces are not supported as observations"):
         config.build_algo()
 
 

@@ -12,7 +12,6 @@ DOCS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-NOT_SUPPORTED_YET = {29}  # images
 
 
 def python_blocks(path):
@@ -80,4 +79,4 @@ def test_each_point_of_the_semantics_has_a_marked_test():
     for path in (ROOT / "tests").glob("*.py"):
         for numbers in re.findall(r"mark\.semantics\(([\d, ]+)\)", path.read_text()):
             marked |= {int(number) for number in numbers.split(",")}
-    assert marked == set(points) - NOT_SUPPORTED_YET
+    assert marked == set(points)

@@ -203,11 +203,8 @@ def test_actions_are_within_the_bounds_even_without_a_tanh():
 @pytest.mark.parametrize(
     "space",
     [
-        Box(-np.inf, 1.0, (2,)),
-        Box(-1.0, 1.0, (2, 2)),
+        Box(-1.0, 1.0, (2, 0)),
         Box(0, 3, (2,), np.int64),
-        spaces.MultiDiscrete([2, 3]),
-        spaces.MultiBinary(2),
         spaces.Dict({"a": Discrete(2)}),
         spaces.Tuple([Discrete(2)]),
         spaces.Text(3),
@@ -220,7 +217,7 @@ def test_unsupported_action_spaces_are_refused_by_name(space):
 
 
 @pytest.mark.parametrize(
-    "space", [Discrete(3), Box(0, 255, (8, 8, 3), np.uint8), spaces.Dict({"a": UNBOUNDED})]
+    "space", [Box(-1.0, 1.0, (0,)), spaces.Text(3), spaces.Dict({"a": UNBOUNDED})]
 )
 def test_unsupported_observation_spaces_are_refused_by_name(space):
     with pytest.raises(UnsupportedSpaceError, match=f"{type(space).__name__} spaces.*observations"):

@@ -201,6 +201,7 @@ MODEL_ACCEPTED = {
     "scale_attn_by_inverse_layer_idx": {"True"},
     "n_positions": {"None"},
     "pretrained": {"None"},
+    "image_encoder": set(),
 }
 
 

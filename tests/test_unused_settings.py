@@ -14,7 +14,6 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from ray.rllib.offline.offline_data import OfflineData
 from ray.rllib.policy.policy import PolicySpec
-from ray.tune.registry import register_env
 
 from rllib_dt import DTConfig, write_episodes
 from rllib_dt.algorithm.settings import DTSettings
@@ -179,24 +178,6 @@ def test_spaces_beside_an_environment_must_be_its_own(cluster, lengths_data):
     )
     same = Box(low, high, dtype=np.float64)
     lengths_config(lengths_data, action_space=same).build_algo().stop()  # only the dtype differs
-
-
-class Unbounded(Lengths):
-    action_space = Box(-np.inf, np.inf, (1,))
-
-
-def test_the_advice_for_unbounded_actions_works(cluster, lengths_data):
-    config = lengths_config(lengths_data)
-    with pytest.raises(ValueError, match=r"without finite bounds .*TransformAction"):
-        config.environment(Unbounded).build_algo()
-
-    def bounded(_):
-        return gym.wrappers.TransformAction(
-            Unbounded({}), lambda action: action, Lengths.action_space
-        )
-
-    register_env("bounded", bounded)
-    config.environment("bounded").build_algo().stop()
 
 
 # ---- connectors

@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 from rllib_dt.algorithm.checkpoints import CheckpointError
 from rllib_dt.formats.paths import locate
 from rllib_dt.network.config import DTModelConfig
-from rllib_dt.spaces.leaves import same_space
+from rllib_dt.spaces.descriptions import same_space
 
 if TYPE_CHECKING:
     from rllib_dt.algorithm.config import DTConfig

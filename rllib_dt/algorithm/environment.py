@@ -8,7 +8,7 @@ from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
 from rllib_dt.compat import env_creator
-from rllib_dt.spaces.leaves import same_space
+from rllib_dt.spaces.descriptions import same_space
 
 if TYPE_CHECKING:
     from rllib_dt.algorithm.config import DTConfig

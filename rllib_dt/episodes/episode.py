@@ -16,6 +16,11 @@ from rllib_dt.types import Array
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
+def _limits(dtype: np.dtype) -> tuple[int, int]:
+    limits = np.iinfo(dtype)
+    return int(limits.min), int(limits.max)
+
+
 class DataError(ValueError):
     """Recorded data that cannot be trained on; names file, episode, problem and remedy."""
 
@@ -107,7 +112,13 @@ class Episode:
         Raises:
             DataError: shapes do not fit, or an action is outside the space.
         """
-        observations = self._cast("observations", self.observations, observation_space)
+        observations = self._cast_shape("observations", self.observations, observation_space)
+        if not isinstance(observation_space, gym.spaces.Box):  # recorded numbers may leave a Box
+            problem = out_of_space(observation_space, observations, "observation")
+            if problem:
+                raise self.error(problem, "check that the environment belongs to this data")
+        layout = step_layout(observation_space)
+        observations = self._converted("observations", observations, layout[1])
         self._check_rewards()
         actions = self.actions
         if actions_normalized:
@@ -126,9 +137,6 @@ class Episode:
             truncated=self.truncated,
         )
 
-    def _cast(self, name: str, values: Array, space: gym.Space) -> Array:
-        return self._converted(name, self._cast_shape(name, values, space), step_layout(space)[1])
-
     def _converted(self, name: str, values: Array, dtype: np.dtype) -> Array:
         """Converts to a dtype; raises a DataError if a value would become another."""
         if values.dtype == dtype:
@@ -136,14 +144,14 @@ class Episode:
         if dtype.kind == "f":
             self._check_float32(name, values)
         elif values.dtype.kind != "b":
-            limits = np.iinfo(dtype)
-            bad = (values < limits.min) | (values > limits.max) | (values != np.floor(values))
+            least, most = (0, 1) if dtype.kind == "b" else _limits(dtype)
+            bad = (values < least) | (values > most) | (values != np.floor(values))
             if bad.any():
                 step = int(np.argwhere(bad)[0][0])
                 raise self.error(
                     f"{name} at step {step} hold {values[bad].ravel()[0]}, which the space's "
                     f"{dtype} cannot hold",
-                    f"record whole numbers from {limits.min} to {limits.max}, or use a space of "
+                    f"record whole numbers from {least} to {most}, or use a space of "
                     "floating-point numbers",
                 )
         return values.astype(dtype)

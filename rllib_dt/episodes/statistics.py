@@ -59,23 +59,57 @@ class Normalization:
         observation_std: the same shape, the standard deviation plus 1e-6
             (kzl/decision-transformer @ e2d82e6).
         return_scale: the number that returns-to-go are divided by.
+        action_mean, action_std: float64 of an action's shape, the unit of unbounded components.
     """
 
     observation_mean: Array
     observation_std: Array
     return_scale: float
+    action_mean: Array
+    action_std: Array
+
+
+class Moments:
+    """Accumulates mean and variance, part by part, in float64 (Chan, Golub & LeVeque 1983)."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean: Any = 0.0
+        self._squares: Any = 0.0
+
+    def add(self, values: Array) -> None:
+        """Adds (n, …) values."""
+        count, total = len(values), self._count + len(values)
+        mean = values.mean(axis=0, dtype=np.float64)
+        squares = values.var(axis=0, dtype=np.float64) * count
+        away = mean - self._mean
+        self._squares = self._squares + squares + away**2 * (self._count * count / total)
+        self._mean = self._mean + away * (count / total)
+        self._count = total
+
+    @property
+    def mean(self) -> Array:
+        """(…) float64."""
+        return np.asarray(self._mean)
+
+    @property
+    def std(self) -> Array:
+        """(…) float64, the standard deviation plus 1e-6."""
+        return np.asarray(np.sqrt(self._squares / max(1, self._count)) + _MIN_STD)
 
 
 class Statistics:
     """Accumulates the statistics of episodes pool by pool, without keeping the pools.
 
-    Means and variances are merged pairwise in float64 (Chan, Golub & LeVeque 1983).
+    Args:
+        with_observations: whether observations are numbers to normalise; otherwise their mean and
+            deviation are left at 0 and 1.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_observations: bool = True) -> None:
         self.num_steps = 0
-        self._mean: Any = 0.0
-        self._squares: Any = 0.0
+        self._with_observations = with_observations
+        self._observations, self._actions = Moments(), Moments()
         self._returns: list[NDArray[np.float64]] = []
         self._targets: list[NDArray[np.float64]] = []
         self._lengths: list[NDArray[np.int64]] = []
@@ -83,29 +117,26 @@ class Statistics:
         self._shapes: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
     @classmethod
-    def of(cls, pool: EpisodePool) -> "Statistics":
+    def of(cls, pool: EpisodePool, *, with_observations: bool = True) -> "Statistics":
         """Returns the statistics of one pool."""
-        statistics = cls()
+        statistics = cls(with_observations=with_observations)
         statistics.add(pool)
         return statistics
 
     def add(self, pool: EpisodePool) -> None:
         """Adds a pool's episodes."""
         observations: Any = pool.columns[OBSERVATIONS]
-        steps, total = len(pool), self.num_steps + len(pool)
-        mean = observations.mean(axis=0, dtype=np.float64)
-        squares = observations.var(axis=0, dtype=np.float64) * steps
-        away = mean - self._mean
-        self._squares = self._squares + squares + away**2 * (self.num_steps * steps / total)
-        self._mean = self._mean + away * (steps / total)
-        self.num_steps = total
+        actions: Any = pool.columns[ACTIONS]
+        if self._with_observations:
+            self._observations.add(observations)
+        self._actions.add(actions)
+        self.num_steps += len(pool)
         self._returns.append(pool.returns)
         self._targets.append(pool.targets)
-        actions: Any = pool.columns[ACTIONS]
         largest = np.maximum(np.abs(actions.max(axis=0)), np.abs(actions.min(axis=0)))
         self._largest_action = np.maximum(self._largest_action, largest)
         self._lengths.append(pool.lengths)
-        self._shapes = (observations.shape[1:], pool.columns[ACTIONS].shape[1:])
+        self._shapes = (observations.shape[1:], actions.shape[1:])
 
     @property
     def returns(self) -> NDArray[np.float64]:
@@ -150,9 +181,11 @@ class Statistics:
         """Returns the normalisation of these steps; the scale defaults to the largest |return|."""
         scale = return_scale if return_scale is not None else float(np.abs(self.targets).max())
         return Normalization(
-            observation_mean=self._mean,
-            observation_std=np.sqrt(self._squares / self.num_steps) + _MIN_STD,
+            observation_mean=self._observations.mean,
+            observation_std=self._observations.std,
             return_scale=scale or 1.0,
+            action_mean=self._actions.mean,
+            action_std=self._actions.std,
         )
 
     def derived_targets(self) -> list[float]:

@@ -22,7 +22,8 @@ from rllib_dt.formats.expansion import Expansion
 from rllib_dt.formats.fragments import Fragment, ReadOptions, end_flag
 from rllib_dt.formats.ids import ids_from_arrow
 from rllib_dt.formats.parquet_input import ParquetInput
-from rllib_dt.spaces.leaves import describe_space, step_layout
+from rllib_dt.spaces.descriptions import describe_space
+from rllib_dt.spaces.leaves import step_layout
 from rllib_dt.types import Array
 
 RecordedEpisode = Mapping[str, Any]

@@ -38,6 +38,8 @@ class Normalize:
             torch.as_tensor(self._normalization.observation_mean),
             torch.as_tensor(self._normalization.observation_std),
             self._normalization.return_scale,
+            torch.as_tensor(self._normalization.action_mean),
+            torch.as_tensor(self._normalization.action_std),
         )
 
 

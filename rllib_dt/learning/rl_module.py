@@ -43,8 +43,9 @@ class DTTorchRLModule(TorchRLModule):
         config = DTModelConfig.from_dict(self.model_config or {})
         self.network = DecisionTransformer(config, self.observation_space, self.action_space)
         # not part of the loss; DDP would wait for their gradients
-        self.network.predict_state.requires_grad_(False)
-        self.network.predict_return.requires_grad_(False)
+        for head in (self.network.predict_state, self.network.predict_return):
+            if head is not None:
+                head.requires_grad_(False)
         self._policy = Policy(self.network)
         self._train_outputs: Callable[[Window], Tensor] = self._action_outputs
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any, Literal
 
+from rllib_dt.spaces.leaves import IMAGE_ENCODERS, ImageEncoder
+
 ATTENTIONS = ("context", "window")
 ACTIVATIONS = ("relu", "silu", "gelu", "tanh", "gelu_new")
 
@@ -20,10 +22,10 @@ _SIZES = {
 class DTModelConfig:
     """Settings of `DecisionTransformer`, named as in Hugging Face's `DecisionTransformerConfig`.
 
-    `context_length`, `attention`, `segment_length` and `pretrained` are ours. Other defaults are
-    Hugging Face's, except that `n_positions` is None: the paper adds no position embedding besides
-    the timestep's (Chen et al. 2021, §3). Hugging Face's models have 1024 and use row 0 for every
-    token; see `rllib_dt.policy.folders`.
+    `context_length`, `attention`, `segment_length`, `image_encoder` and `pretrained` are ours. The
+    other defaults are Hugging Face's, except that `n_positions` is None: the paper adds no position
+    embedding besides the timestep's (Chen et al. 2021, §3). Hugging Face's models have 1024 and use
+    row 0 for every token; see `rllib_dt.policy.folders`.
 
     Attributes:
         context_length: K, the number of steps that attention spans; 3K tokens.
@@ -50,6 +52,9 @@ class DTModelConfig:
         pretrained: a Hugging Face folder to start training or evaluation from in RLlib. It
             provides weights, normalisation and settings; settings here that differ from their
             defaults override the folder's.
+        image_encoder: how images (Boxes of bytes or bits) are read: "nature", the paper's
+            convolutions; "small", two of 3 × 3; "linear", as numbers; "auto" takes the first from
+            36 pixels in height and width up, and the second below.
     """
 
     context_length: int = 20
@@ -71,6 +76,7 @@ class DTModelConfig:
     scale_attn_by_inverse_layer_idx: bool = False
     n_positions: int | None = None
     pretrained: str | None = None
+    image_encoder: ImageEncoder = "auto"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -110,6 +116,8 @@ class DTModelConfig:
         for name in ("action_tanh", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
+        if self.image_encoder not in IMAGE_ENCODERS:
+            raise ValueError(f"image_encoder={self.image_encoder!r} is not one of {IMAGE_ENCODERS}")
         if self.activation_function not in ACTIVATIONS:
             raise ValueError(
                 f"activation_function={self.activation_function!r} is not one of {ACTIVATIONS}"

@@ -29,8 +29,9 @@ from rllib_dt.episodes.windows import Window
 from rllib_dt.network.cache import KeyValueCache, RollingCache
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.dropout import Dropout, dropout
-from rllib_dt.spaces.encoders import observation_size
+from rllib_dt.spaces.encoders import state_encoder
 from rllib_dt.spaces.heads import action_head
+from rllib_dt.spaces.leaves import num_numbers
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     # in place, since its input, the output of a Linear, is used nowhere else
@@ -253,7 +254,8 @@ class DTOutput:
             with `last_only`.
         action_outputs: (B, K, size), the same predictions as outputs of the action head, which
             its `losses` and `act` take.
-        state_preds: (B, K, S), the next observation; None if only actions were asked for.
+        state_preds: (B, K, S), the next observation's numbers; None if only actions were asked
+            for, or if observations are not numbers.
         return_preds: (B, K, 1), the next return-to-go; None if only actions were asked for.
         last_hidden_state: (B, Q, D), of the tokens that were computed.
         hidden_states: see `BackboneOutput`.
@@ -274,8 +276,8 @@ class DecisionTransformer(nn.Module):
 
     Args:
         config: the network's settings.
-        observation_space: a Box of rank 1.
-        action_space: a Box of rank 1 with finite bounds, or a Discrete space.
+        observation_space: a Box, Discrete, MultiDiscrete or MultiBinary space.
+        action_space: the same.
 
     Attributes:
         action_head: the `ActionHead` of the action space.
@@ -296,15 +298,15 @@ class DecisionTransformer(nn.Module):
         config.validate()
         self.config = config
         self.observation_space, self.action_space = observation_space, action_space
-        S, D = observation_size(observation_space), config.hidden_size
+        D, S = config.hidden_size, num_numbers(observation_space, config.image_encoder)
         self.action_head = action_head(action_space, tanh=config.action_tanh)
         self.embed_timestep = nn.Embedding(config.max_ep_len, D)
         self.embed_return = nn.Linear(1, D)
-        self.embed_state = nn.Linear(S, D)
+        self.embed_state = state_encoder(observation_space, D, config.image_encoder)
         self.embed_action = nn.Linear(self.action_head.size, D)
         self.embed_ln = nn.LayerNorm(D)
         self.backbone = CausalTransformer(config)
-        self.predict_state = nn.Linear(D, S)
+        self.predict_state = nn.Linear(D, S) if S else None
         self.predict_action = nn.Linear(D, self.action_head.size)
         self.predict_return = nn.Linear(D, 1)
         # the number of tokens that a token attends to, itself included; None for all
@@ -327,19 +329,37 @@ class DecisionTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def set_normalization(
-        self, observation_mean: Tensor, observation_std: Tensor, return_scale: float
+        self,
+        observation_mean: Tensor,
+        observation_std: Tensor,
+        return_scale: float,
+        action_mean: Tensor | None = None,
+        action_std: Tensor | None = None,
     ) -> None:
-        """Sets the normalisation of inputs: (S,) mean, (S,) deviation and a positive scale."""
-        self.observation_mean.copy_(torch.as_tensor(observation_mean))
-        self.observation_std.copy_(torch.as_tensor(observation_std))
+        """Sets the normalisation of inputs.
+
+        Args:
+            observation_mean, observation_std: of an observation's shape; ignored if observations
+                are not numbers.
+            return_scale: positive.
+            action_mean, action_std: of an action's shape, the unit of unbounded components.
+        """
+        if len(self.observation_mean):
+            self.observation_mean.copy_(torch.as_tensor(observation_mean).reshape(-1))
+            self.observation_std.copy_(torch.as_tensor(observation_std).reshape(-1))
         self.return_scale.fill_(return_scale)
+        if action_mean is not None and action_std is not None:
+            self.action_head.set_statistics(action_mean, action_std)
 
     def embed(self, window: Window) -> Tensor:
         """Embeds (B, K, …) values as (B, L, D) tokens."""
         B, K = window.timesteps.shape
         # every step past the table uses its last row, in training as in evaluation
         time = self.embed_timestep(window.timesteps.clamp(0, self.config.max_ep_len - 1))
-        states = (window.observations.float() - self.observation_mean) / self.observation_std
+        states = window.observations
+        if len(self.observation_mean):
+            numbers = states.float() if states.ndim == 3 else states.float().reshape(B, K, -1)
+            states = (numbers - self.observation_mean) / self.observation_std
         r = self.embed_return(window.returns_to_go.float() / self.return_scale) + time  # (B, K, D)
         s = self.embed_state(states) + time
         a = self.embed_action(self.action_head.features(window.actions)) + time
@@ -359,7 +379,7 @@ class DecisionTransformer(nn.Module):
         """Predicts every step's action: `predict` for separate tensors.
 
         Args:
-            observations: (B, K, S), in the environment's units.
+            observations: (B, K, …), in the environment's units.
             actions: (B, K, A) or, Discrete, (B, K) int, in the environment's units.
             returns_to_go: (B, K, 1), in reward units.
             timesteps: (B, K) int, 0 where padded.
@@ -412,8 +432,9 @@ class DecisionTransformer(nn.Module):
         action_tokens = x
         if queries is None:
             action_tokens = x[:, STATE_TOKENS]
-            state_preds = self.predict_state(x[:, ACTION_TOKENS]).float()
-            state_preds = state_preds * self.observation_std + self.observation_mean
+            if self.predict_state is not None:
+                state_preds = self.predict_state(x[:, ACTION_TOKENS]).float()
+                state_preds = state_preds * self.observation_std + self.observation_mean
             return_preds = self.predict_return(x[:, ACTION_TOKENS]).float() * self.return_scale
         outputs = self.action_head.squash(self.predict_action(action_tokens))
         return DTOutput(

@@ -19,11 +19,11 @@ import gymnasium as gym
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.network import DecisionTransformer, current_names
-from rllib_dt.spaces.leaves import describe_space, space_from_description
+from rllib_dt.spaces.descriptions import describe_space, space_from_description
 from rllib_dt.types import JsonObject
 
 _SHARED_SETTINGS = (
@@ -84,6 +84,11 @@ def save_pretrained(network: DecisionTransformer, folder: str | Path) -> None:
     space's actions are one-hot vectors and its `action_preds` are logits, and a network with
     `attention="window"` attends to everything it is given.
     """
+    if not isinstance(network.embed_state, nn.Linear):
+        raise ValueError(
+            f"Hugging Face's model takes vectors of numbers, not {network.observation_space}; save "
+            "a checkpoint instead (algo.save_to_path)"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = network.config

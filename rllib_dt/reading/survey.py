@@ -1,6 +1,7 @@
 """The first pass over the input: checks, statistics, and the pool if the data fits it."""
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from rllib_dt.reading.duplicates import Duplicates, DuplicatesPolicy
 from rllib_dt.reading.holdout import Holdout, distinct_places
 from rllib_dt.reading.passes import Passes
 from rllib_dt.reading.tasks import group_files
-from rllib_dt.spaces.leaves import looks_normalized
+from rllib_dt.spaces.leaves import looks_normalized, num_numbers, step_layout
 from rllib_dt.types import Paths
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ MAX_VALIDATION_SHARE = 0.25
 """The share of the pool's capacity that validation episodes may take."""
 
 _STEPS_AT_ONCE = 2**16
-"""Steps packed at a time; they are in memory in addition to the pool."""
+_BYTES_AT_ONCE = 64 * 2**20
+"""Steps packed at a time, and the most bytes; they are in memory in addition to the pool."""
 
 
 class ReadingSettings(Protocol):
@@ -104,13 +106,15 @@ def survey(config: ReadingSettings, capacity: int) -> Survey:
         )
     assembler = passes.assembler(max_open_steps=capacity)
     duplicates = Duplicates(config.duplicates)
-    pool, statistics = _collect(
+    statistics = _statistics(config)
+    pool = _collect(
         passes.pools(
-            _STEPS_AT_ONCE,
+            _steps_at_once(config),
             assembler=assembler,
             unique=duplicates.check,
             keep=holdout.train if holdout else iter,
         ),
+        statistics,
         capacity,
         source,
     )
@@ -124,7 +128,7 @@ def survey(config: ReadingSettings, capacity: int) -> Survey:
         validation = _read_validation(config, max_validation_steps)
     if config.top_fraction is not None:
         pool, statistics, passes = _only_best(
-            pool, statistics, passes, holdout, config.top_fraction, capacity, source
+            config, pool, statistics, passes, holdout, config.top_fraction, capacity
         )
     return Survey(
         pool=pool,
@@ -191,11 +195,21 @@ def _passes(config: ReadingSettings, inputs: str | list[str]) -> Passes:
     )
 
 
+def _statistics(config: ReadingSettings) -> Statistics:
+    numbers = num_numbers(config.observation_space, config.dt_model_config.image_encoder)
+    return Statistics(with_observations=numbers > 0)
+
+
+def _steps_at_once(config: ReadingSettings) -> int:
+    shape, dtype = step_layout(config.observation_space)
+    size = math.prod(shape) * dtype.itemsize
+    return max(1, min(_STEPS_AT_ONCE, _BYTES_AT_ONCE // size))
+
+
 def _collect(
-    pools: Iterator[EpisodePool], capacity: int, source: str
-) -> tuple[EpisodePool | None, Statistics]:
-    """Returns one pool of everything, or None if it exceeds the capacity, and the statistics."""
-    statistics = Statistics()
+    pools: Iterator[EpisodePool], statistics: Statistics, capacity: int, source: str
+) -> EpisodePool | None:
+    """Adds to the statistics; returns everything as one pool, or None beyond the capacity."""
     kept: list[EpisodePool] | None = []
     for pool in pools:
         statistics.add(pool)
@@ -212,38 +226,38 @@ def _collect(
             'record whole episodes, set offline_data(incomplete="keep"), or keep fewer for '
             "validation",
         )
-    return (EpisodePool.concatenate(kept) if kept is not None else None), statistics
+    return EpisodePool.concatenate(kept) if kept is not None else None
 
 
 def _only_best(
+    config: ReadingSettings,
     pool: EpisodePool | None,
     statistics: Statistics,
     passes: Passes,
     holdout: Holdout | None,
     fraction: float,
     capacity: int,
-    source: str,
 ) -> tuple[EpisodePool | None, Statistics, Passes]:
     """Restricts all three to the best episodes; reads the data again if it is not in memory."""
+    of_best = _statistics(config)
     best = top_episodes(statistics.returns, statistics.lengths, fraction)
     if pool is not None:
         pool = pool.select(best)
-        return pool, Statistics.of(pool), passes
+        of_best.add(pool)
+        return pool, of_best, passes
     least = statistics.returns[best].min()
     ties = statistics.returns == least
     passes = passes.best(float(least), share_of_ties=float(best[ties].mean()))
     keep = holdout.skip if holdout is not None else iter
-    pool, statistics = _collect(
-        passes.pools(_STEPS_AT_ONCE, keep=keep, quiet=True), capacity, source
-    )
-    return pool, statistics, passes
+    pools = passes.pools(_steps_at_once(config), keep=keep, quiet=True)
+    return _collect(pools, of_best, capacity, str(config.input_)), of_best, passes
 
 
 def _read_validation(config: ReadingSettings, max_steps: int) -> EpisodePool:
     """Reads `validation_input`, whose episodes are all held out."""
     everything = Holdout(1.0, 0, max_steps=max_steps)
     passes = _passes(config, config.validation_input)
-    for _ in passes.pools(_STEPS_AT_ONCE, keep=everything.train):
+    for _ in passes.pools(_steps_at_once(config), keep=everything.train):
         pass
     return _validation_pool(everything, config.return_rule, str(config.validation_input))
 

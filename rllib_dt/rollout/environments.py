@@ -25,6 +25,7 @@ from gymnasium.vector.utils import batch_space
 from ray.rllib.utils.annotations import override
 
 from rllib_dt.compat import first_info
+from rllib_dt.spaces.leaves import is_image, out_of_space
 from rllib_dt.types import Array, Value
 
 logger = logging.getLogger(__name__)
@@ -155,7 +156,11 @@ class SlotEnvs(ABC):
             raise ValueError(f"the observation holds {observation.dtype}, not numbers")
         if not np.isfinite(observation).all():
             raise ValueError(f"the observation is not finite: {observation}")
-        if self._warns_of_bounds and isinstance(space, gym.spaces.Box):
+        if not isinstance(space, gym.spaces.Box):
+            problem = out_of_space(space, observation[None], "observation")
+            if problem:
+                raise ValueError(problem)
+        elif self._warns_of_bounds and not is_image(space):
             outside = (observation < space.low) | (observation > space.high)
             if outside.any():
                 self._warns_of_bounds = False

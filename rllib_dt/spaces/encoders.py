@@ -1,21 +1,193 @@
-"""Encoders: how the network reads an observation leaf."""
+"""Encoders: how the network reads an observation, as one vector of its width for each step.
+
+Numbers are normalised by the network and embedded by one linear layer; categories have an
+embedding each; images pass through convolutions.
+"""
 
 from functools import singledispatch
 
 import gymnasium as gym
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from rllib_dt.spaces.leaves import check_observation_space
+from rllib_dt.spaces.leaves import (
+    ImageEncoder,
+    UnsupportedSpaceError,
+    check_observation_space,
+    num_numbers,
+)
+
+NATURE_PIXELS = 36
+"""The least height and width for the convolutions of Mnih et al. 2015; smaller ones vanish."""
 
 
 @singledispatch
-def observation_size(space: gym.Space) -> int:
-    """Returns S, the length of an observation as a vector of numbers."""
+def state_encoder(space: gym.Space, width: int, image_encoder: ImageEncoder = "auto") -> nn.Module:
+    """Returns a module that maps an observation leaf to (B, K, D).
+
+    It reads (B, K, S) normalised numbers for a Box of numbers, and (B, K, …) values of the space
+    otherwise.
+
+    Args:
+        space: the leaf.
+        width: D.
+        image_encoder: for images; see `DTModelConfig`.
+
+    Raises:
+        UnsupportedSpaceError: there is no encoder for the space.
+    """
     check_observation_space(space)
     raise AssertionError(f"{type(space).__name__} passed the check but has no encoder")
 
 
-@observation_size.register
-def _(space: gym.spaces.Box) -> int:
-    check_observation_space(space)
-    return int(np.prod(space.shape))
+@state_encoder.register
+def _(space: gym.spaces.Box, width: int, image_encoder: ImageEncoder = "auto") -> nn.Module:
+    numbers = num_numbers(space, image_encoder)
+    return nn.Linear(numbers, width) if numbers else Convolutions(space, width, image_encoder)
+
+
+@state_encoder.register
+def _(space: gym.spaces.Discrete, width: int, image_encoder: ImageEncoder = "auto") -> nn.Module:
+    return Categories(np.array([space.n]), np.array([space.start]), width)
+
+
+@state_encoder.register
+def _(
+    space: gym.spaces.MultiDiscrete, width: int, image_encoder: ImageEncoder = "auto"
+) -> nn.Module:
+    return Categories(space.nvec.ravel(), np.asarray(space.start).ravel(), width)
+
+
+@state_encoder.register
+def _(space: gym.spaces.MultiBinary, width: int, image_encoder: ImageEncoder = "auto") -> nn.Module:
+    return Bits(int(np.prod(space.shape)), width)
+
+
+class Categories(nn.Module):
+    """Embeds C categories, each with a table of its own, and adds the embeddings.
+
+    Args:
+        counts: (C,) the number of values of each.
+        starts: (C,) the smallest value of each.
+        width: D.
+    """
+
+    offsets: Tensor
+    first: Tensor
+    last: Tensor
+
+    def __init__(self, counts: np.ndarray, starts: np.ndarray, width: int):
+        super().__init__()
+        self.table = nn.Embedding(int(counts.sum()), width)
+        first = np.cumsum(counts) - counts
+        self.register_buffer("offsets", torch.as_tensor(first - starts), persistent=False)
+        self.register_buffer("first", torch.as_tensor(first), persistent=False)
+        self.register_buffer("last", torch.as_tensor(first + counts - 1), persistent=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Maps (B, K, …) whole numbers to (B, K, D). Padded zeros become legal ones."""
+        B, K = values.shape[:2]
+        rows = values.reshape(B, K, -1).long() + self.offsets
+        rows = torch.minimum(torch.maximum(rows, self.first), self.last)
+        embedded: Tensor = self.table(rows).sum(dim=2)
+        return embedded
+
+
+class Bits(nn.Module):
+    """Embeds bits by a linear layer, as -1 and 1."""
+
+    def __init__(self, count: int, width: int):
+        super().__init__()
+        self.linear = nn.Linear(count, width)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Maps (B, K, …) zeros and ones to (B, K, D)."""
+        B, K = values.shape[:2]
+        embedded: Tensor = self.linear(values.reshape(B, K, -1).float() * 2 - 1)
+        return embedded
+
+
+class Convolutions(nn.Module):
+    """Convolutions over an image, then a linear layer and a tanh (Chen et al. 2021, §A.1).
+
+    "nature" has the three layers of Mnih et al. 2015 (32 of 8 × 8 by 4, 64 of 4 × 4 by 2, 64 of
+    3 × 3); "small" has two of 3 × 3 (32 and 64) that keep the size. Bytes are divided by 255, here
+    and nowhere else.
+
+    Args:
+        space: bytes or bits, of height and width, with channels first or last, and possibly frames
+            before both.
+        width: D.
+        kind: "auto" takes "nature" if height and width are at least `NATURE_PIXELS`.
+    """
+
+    def __init__(self, space: gym.spaces.Box, width: int, kind: ImageEncoder = "auto"):
+        super().__init__()
+        self._axes = image_axes(space)
+        self._shape = space.shape
+        self._scale = 255.0 if space.dtype == np.uint8 else 1.0
+        image = torch.zeros(1, 1, *space.shape)
+        channels, height, breadth = self._arranged(image).shape[1:]
+        if kind == "auto":
+            kind = "nature" if min(height, breadth) >= NATURE_PIXELS else "small"
+        if kind == "nature" and min(height, breadth) < NATURE_PIXELS:
+            raise UnsupportedSpaceError(
+                f'image_encoder="nature" needs at least {NATURE_PIXELS} pixels in height and '
+                f'width, but the image is {height} × {breadth}; set image_encoder="small"'
+            )
+        self.convolutions = nn.Sequential(
+            *(
+                (
+                    nn.Conv2d(channels, 32, 8, stride=4),
+                    nn.ReLU(),
+                    nn.Conv2d(32, 64, 4, stride=2),
+                    nn.ReLU(),
+                    nn.Conv2d(64, 64, 3),
+                    nn.ReLU(),
+                )
+                if kind == "nature"
+                else (
+                    nn.Conv2d(channels, 32, 3, padding=1),
+                    nn.ReLU(),
+                    nn.Conv2d(32, 64, 3, padding=1),
+                    nn.ReLU(),
+                )
+            )
+        )
+        with torch.no_grad():
+            size = self.convolutions(self._arranged(image)).numel()
+        self.linear = nn.Linear(size, width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps (B, K, …) bytes or bits to (B, K, D)."""
+        B, K = images.shape[:2]
+        pixels = self._arranged(images).to(self.linear.weight.dtype) / self._scale
+        features = self.convolutions(pixels).flatten(1)
+        embedded: Tensor = self.linear(features).tanh().view(B, K, -1)
+        return embedded
+
+    def _arranged(self, images: Tensor) -> Tensor:
+        """Arranges (B, K, …) as (B·K, C, H, W); frames become channels."""
+        flat = images.flatten(0, 1)
+        frames, channels, height, breadth = self._axes
+        order = [axis + 1 for axis in (frames, channels, height, breadth) if axis is not None]
+        arranged = flat.permute(0, *order)
+        return arranged.reshape(len(flat), -1, *arranged.shape[-2:])
+
+
+def image_axes(space: gym.Space) -> tuple[int | None, int | None, int, int]:
+    """Returns the axes of an image's (frames, channels, height, width); None if it has none.
+
+    Of three axes, the channels are the first or the last, whichever is shorter (the last if both
+    are equal); of four, the first is the frames'.
+    """
+    shape: tuple[int, ...] = space.shape or ()
+    if len(shape) == 2:
+        return None, None, 0, 1
+    rest = shape[-3:]
+    offset = len(shape) - 3
+    is_last = rest[2] <= rest[0]
+    channels, height, breadth = (2, 0, 1) if is_last else (0, 1, 2)
+    frames = 0 if len(shape) == 4 else None
+    return frames, channels + offset, height + offset, breadth + offset

@@ -54,6 +54,9 @@ class ActionHead(nn.Module, ABC):
     def metric_sums(self, outputs: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Returns each metric summed over the steps where `mask`, (…,) bool, is True."""
 
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Takes note of recorded actions' mean and deviation, of an action's shape; optional."""
+
     def loss_sum(self, outputs: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
         """Returns the sum of `losses` over valid steps; divide by their number, never by B·K.
 
@@ -69,7 +72,11 @@ class ActionHead(nn.Module, ABC):
 
 
 class BoxHead(ActionHead):
-    """Actions of a bounded Box, A components: features and outputs are in [-1, 1]."""
+    """Actions of a Box, A components: features and outputs are in [-1, 1] where it is bounded.
+
+    A component without two finite bounds has the data's standardised unit instead: features are
+    (action - mean) / deviation, and outputs pass through no tanh.
+    """
 
     middle: Tensor
     half_range: Tensor
@@ -77,48 +84,81 @@ class BoxHead(ActionHead):
     has_range: Tensor
     low: Tensor
     high: Tensor
+    bounded: Tensor
 
     def __init__(self, space: gym.spaces.Box, *, tanh: bool):
         super().__init__()
         self.size = int(np.prod(space.shape))
         self.squashes = tanh
         self.metric_names = ()
+        self._shape = space.shape
         # taken from the space: computed from `middle` and `spread`, they would have rounding errors
         for name in ("low", "high"):
-            bound = torch.tensor(getattr(space, name), dtype=torch.float32)
+            bound = torch.tensor(getattr(space, name), dtype=torch.float32).reshape(-1)
             self.register_buffer(name, bound, persistent=False)
-        low, high = (torch.as_tensor(b, dtype=torch.float64) for b in (space.low, space.high))
-        half = (high - low) / 2
-        self.register_buffer("middle", ((high + low) / 2).float())
+        low, high = (
+            torch.as_tensor(b, dtype=torch.float64).reshape(-1) for b in (space.low, space.high)
+        )
+        bounded = low.isfinite() & high.isfinite()
+        self.register_buffer("bounded", bounded, persistent=False)
+        self._all_bounded = bool(bounded.all())
+        half = torch.where(bounded, (high - low) / 2, 1.0)
+        self.register_buffer("middle", torch.where(bounded, (high + low) / 2, 0.0).float())
         # a component with one legal value has no range; 1 avoids a division by zero
         self.register_buffer("half_range", torch.where(half > 0, half, 1.0).float())
         self.register_buffer("spread", half.float())
         self.register_buffer("has_range", (half > 0).float(), persistent=False)
 
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Sets the unit of unbounded components: (…) mean and deviation of recorded actions."""
+        if not self._all_bounded:
+            mean, std = (value.to(self.middle).reshape(-1) for value in (mean, std))
+            self.middle.copy_(torch.where(self.bounded, self.middle, mean))
+            for unit in (self.half_range, self.spread):
+                unit.copy_(torch.where(self.bounded, unit, std))
+
     def features(self, actions: Tensor) -> Tensor:
-        """Converts (…, A) in the environment's units to (…, A) in [-1, 1]."""
-        return (actions.to(self.middle.dtype) - self.middle) / self.half_range
+        """Converts (…) in the environment's units to (…, A) in the head's."""
+        return (self._flat(actions).to(self.middle.dtype) - self.middle) / self.half_range
 
     def squash(self, raw: Tensor) -> Tensor:
-        """Maps (…, A) to [-1, 1] by a tanh, unless the head has none."""
-        return raw.tanh() if self.squashes else raw
+        """Maps (…, A) to [-1, 1] by a tanh, unless the head has none or there are no bounds."""
+        if not self.squashes:
+            return raw
+        return raw.tanh() if self._all_bounded else torch.where(self.bounded, raw.tanh(), raw)
 
     def decode(self, outputs: Tensor) -> Tensor:
-        """Converts (…, A) in [-1, 1] to (…, A) in the environment's units."""
+        """Converts (…, A) in the head's unit to (…, A) in the environment's units."""
         return outputs.to(self.middle.dtype) * self.spread + self.middle
 
     def losses(self, outputs: Tensor, actions: Tensor) -> Tensor:
-        """Returns (…,) squared errors in [-1, 1] units, the mean over the A components."""
+        """Returns (…,) squared errors in the head's unit, the mean over the A components."""
         error = outputs.to(self.middle.dtype) - self.features(actions)
         return (error * self.has_range).square().mean(dim=-1)
 
     def act(self, outputs: Tensor, *, sample: bool) -> Tensor:
-        """Returns (…, A) actions within the bounds; deterministic, so `sample` is ignored."""
-        return self.decode(outputs).clamp(self.low, self.high)
+        """Returns actions within the bounds; deterministic, so `sample` is ignored."""
+        actions = self.decode(outputs).clamp(self.low, self.high)
+        return _shaped(actions, self._shape)
 
     def metric_sums(self, outputs: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Returns no metrics: the loss is enough."""
         return {}
+
+    def _flat(self, actions: Tensor) -> Tensor:
+        return _flat(actions, len(self._shape))
+
+
+def _flat(values: Tensor, rank: int) -> Tensor:
+    """Flattens the last `rank` axes to one."""
+    if rank == 1:
+        return values
+    return values.flatten(values.ndim - rank) if rank else values.unsqueeze(-1)
+
+
+def _shaped(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Gives the last axis a space's shape; the inverse of `_flat`."""
+    return values if len(shape) == 1 else values.reshape(*values.shape[:-1], *shape)
 
 
 class DiscreteHead(ActionHead):
@@ -167,6 +207,114 @@ class DiscreteHead(ActionHead):
         return (actions.long() - self.start).clamp(0, self.size - 1)
 
 
+class MultiDiscreteHead(ActionHead):
+    """C categories, predicted independently: one-hot features and logits, one after another."""
+
+    starts: Tensor
+
+    def __init__(self, space: gym.spaces.MultiDiscrete):
+        super().__init__()
+        self._counts = [int(n) for n in space.nvec.ravel()]
+        self._shape = space.nvec.shape
+        self.size = sum(self._counts)
+        self.squashes = False
+        self.metric_names = ("action_accuracy",)
+        starts = torch.as_tensor(np.asarray(space.start).ravel().astype(np.int64))
+        self.register_buffer("starts", starts, persistent=False)
+
+    def features(self, actions: Tensor) -> Tensor:
+        """Converts (…) int to (…, Σn) one-hot."""
+        index = self._index(actions)
+        parts = [F.one_hot(index[..., i], n) for i, n in enumerate(self._counts)]
+        return torch.cat(parts, dim=-1).float()
+
+    def squash(self, raw: Tensor) -> Tensor:
+        """Returns the (…, Σn) logits unchanged."""
+        return raw
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        """Returns the (…, Σn) logits as float32."""
+        return outputs.float()
+
+    def losses(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """Returns the (…,) sum of the C cross-entropies, in nats."""
+        index = self._index(actions)
+        total = torch.zeros(index.shape[:-1], device=outputs.device)
+        for i, logits in enumerate(self._parts(outputs)):
+            part = F.cross_entropy(logits.flatten(0, -2), index[..., i].flatten(), reduction="none")
+            total = total + part.view(total.shape)
+        return total
+
+    def act(self, outputs: Tensor, *, sample: bool) -> Tensor:
+        """Returns (…) actions: the likeliest, or drawn ones."""
+        chosen = [
+            torch.distributions.Categorical(logits=logits).sample()  # type: ignore[no-untyped-call]
+            if sample
+            else logits.argmax(dim=-1)
+            for logits in self._parts(outputs)
+        ]
+        return _shaped(torch.stack(chosen, dim=-1) + self.starts, self._shape)
+
+    def metric_sums(self, outputs: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Counts, as `action_accuracy`, the steps whose likeliest action is the recorded one."""
+        rank = len(self._shape)
+        chosen = _flat(self.act(outputs, sample=False), rank)
+        correct = (chosen == _flat(actions, rank)).all(dim=-1)
+        return {"action_accuracy": (correct & mask).sum()}
+
+    def _parts(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        parts: tuple[Tensor, ...] = torch.split(self.decode(outputs), self._counts, dim=-1)
+        return parts
+
+    def _index(self, actions: Tensor) -> Tensor:
+        """Converts actions to (…, C) long from 0; those of padded steps become legal ones."""
+        index = _flat(actions, len(self._shape)).long() - self.starts
+        counts = torch.tensor(self._counts, device=index.device)
+        return torch.minimum(index.clamp(min=0), counts - 1)
+
+
+class MultiBinaryHead(ActionHead):
+    """C bits, predicted independently: features are -1 and 1, outputs the logits of a 1."""
+
+    def __init__(self, space: gym.spaces.MultiBinary):
+        super().__init__()
+        self._shape = space.shape
+        self.size = int(np.prod(space.shape))
+        self.squashes = False
+        self.metric_names = ("action_accuracy",)
+
+    def features(self, actions: Tensor) -> Tensor:
+        """Converts (…) bits to (…, C) of -1 and 1."""
+        return _flat(actions, len(self._shape)).float() * 2 - 1
+
+    def squash(self, raw: Tensor) -> Tensor:
+        """Returns the (…, C) logits unchanged."""
+        return raw
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        """Returns the (…, C) logits as float32."""
+        return outputs.float()
+
+    def losses(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """Returns the (…,) sum of the C cross-entropies, in nats."""
+        bits = _flat(actions, len(self._shape)).float()
+        logits = self.decode(outputs)
+        return F.binary_cross_entropy_with_logits(logits, bits, reduction="none").sum(dim=-1)
+
+    def act(self, outputs: Tensor, *, sample: bool) -> Tensor:
+        """Returns (…) bits, int8: the likeliest, or drawn ones."""
+        logits = self.decode(outputs)
+        ones = torch.bernoulli(logits.sigmoid()) if sample else (logits > 0)
+        return _shaped(ones.to(torch.int8), self._shape)
+
+    def metric_sums(self, outputs: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Counts, as `action_accuracy`, the steps whose likeliest action is the recorded one."""
+        rank = len(self._shape)
+        chosen = _flat(self.act(outputs, sample=False), rank)
+        correct = (chosen == _flat(actions, rank)).all(dim=-1)
+        return {"action_accuracy": (correct & mask).sum()}
+
+
 @singledispatch
 def action_head(space: gym.Space, *, tanh: bool) -> ActionHead:
     """Returns the head of an action space.
@@ -191,3 +339,13 @@ def _(space: gym.spaces.Box, *, tanh: bool) -> ActionHead:
 @action_head.register
 def _(space: gym.spaces.Discrete, *, tanh: bool) -> ActionHead:
     return DiscreteHead(space)
+
+
+@action_head.register
+def _(space: gym.spaces.MultiDiscrete, *, tanh: bool) -> ActionHead:
+    return MultiDiscreteHead(space)
+
+
+@action_head.register
+def _(space: gym.spaces.MultiBinary, *, tanh: bool) -> ActionHead:
+    return MultiBinaryHead(space)

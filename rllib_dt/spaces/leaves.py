@@ -1,26 +1,33 @@
 """What the package needs to know about a leaf space in numpy: one function per question.
 
-To support a new space, register it with each function here, with `encoders.observation_size` (if
-it can be observed) and with `heads.action_head` (if it can be acted in). Unregistered spaces are
-refused by name.
+To support a new space, register it with each function here and in `descriptions`, with
+`encoders.state_encoder` (if it can be observed) and with `heads.action_head` (if it can be acted
+in). Unregistered spaces are refused by name.
 """
 
 from functools import singledispatch
+from typing import Literal
 
 import gymnasium as gym
 import numpy as np
+from numpy.typing import NDArray
 
 from rllib_dt.types import Array
 
-_BOUND_TOLERANCE = 1e-5
+BOUND_TOLERANCE = 1e-5
 """Relative to a Box's range; float32 recordings of float64 bounds differ in the last digits."""
+
+ImageEncoder = Literal["auto", "nature", "small", "linear"]
+IMAGE_ENCODERS: tuple[ImageEncoder, ...] = ("auto", "nature", "small", "linear")
+"""What `DTModelConfig.image_encoder` may be; "auto" chooses by the image's size."""
 
 
 class UnsupportedSpaceError(ValueError):
     """A space that the Decision Transformer cannot use; names the space and the reason."""
 
 
-def _unsupported(space: gym.Space, use: str, wanted: str) -> UnsupportedSpaceError:
+def unsupported(space: gym.Space, use: str, wanted: str) -> UnsupportedSpaceError:
+    """Returns the error for a space that cannot be used as observations, actions or data."""
     return UnsupportedSpaceError(
         f"{type(space).__name__} spaces are not supported as {use}: got {space}; "
         f"wanted {wanted}. Wrap the environment (gymnasium.wrappers) and convert the "
@@ -28,53 +35,59 @@ def _unsupported(space: gym.Space, use: str, wanted: str) -> UnsupportedSpaceErr
     )
 
 
+_LEAVES = "a Box, Discrete, MultiDiscrete or MultiBinary space"
+
+
 @singledispatch
 def check_observation_space(space: gym.Space) -> None:
     """Raises `UnsupportedSpaceError` if the network has no encoder for the space."""
-    raise _unsupported(space, "observations", "a Box of rank 1")
+    raise unsupported(space, "observations", _LEAVES)
 
 
 @check_observation_space.register
 def _(space: gym.spaces.Box) -> None:
-    if len(space.shape) != 1:
-        raise _unsupported(space, "observations", f"a Box of rank 1, not of shape {space.shape}")
+    if not np.prod(space.shape):
+        raise unsupported(space, "observations", "a Box with at least one number")
+
+
+@check_observation_space.register(gym.spaces.Discrete)
+@check_observation_space.register(gym.spaces.MultiDiscrete)
+@check_observation_space.register(gym.spaces.MultiBinary)
+def _(space: gym.Space) -> None:
+    pass
 
 
 @singledispatch
 def check_action_space(space: gym.Space) -> None:
     """Raises `UnsupportedSpaceError` if the network has no action head for the space."""
-    raise _unsupported(space, "actions", "a Box with finite bounds or a Discrete space")
+    raise unsupported(space, "actions", _LEAVES)
 
 
 @check_action_space.register
 def _(space: gym.spaces.Box) -> None:
-    if len(space.shape) != 1:
-        raise _unsupported(space, "actions", f"a Box of rank 1, not of shape {space.shape}")
-    if not space.is_bounded():
-        raise UnsupportedSpaceError(
-            f"Box spaces without finite bounds are not supported as actions: got {space}; wrap the "
-            "environment in gymnasium.wrappers.TransformAction(env, lambda action: action, "
-            "Box(low, high, …)) with the range that actions should keep to"
-        )
+    if not np.prod(space.shape):
+        raise unsupported(space, "actions", "a Box with at least one number")
     if not np.issubdtype(space.dtype, np.floating):
-        raise _unsupported(space, "actions", f"a floating-point Box, not {space.dtype}")
+        raise unsupported(space, "actions", f"a floating-point Box, not {space.dtype}")
 
 
-@check_action_space.register
-def _(space: gym.spaces.Discrete) -> None:
+@check_action_space.register(gym.spaces.Discrete)
+@check_action_space.register(gym.spaces.MultiDiscrete)
+@check_action_space.register(gym.spaces.MultiBinary)
+def _(space: gym.Space) -> None:
     pass
 
 
 @singledispatch
 def step_layout(space: gym.Space) -> tuple[tuple[int, ...], np.dtype]:
     """Returns the shape and dtype of one step's value, as the pool stores it."""
-    raise _unsupported(space, "data", "a Box or a Discrete space")
+    raise unsupported(space, "data", _LEAVES)
 
 
 @step_layout.register
 def _(space: gym.spaces.Box) -> tuple[tuple[int, ...], np.dtype]:
-    dtype = space.dtype if space.dtype == np.uint8 else np.dtype(np.float32)
-    return space.shape, np.dtype(dtype)
+    is_small = space.dtype in (np.uint8, np.bool_)  # images
+    return space.shape, np.dtype(space.dtype if is_small else np.float32)
 
 
 @step_layout.register
@@ -82,44 +95,105 @@ def _(space: gym.spaces.Discrete) -> tuple[tuple[int, ...], np.dtype]:
     return (), np.dtype(np.int64)
 
 
+@step_layout.register
+def _(space: gym.spaces.MultiDiscrete) -> tuple[tuple[int, ...], np.dtype]:
+    return space.nvec.shape, np.dtype(np.int64)
+
+
+@step_layout.register
+def _(space: gym.spaces.MultiBinary) -> tuple[tuple[int, ...], np.dtype]:
+    return space.shape, np.dtype(np.int8)
+
+
+def num_numbers(space: gym.Space, image_encoder: ImageEncoder = "auto") -> int:
+    """Returns S, how many numbers of an observation the network normalises; 0 for other spaces.
+
+    Images are scaled by a constant instead, and categories have no order.
+    """
+    check_observation_space(space)
+    if not isinstance(space, gym.spaces.Box) or (is_image(space) and image_encoder != "linear"):
+        return 0
+    return int(np.prod(space.shape))
+
+
+def is_image(space: gym.Space) -> bool:
+    """Returns whether a Box holds pixels: bytes or bits with height and width."""
+    return (
+        isinstance(space, gym.spaces.Box)
+        and space.dtype in (np.uint8, np.bool_)
+        and 2 <= len(space.shape) <= 4
+    )
+
+
 @singledispatch
-def out_of_space(space: gym.Space, actions: Array) -> str | None:
-    """Describes the first of the `actions`, (T, …), outside the space; None if all are inside."""
-    raise _unsupported(space, "actions", "a Box with finite bounds or a Discrete space")
+def out_of_space(space: gym.Space, values: Array, name: str = "action") -> str | None:
+    """Describes the first of the `values`, (T, …), outside the space; None if all are inside.
+
+    Args:
+        space: a leaf space.
+        values: recorded actions, or observations of a space of categories.
+        name: what they are, for the message.
+    """
+    raise unsupported(space, "data", _LEAVES)
+
+
+def _describe_first(space: gym.Space, values: Array, bad: NDArray[np.bool_], name: str) -> str:
+    step = int(np.argwhere(bad)[0][0])
+    return f"the {name} {values[step]} at step {step} lies outside {space}"
 
 
 @out_of_space.register
-def _(space: gym.spaces.Box, actions: Array) -> str | None:
-    slack = _BOUND_TOLERANCE * np.maximum(1.0, np.abs(space.high - space.low))
-    bad = (actions < space.low - slack) | (actions > space.high + slack)
-    if not bad.any():
-        return None
-    step = int(np.argwhere(bad)[0][0])
-    return f"the action {actions[step]} at step {step} lies outside {space}"
+def _(space: gym.spaces.Box, values: Array, name: str = "action") -> str | None:
+    low, high = space.low, space.high
+    if space.dtype.kind != "f":
+        low, high = low.astype(np.float64), high.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        span = np.abs(high - low)
+    slack = BOUND_TOLERANCE * np.maximum(1.0, np.where(np.isfinite(span), span, 1.0))
+    bad = (values < low - slack) | (values > high + slack)
+    return _describe_first(space, values, bad, name) if bad.any() else None
+
+
+def _out_of_range(values: Array, start: Array, count: Array) -> NDArray[np.bool_]:
+    """Returns where values are not one of the whole numbers start … start + count - 1."""
+    numbers = np.asarray(values)
+    whole = numbers if numbers.dtype.kind in "iub" else np.floor(numbers)
+    bad: NDArray[np.bool_] = (whole != numbers) | (whole < start) | (whole >= start + count)
+    return bad
 
 
 @out_of_space.register
-def _(space: gym.spaces.Discrete, actions: Array) -> str | None:
-    rounded = np.asarray(actions).astype(np.int64)
-    bad = (rounded != actions) | (rounded < space.start) | (rounded >= space.start + space.n)
-    if not bad.any():
-        return None
-    step = int(np.argwhere(bad)[0][0])
-    return f"the action {actions[step]} at step {step} lies outside {space}"
+def _(space: gym.spaces.Discrete, values: Array, name: str = "action") -> str | None:
+    bad = _out_of_range(values, np.asarray(space.start), np.asarray(space.n))
+    return _describe_first(space, values, bad, name) if bad.any() else None
+
+
+@out_of_space.register
+def _(space: gym.spaces.MultiDiscrete, values: Array, name: str = "action") -> str | None:
+    bad = _out_of_range(values, np.asarray(space.start), space.nvec)
+    return _describe_first(space, values, bad, name) if bad.any() else None
+
+
+@out_of_space.register
+def _(space: gym.spaces.MultiBinary, values: Array, name: str = "action") -> str | None:
+    bad = _out_of_range(values, np.zeros(space.shape, int), np.full(space.shape, 2))
+    return _describe_first(space, values, bad, name) if bad.any() else None
 
 
 @singledispatch
 def unsquash_actions(space: gym.Space, actions: Array) -> Array:
     """Converts actions in RLlib's normalised form to the environment's units.
 
-    For a Box, [-1, 1] is mapped to [low, high] and clipped to it, as RLlib's `unsquash_action`
-    does before it steps the environment. Other spaces have no normalised form.
+    For a bounded Box, [-1, 1] is mapped to [low, high] and clipped to it, as RLlib's
+    `unsquash_action` does before it steps the environment. Other spaces have no normalised form.
     """
     return actions
 
 
 @unsquash_actions.register
 def _(space: gym.spaces.Box, actions: Array) -> Array:
+    if not space.is_bounded():
+        return actions
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     scaled = low + (np.asarray(actions, np.float64) + 1.0) * (high - low) / 2.0
     clipped: Array = np.clip(scaled, low, high).astype(np.float32)
@@ -159,55 +233,6 @@ def looks_normalized(space: gym.Space, largest: Array) -> bool:
 
 @looks_normalized.register
 def _(space: gym.spaces.Box, largest: Array) -> bool:
-    is_wider = (space.high > 1) | (space.low < -1)
-    return bool(is_wider.any() and (largest[is_wider] <= 1 + _BOUND_TOLERANCE).all())
-
-
-@singledispatch
-def same_space(space: gym.Space, other: gym.Space) -> bool:
-    """Returns whether two spaces hold the same values, whatever floating-point dtype they have."""
-    return bool(space == other)
-
-
-@same_space.register
-def _(space: gym.spaces.Box, other: gym.Space) -> bool:
-    if not isinstance(other, gym.spaces.Box) or space.shape != other.shape:
-        return False
-    kinds = [np.dtype(s.dtype).kind for s in (space, other)]
-    if kinds[0] != kinds[1] or (kinds[0] != "f" and space.dtype != other.dtype):
-        return False
-    bounds = ((space.low, other.low), (space.high, other.high))
-    return all(np.allclose(a, b, rtol=_BOUND_TOLERANCE, atol=_BOUND_TOLERANCE) for a, b in bounds)
-
-
-@singledispatch
-def describe_space(space: gym.Space) -> dict[str, object]:
-    """Describes a space as JSON values; `space_from_description` restores it exactly."""
-    raise _unsupported(space, "data", "a Box or a Discrete space")
-
-
-@describe_space.register
-def _(space: gym.spaces.Box) -> dict[str, object]:
-    # str() because JSON has no infinity
-    bounds = {k: [str(float(v)) for v in getattr(space, k).ravel()] for k in ("low", "high")}
-    return {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
-
-
-@describe_space.register
-def _(space: gym.spaces.Discrete) -> dict[str, object]:
-    return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
-
-
-def space_from_description(description: dict) -> gym.Space:
-    """Rebuilds a space from `describe_space`'s output; raises a ValueError for any other dict."""
-    kind = description.get("type")
-    if kind == "Discrete":
-        return gym.spaces.Discrete(description["n"], start=description["start"])
-    if kind == "Box":
-        shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])
-        low, high = (
-            np.array([float(v) for v in description[k]]).reshape(shape).astype(dtype)
-            for k in ("low", "high")
-        )
-        return gym.spaces.Box(low, high, shape, dtype.type)
-    raise ValueError(f"{description} does not describe a space; wanted type Box or Discrete")
+    is_wider = np.isfinite(space.low) & np.isfinite(space.high)
+    is_wider &= (space.high > 1) | (space.low < -1)
+    return bool(is_wider.any() and (largest[is_wider] <= 1 + BOUND_TOLERANCE).all())
