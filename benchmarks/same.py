@@ -123,7 +123,11 @@ def numbers(result: dict[str, Any]) -> dict[str, Any]:
     """Returns the numbers to compare of one `train()` result."""
     learner = result["learners"]["default_policy"]
     return {name: float(learner[name]) for name in LEARNER_NUMBERS} | {
-        "validation": {k: float(v) for k, v in result.get("validation", {}).items()}
+        "validation": {
+            name: float(value)
+            for name, value in result.get("validation", {}).items()
+            if not name.startswith("age_")
+        }
     }
 
 
