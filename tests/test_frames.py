@@ -1,16 +1,21 @@
 """Frame stacks that store each frame once, and reuse of the memory of batches."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Discrete
 
+from rllib_dt import write_episodes
 from rllib_dt.episodes.buffers import Buffers
-from rllib_dt.episodes.episode import Episode
-from rllib_dt.episodes.frames import FrameStacks
+from rllib_dt.episodes.episode import DataError, Episode
+from rllib_dt.episodes.frames import FrameStacks, stack_frames
 from rllib_dt.episodes.pool import EpisodePool
 from rllib_dt.episodes.samplers import Draws, FixedSampler, RollingSampler, chunk_steps
 from rllib_dt.episodes.windows import gather_windows
+from tests.conftest import tiny_config
 from tests.test_streaming import ListedChunks
+from tests.training import learner_results
 from tests.windows import assert_same
 
 F, H, W, K = 3, 5, 7, 4
@@ -148,3 +153,87 @@ def test_large_batches_reuse_memory_but_never_that_of_a_held_batch():
     assert len(addresses) <= 2
     assert address(kept) not in addresses
     np.testing.assert_array_equal(kept, copy)
+
+
+# ---- offline_data(frame_stack=…)
+
+STACKS, ACTIONS = Box(0, 255, (F, 9, 8), np.uint8), Discrete(2)
+
+
+def frames_of(length, seed):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 255, (length + 1, 9, 8), dtype=np.uint8)
+
+
+def record_frames(folder, lengths=(7, 5, 3, 6), *, stacked=False):
+    space = STACKS if stacked else Box(0, 255, (9, 8), np.uint8)
+    episodes = [
+        dict(
+            obs=stack_frames(frames_of(n, n), F) if stacked else frames_of(n, n),
+            actions=np.arange(n) % 2,
+            rewards=np.ones(n),
+            terminated=True,
+            truncated=False,
+        )
+        for n in lengths
+    ]
+    write_episodes(episodes, folder, space, ACTIONS)
+    return str(folder)
+
+
+def frame_config(data, **settings):
+    config = tiny_config(data).offline_data(frame_stack=F, **settings)
+    return config.environment(observation_space=STACKS, action_space=ACTIONS)
+
+
+def test_stacks_are_those_of_gymnasiums_wrapper():
+    class Frames(gym.Env):
+        observation_space, action_space = Box(0, 255, (9, 8), np.uint8), ACTIONS
+
+        def reset(self, *, seed=None, options=None):
+            self.t = 0
+            return frames_of(6, 1)[0], {}
+
+        def step(self, action):
+            self.t += 1
+            return frames_of(6, 1)[self.t], 0.0, False, False, {}
+
+    env = gym.wrappers.FrameStackObservation(Frames(), F)
+    seen = [env.reset()[0], *(env.step(0)[0] for _ in range(6))]
+    np.testing.assert_array_equal(stack_frames(frames_of(6, 1), F), seen)
+
+
+@pytest.mark.parametrize("capacity", [None, 12])
+def test_frames_and_stacks_are_trained_on_alike_and_held_once(cluster, tmp_path, capacity):
+    losses, held = [], []
+    for stacked in (False, True):
+        data = record_frames(tmp_path / str(stacked), stacked=stacked)
+        algo = frame_config(data, pool_capacity_steps=capacity).build_algo()
+        losses.append(learner_results(algo)["action_loss"])
+        if capacity is None:
+            (supply,) = algo.offline_data.sample(1)
+            held.append(supply.sampler(0, 1).columns["obs"].nbytes)
+        algo.stop()
+    assert losses[0] == losses[1]
+    assert held in ([], [(21 + (F - 1) * 4) * 9 * 8 + 21 * 8] * 2)
+
+
+def test_a_stack_that_does_not_move_is_refused_by_episode_and_step(cluster, tmp_path):
+    obs = stack_frames(frames_of(5, 5), F).copy()
+    obs[3, 0, 0, 0] += 1
+    episode = dict(
+        obs=obs, actions=np.zeros(5, int), rewards=np.ones(5), terminated=True, truncated=False
+    )
+    write_episodes([episode], tmp_path, STACKS, ACTIONS)
+    with pytest.raises(DataError, match="episode 0: the stack of frames at step 3 is not the one"):
+        frame_config(str(tmp_path)).build_algo()
+
+
+def test_frames_of_another_size_and_spaces_without_frames_are_refused(cluster, tmp_path):
+    data = record_frames(tmp_path / "data")
+    config = frame_config(data).environment(observation_space=Box(0, 255, (F, 8, 9), np.uint8))
+    with pytest.raises(DataError, match=r"observations have the shape \(9, 8\) at each step, but"):
+        config.build_algo()
+    config = frame_config(data).environment(observation_space=Box(0, 255, (9, 8), np.uint8))
+    with pytest.raises(ValueError, match=r"frame_stack=3\) needs observations with 3 frames"):
+        config.validate()

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from gymnasium.spaces import Box
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_dt import DTConfig, DTModelConfig
@@ -35,6 +36,8 @@ CHECKED_BY_RLLIB = (
 def with_setting(name, value):
     """A config with a setting that has passed no setter: RLlib's setters check a few themselves."""
     config = tiny_config("nowhere")
+    if name == "frame_stack":
+        config.environment(observation_space=Box(-1.0, 1.0, (2, 3)))
     attribute = f"_{name}" if name == "train_batch_size_per_learner" else name
     setattr(config, attribute, value)
     return config
@@ -149,6 +152,7 @@ ACCEPTED = {
     "delayed_reward": {"True"},
     "duplicates": set(),
     "evaluation_duration": set(),
+    "frame_stack": {"None"},
     "evaluation_interval": {"None", "zero"},
     "evaluation_num_env_runners": {"zero"},
     "evaluation_sample_timeout_s": {"None"},

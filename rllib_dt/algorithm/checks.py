@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
 import numpy as np
 from ray.rllib.utils.schedules.scheduler import Scheduler
 
@@ -37,6 +38,16 @@ def check_spaces(config: "DTConfig") -> None:
             "environment(observation_space=…, action_space=…) to train without one"
         )
         return
+    frames = config.frame_stack
+    if frames is not None and (
+        not isinstance(config.observation_space, gym.spaces.Box)
+        or config.observation_space.shape[:1] != (frames,)
+    ):
+        config.refuse(
+            f"offline_data(frame_stack={frames}) needs observations with {frames} frames in the "
+            f"first axis, but the space is {config.observation_space}; wrap the environment in "
+            f"gymnasium.wrappers.FrameStackObservation(env, {frames})"
+        )
     try:
         check_observation_space(config.observation_space)
         check_action_space(config.action_space)
@@ -203,6 +214,7 @@ _TRAINING = {
     "top_fraction": _or_none(_SHARE),
     "pool_reuse": _POSITIVE,
     "max_expansion": _Rule("at least 1", lambda v: v >= 1),
+    "frame_stack": _or_none(_COUNT),
     "pool_capacity_steps": _or_none(_CAPACITY),
     "pool_capacity_bytes": _or_none(_CAPACITY),
     "validation_fraction": _or_none(_Rule("between 0 and 1", lambda v: 0 < v < 1)),

@@ -57,6 +57,7 @@ class DTSettings(AlgorithmConfig):
         self.incomplete: IncompletePolicy = "error"
         self.duplicates: DuplicatesPolicy = "keep"
         self.join_files = False
+        self.frame_stack: int | None = None
         self.max_expansion = DEFAULT_MAX_EXPANSION
         self.actions_in_input_normalized: bool | None = None
         self.top_fraction: float | None = None
@@ -113,6 +114,7 @@ class DTSettings(AlgorithmConfig):
         incomplete: IncompletePolicy = NotProvided,
         duplicates: DuplicatesPolicy = NotProvided,
         join_files: bool = NotProvided,
+        frame_stack: int | None = NotProvided,
         max_expansion: float = NotProvided,
         top_fraction: float | None = NotProvided,
         pool_capacity_steps: int | None = NotProvided,
@@ -137,6 +139,9 @@ class DTSettings(AlgorithmConfig):
                 "drop" it, or raise an "error".
             join_files: an episode that one file does not finish continues in the next file that
                 has its id, though neither timesteps nor next observations prove it.
+            frame_stack: observations are stacks of this many frames, in the space's first axis (as
+                of gymnasium's `FrameStackObservation`). The data holds single frames, or such
+                stacks; either way each frame is in memory once, and stacked when drawn.
             max_expansion: how many times its size a file may take in memory once unpacked; any
                 file may take 256 MiB. A guard against damaged and hostile files.
             top_fraction: train only on the best episodes, up to this fraction of all steps (the
@@ -166,6 +171,7 @@ class DTSettings(AlgorithmConfig):
             incomplete=incomplete,
             duplicates=duplicates,
             join_files=join_files,
+            frame_stack=frame_stack,
             max_expansion=max_expansion,
             top_fraction=top_fraction,
             pool_capacity_steps=pool_capacity_steps,

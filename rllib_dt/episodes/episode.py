@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 
+from rllib_dt.episodes.frames import not_moved, stack_frames
 from rllib_dt.spaces.leaves import (
     action_remedy,
     out_of_space,
@@ -106,13 +107,23 @@ class Episode:
         action_space: gym.Space,
         *,
         actions_normalized: bool = False,
+        frame_stack: int | None = None,
     ) -> "Episode":
         """Checks the episode against the spaces and converts it to the pool's dtypes.
+
+        Args:
+            observation_space, action_space: the spaces.
+            actions_normalized: recorded actions are in [-1, 1].
+            frame_stack: F; observations of the space, (F, …), were recorded as single frames, or
+                as stacks that move by one frame a step.
 
         Raises:
             DataError: shapes do not fit, or an action is outside the space.
         """
-        observations = self._cast_shape("observations", self.observations, observation_space)
+        observations = self.observations
+        if frame_stack is not None:
+            observations = self._stacked(observation_space, frame_stack)
+        observations = self._cast_shape("observations", observations, observation_space)
         if not isinstance(observation_space, gym.spaces.Box):  # recorded numbers may leave a Box
             problem = out_of_space(observation_space, observations, "observation")
             if problem:
@@ -177,6 +188,21 @@ class Episode:
                 "floating-point numbers hold",
                 "scale the recorded values, or remove the episode",
             )
+
+    def _stacked(self, space: gym.Space, size: int) -> Array:
+        """Returns observations as (T, F, …) stacks, which move by one frame a step."""
+        shape = step_layout(space)[0]
+        if self.observations.shape[1:] == shape[1:]:
+            return stack_frames(self.observations, size)
+        if self.observations.shape[1:] == shape:
+            step = not_moved(self.observations)
+            if step is not None:
+                raise self.error(
+                    f"the stack of frames at step {step} is not the one before it moved by one "
+                    "frame",
+                    "record single frames, or leave offline_data(frame_stack=…) out",
+                )
+        return self.observations
 
     def _cast_shape(self, name: str, values: Array, space: gym.Space) -> Array:
         shape = step_layout(space)[0]

@@ -13,6 +13,23 @@ from numpy.typing import NDArray
 from rllib_dt.types import Array
 
 
+def stack_frames(frames: Array, size: int) -> Array:
+    """Returns (T, …) frames as (T, F, …) stacks, a view of little more than the frames.
+
+    The first stacks repeat the first frame, as gymnasium's `FrameStackObservation` does by default.
+    """
+    padded = np.concatenate([np.repeat(frames[:1], size - 1, axis=0), frames])
+    stacks: Array = np.moveaxis(sliding_window_view(padded, size, axis=0), -1, 1)
+    return stacks
+
+
+def not_moved(stacks: Array) -> int | None:
+    """Returns the first step whose stack, of (T, F, …), is not the one before moved by a frame."""
+    same = stacks[1:, :-1] == stacks[:-1, 1:]
+    moved = same.all(axis=tuple(range(1, same.ndim)))
+    return None if moved.all() else int(np.argmin(moved)) + 1
+
+
 @dataclass(frozen=True)
 class FrameStacks:
     """A column of N stacks, (F, …) each, over N + (F - 1) · E frames of E episodes.
@@ -44,10 +61,8 @@ class FrameStacks:
         """
         size = episodes[0].shape[1]
         for number, stacks in enumerate(episodes):
-            same = stacks[1:, :-1] == stacks[:-1, 1:]
-            moved = same.all(axis=tuple(range(1, same.ndim)))
-            if not moved.all():
-                step = int(np.argmin(moved)) + 1
+            step = not_moved(stacks)
+            if step is not None:
                 raise ValueError(
                     f"episode {number}: the stack at step {step} is not the one before it shifted "
                     "by one frame; record such observations without frame_stack"
@@ -91,6 +106,11 @@ class FrameStacks:
     def nbytes(self) -> int:
         """The bytes of frames and indices."""
         return int(self.frames.nbytes + self.first.nbytes)
+
+    def array(self) -> Array:
+        """Returns the (N, F, …) array that this represents, F times as large."""
+        stacks: Array = self.frames[self.first[:, None] + np.arange(self.size)]
+        return stacks
 
     def gather(self, last: Array, steps: Array, out: Array) -> None:
         """Writes the stacks of the `steps[b]` steps up to `last[b]` to the end of `out[b]`.

@@ -126,7 +126,9 @@ def _concatenate(columns: Sequence[Any]) -> Column:
     return joined
 
 
-def pack(episodes: Iterable[Episode], steps: int, rule: ReturnRule) -> Iterator[EpisodePool]:
+def pack(
+    episodes: Iterable[Episode], steps: int, rule: ReturnRule, *, stacked: bool = False
+) -> Iterator[EpisodePool]:
     """Packs episodes, in order, into pools of at least `steps` steps; the last may be smaller."""
     batch: list[Episode] = []
     held = 0
@@ -134,7 +136,7 @@ def pack(episodes: Iterable[Episode], steps: int, rule: ReturnRule) -> Iterator[
         batch.append(episode)
         held += len(episode)
         if held >= steps:
-            yield EpisodePool.from_episodes(batch, rule)
+            yield EpisodePool.from_episodes(batch, rule, stacked=stacked)
             batch, held = [], 0
     if batch:
-        yield EpisodePool.from_episodes(batch, rule)
+        yield EpisodePool.from_episodes(batch, rule, stacked=stacked)

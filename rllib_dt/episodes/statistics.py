@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rllib_dt.episodes.frames import FrameStacks
 from rllib_dt.episodes.pool import EpisodePool
 from rllib_dt.episodes.windows import ACTIONS, OBSERVATIONS
 from rllib_dt.types import Array
@@ -128,7 +129,8 @@ class Statistics:
         observations: Any = pool.columns[OBSERVATIONS]
         actions: Any = pool.columns[ACTIONS]
         if self._with_observations:
-            self._observations.add(observations)
+            is_stacked = isinstance(observations, FrameStacks)
+            self._observations.add(observations.array() if is_stacked else observations)
         self._actions.add(actions)
         self.num_steps += len(pool)
         self._returns.append(pool.returns)

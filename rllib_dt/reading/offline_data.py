@@ -202,6 +202,7 @@ def _capacity(config: DataSettings) -> int:
         return int(config.pool_capacity_steps)
     layouts = map(step_layout, (config.observation_space, config.action_space))
     arrays = [int(np.prod(shape)) * dtype.itemsize for shape, dtype in layouts]
+    arrays[0] //= config.frame_stack or 1  # each frame is held once
     size: float | None = config.pool_capacity_bytes
     if size is None:
         stores = [

@@ -34,6 +34,7 @@ class Passes:
         actions_normalized: recorded actions are in [-1, 1], not in the environment's units.
         max_ep_len: longer episodes are refused.
         rule: the rule by which rewards become returns-to-go.
+        frame_stack: see `Episode.conform`.
         join_files: see `Assembler`.
         left_out: the copies of episodes that the first pass left out; see `Duplicates`.
         min_return: episodes with a smaller return are left out.
@@ -49,6 +50,7 @@ class Passes:
     actions_normalized: bool
     max_ep_len: int
     rule: ReturnRule
+    frame_stack: int | None = None
     join_files: bool = False
     left_out: frozenset[bytes] = frozenset()
     min_return: float | None = None
@@ -84,7 +86,7 @@ class Passes:
         checked = map(self._checked, episodes)
         once = without(unique(checked), self.left_out) if self.left_out else unique(checked)
         wanted = keep(filter(self._is_wanted, once))
-        yield from pack(wanted, steps, self.rule)
+        yield from pack(wanted, steps, self.rule, stacked=self.frame_stack is not None)
         for message in [] if quiet else assembler.dropped:
             logger.warning("left out: %s", message)
 
@@ -98,7 +100,10 @@ class Passes:
 
     def _checked(self, episode: Episode) -> Episode:
         episode = episode.conform(
-            self.observation_space, self.action_space, actions_normalized=self.actions_normalized
+            self.observation_space,
+            self.action_space,
+            actions_normalized=self.actions_normalized,
+            frame_stack=self.frame_stack,
         )
         if len(episode) > self.max_ep_len:
             raise episode.error(

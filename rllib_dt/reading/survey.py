@@ -49,6 +49,7 @@ class ReadingSettings(Protocol):
     actions_in_input_normalized: bool | None
     duplicates: DuplicatesPolicy
     join_files: bool
+    frame_stack: int | None
     max_expansion: float
     observation_space: gym.Space
     action_space: gym.Space
@@ -123,7 +124,7 @@ def survey(config: ReadingSettings, capacity: int) -> Survey:
     passes = replace(passes, left_out=frozenset(duplicates.left_out))
     validation = None
     if holdout is not None:
-        validation = _validation_pool(holdout, config.return_rule, source)
+        validation = _validation_pool(holdout, config, source)
     elif config.validation_input is not None:
         validation = _read_validation(config, max_validation_steps)
     if config.top_fraction is not None:
@@ -192,6 +193,7 @@ def _passes(config: ReadingSettings, inputs: str | list[str]) -> Passes:
         max_ep_len=config.dt_model_config.max_ep_len,
         rule=config.return_rule,
         join_files=config.join_files,
+        frame_stack=config.frame_stack,
     )
 
 
@@ -202,7 +204,7 @@ def _statistics(config: ReadingSettings) -> Statistics:
 
 def _steps_at_once(config: ReadingSettings) -> int:
     shape, dtype = step_layout(config.observation_space)
-    size = math.prod(shape) * dtype.itemsize
+    size = max(1, math.prod(shape) * dtype.itemsize // (config.frame_stack or 1))
     return max(1, min(_STEPS_AT_ONCE, _BYTES_AT_ONCE // size))
 
 
@@ -259,10 +261,10 @@ def _read_validation(config: ReadingSettings, max_steps: int) -> EpisodePool:
     passes = _passes(config, config.validation_input)
     for _ in passes.pools(_steps_at_once(config), keep=everything.train):
         pass
-    return _validation_pool(everything, config.return_rule, str(config.validation_input))
+    return _validation_pool(everything, config, str(config.validation_input))
 
 
-def _validation_pool(holdout: Holdout, rule: ReturnRule, source: str) -> EpisodePool:
+def _validation_pool(holdout: Holdout, config: ReadingSettings, source: str) -> EpisodePool:
     if not holdout.episodes:
         raise DataError(
             source,
@@ -270,7 +272,9 @@ def _validation_pool(holdout: Holdout, rule: ReturnRule, source: str) -> Episode
             f"({holdout.left_out} do not fit beside the pool)",
             "give whole episodes, or raise offline_data(pool_capacity_steps=…)",
         )
-    pool = EpisodePool.from_episodes(holdout.episodes, rule)
+    pool = EpisodePool.from_episodes(
+        holdout.episodes, config.return_rule, stacked=config.frame_stack is not None
+    )
     logger.info(
         "validation: %d episodes, %d steps%s",
         len(pool.lengths),
