@@ -124,6 +124,38 @@ def test_weight_decay_applies_to_every_parameter(cluster, tiny_data):
     algo.stop()
 
 
+@pytest.mark.semantics(33)
+def test_weight_decay_may_apply_to_matrices_only(cluster, tmp_path):
+    """Linear and convolutional weights decay; embeddings, norms and biases do not."""
+    image = Box(0, 255, (5, 5, 2), np.uint8)
+    episodes = [
+        dict(
+            obs=np.zeros((4, 5, 5, 2), np.uint8),
+            actions=np.zeros((3, 2)),
+            rewards=np.ones(3),
+            terminated=True,
+            truncated=False,
+        )
+    ]
+    write_episodes(episodes, tmp_path, image, Box(-1.0, 1.0, (2,)))
+    config = tiny_config(str(tmp_path)).environment(observation_space=image)
+    algo = config.training(weight_decay=0.5, weight_decay_on="matrices").build_algo()
+
+    def decaying(learner):
+        names = {id(p): name for name, p in learner.network.named_parameters()}
+        groups = learner.get_optimizer().param_groups
+        return {names[id(p)]: g["weight_decay"] for g in groups for p in g["params"]}
+
+    (result,) = algo.learner_group.foreach_learner(decaying)
+    found = result.get()
+    algo.train()
+    algo.stop()
+    for name, decay in found.items():
+        is_other = name.endswith("bias") or ".ln_" in name or "embed_ln" in name
+        assert decay == (0.0 if is_other or name.startswith("embed_timestep") else 0.5), name
+    assert {"embed_state.convolutions.0.weight", "backbone.h.0.attn.c_attn.weight"} <= set(found)
+
+
 def test_gradients_are_clipped_by_their_global_norm(cluster, tiny_data):
     """With plain gradient descent instead of AdamW, the step's length is lr · clip."""
 

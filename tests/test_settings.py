@@ -182,6 +182,7 @@ ACCEPTED = {
     "validation_interval": set(),
     "warmup_steps": {"zero"},
     "weight_decay": {"zero"},
+    "weight_decay_on": set(),
 }
 """The kinds of value that each setting takes; all others are refused."""
 

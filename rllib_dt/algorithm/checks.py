@@ -232,6 +232,7 @@ RULES = _TRAINING | _EVALUATION
 
 BOOLEANS = ("delayed_reward", "join_files", "torch_compile_learner")
 CHOICES: dict[str, tuple[Any, ...]] = {
+    "weight_decay_on": ("all", "matrices"),
     "grad_clip_by": ("global_norm", "norm", "value"),
     "precision": ("fp32", "bf16"),
     "incomplete": ("error", "drop", "keep"),

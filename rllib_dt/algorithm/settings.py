@@ -47,6 +47,7 @@ class DTSettings(AlgorithmConfig):
         # ours; the methods below describe them
         self.warmup_steps = 0
         self.weight_decay = 1e-4
+        self.weight_decay_on: Literal["all", "matrices"] = "all"
         self.adam_betas = [0.9, 0.999]
         self.return_scale: float | None = None
         self.delayed_reward = False
@@ -75,6 +76,7 @@ class DTSettings(AlgorithmConfig):
         *,
         warmup_steps: int = NotProvided,
         weight_decay: float = NotProvided,
+        weight_decay_on: Literal["all", "matrices"] = NotProvided,
         adam_betas: Sequence[float] = NotProvided,
         return_scale: float | None = NotProvided,
         delayed_reward: bool = NotProvided,
@@ -85,7 +87,10 @@ class DTSettings(AlgorithmConfig):
 
         Args:
             warmup_steps: updates over which the learning rate rises linearly.
-            weight_decay: AdamW's weight decay, on every parameter, norms and biases included.
+            weight_decay: AdamW's weight decay.
+            weight_decay_on: the parameters that decay: "all", norms and biases included (as in the
+                paper's code for Gym), or "matrices", the weights of linear layers and convolutions
+                only (as in its code for Atari; kzl @ e2d82e6).
             adam_betas: AdamW's two betas.
             return_scale: divides returns-to-go; None takes the largest absolute episode return of
                 the data.
@@ -101,6 +106,7 @@ class DTSettings(AlgorithmConfig):
             adam_betas=adam_betas,
             warmup_steps=warmup_steps,
             weight_decay=weight_decay,
+            weight_decay_on=weight_decay_on,
             return_scale=return_scale,
             delayed_reward=delayed_reward,
             precision=precision,

@@ -22,7 +22,7 @@ from ray.rllib.utils.metrics import (
 )
 from ray.rllib.utils.schedules.scheduler import Scheduler
 from ray.rllib.utils.typing import ParamDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from rllib_dt.episodes.windows import Window
 from rllib_dt.learning.batches import PrefetchedBatches, seeded_torch
@@ -79,16 +79,27 @@ class DTTorchLearner(TorchLearner):
     def configure_optimizers_for_module(
         self, module_id: str, config: AlgorithmConfig = None
     ) -> None:
-        """Registers AdamW for every parameter, norms and biases included (kzl @ e2d82e6, gym)."""
+        """Registers AdamW; see `DTConfig.training` for what decays."""
         parameters = self.get_parameters(self._module[module_id])
         optimizer = torch.optim.AdamW(
-            parameters,
+            self._groups(parameters, config),
             lr=0.0,  # set before each update, see `apply_gradients`
             betas=tuple(config.adam_betas),
             weight_decay=config.weight_decay,
             fused=True,
         )
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=parameters)
+
+    def _groups(self, parameters: Sequence[Tensor], config: AlgorithmConfig) -> list[Any]:
+        """Splits parameters into those that decay and the others, if not all do."""
+        if config.weight_decay_on == "all":
+            return list(parameters)
+        layers = [m for m in self.network.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        decaying = {id(layer.weight) for layer in layers}
+        return [
+            {"params": [p for p in parameters if id(p) in decaying]},
+            {"params": [p for p in parameters if id(p) not in decaying], "weight_decay": 0.0},
+        ]
 
     # --- data
 
