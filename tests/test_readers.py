@@ -316,3 +316,25 @@ def test_joining_shuffled_rows_takes_work_in_proportion_to_their_number(tmp_path
         counts[steps] = len(calls)
     assert counts[400] < 4 * 400
     assert counts[400] < 2.5 * counts[200]
+
+
+# ---- images as bytes
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_bytes_have_the_shape_that_the_files_metadata_gives(tmp_path, dtype):
+    frames = np.arange(5 * 6 * 4).reshape(5, 6, 4).astype(dtype)
+    table = pa.Table.from_pylist(rec.rows(2, 5)).drop_columns(["obs", "new_obs"])
+    size = frames[0].nbytes
+    values = pa.array([frame.tobytes() for frame in frames], pa.binary(size))
+    table = table.append_column("obs", values)
+    described = {"obs_shape": "[6, 4]", "obs_dtype": f'"{dtype}"'}
+    pq.write_table(table.replace_schema_metadata(described), tmp_path / "a.parquet")
+    (episode,) = read(tmp_path / "a.parquet").episodes
+    np.testing.assert_array_equal(episode.observations, frames)
+    assert episode.observations.dtype == dtype
+    for wrong in ({"obs_shape": "[6, 5]"}, {"obs_shape": "no JSON"}, {"obs_dtype": '"O"'}):
+        described = {"obs_shape": "[6, 4]", "obs_dtype": f'"{dtype}"'} | wrong
+        pq.write_table(table.replace_schema_metadata(described), tmp_path / "b.parquet")
+        with rec.refused("b.parquet: the metadata of column 'obs' does not fit its values"):
+            read(tmp_path / "b.parquet")

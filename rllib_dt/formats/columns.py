@@ -1,7 +1,8 @@
 """Converts Arrow columns and lists of Python values to numpy arrays of numbers."""
 
+import json
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,52 @@ def _chunk(chunk: pa.Array, source: str, name: str) -> Array:
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
         values: Array = chunk.to_numpy(zero_copy_only=False)
         return values
+    if pa.types.is_fixed_size_binary(kind):
+        return _raw_bytes(chunk)
     raise DataError(source, f"column {name!r} is of type {kind}", "record numbers or booleans")
+
+
+def _raw_bytes(chunk: pa.Array) -> Array:
+    """Returns values of W bytes each, such as images, as (n, W) uint8."""
+    width = chunk.type.byte_width
+    start = chunk.offset * width
+    data = np.frombuffer(chunk.buffers()[1], np.uint8)
+    return data[start : start + len(chunk) * width].reshape(len(chunk), width)
+
+
+def shaped_bytes(
+    values: Array, described: Mapping[bytes, bytes], source: str, name: str, theirs: str
+) -> Array:
+    """Gives (n, W) bytes the shape and dtype that the file's metadata describes.
+
+    Args:
+        values: (n, W) uint8.
+        described: the metadata: JSON under `obs_shape` and, if it is not uint8, `obs_dtype`.
+        source: the file, for messages.
+        name: RLlib's name of the column.
+        theirs: the file's own name of it.
+    """
+    found = [described.get(f"{n}_shape".encode()) for n in (theirs, name)]
+    shape = next((text for text in found if text is not None), None)
+    if shape is None:
+        return values
+    dtypes = [described.get(f"{n}_dtype".encode()) for n in (theirs, name)]
+    dtype = next((text for text in dtypes if text is not None), b'"uint8"')
+    try:
+        kind = np.dtype(json.loads(dtype))
+        if kind.kind not in "biuf":
+            raise ValueError(f"{kind} are no numbers")
+        axes = tuple(int(size) for size in json.loads(shape))
+        if min(axes, default=1) < 1 or math.prod(axes) * kind.itemsize != values.shape[1]:
+            raise ValueError(f"{axes} of {kind} are not {values.shape[1]} bytes")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(
+            source,
+            f"the metadata of column {theirs!r} does not fit its values: {error}",
+            "describe the bytes of a step by obs_shape and obs_dtype",
+        ) from error
+    shaped: Array = np.ascontiguousarray(values).view(kind).reshape(len(values), *axes)
+    return shaped
 
 
 def tensors(chunk: pa.ExtensionArray, source: str, name: str) -> Array:

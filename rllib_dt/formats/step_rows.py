@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from rllib_dt.formats.columns import array_from_arrow
+from rllib_dt.formats.columns import array_from_arrow, shaped_bytes
 from rllib_dt.formats.fragments import Fragment, fragments_of_parts
 from rllib_dt.formats.ids import ids_from_arrow
 from rllib_dt.formats.parquet_input import ParquetInput
@@ -45,5 +45,9 @@ def _columns(table: pa.Table, wanted: list[str], given: ParquetInput) -> dict[st
         if name in OPTIONAL and column.null_count == len(column):
             continue
         convert = ids_from_arrow if name == "eps_id" else array_from_arrow
-        columns[name] = convert(column, given.source, theirs, given.expansion)
+        values = convert(column, given.source, theirs, given.expansion)
+        if name != "eps_id" and pa.types.is_fixed_size_binary(column.type):
+            described = given.schema.metadata or {}
+            values = shaped_bytes(values, described, given.source, name, theirs)
+        columns[name] = values
     return columns
