@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import warnings
+import zipfile
 from dataclasses import replace
 
 import h5py
@@ -13,8 +15,8 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 from ray.rllib.utils.compression import pack
 
-from rllib_dt.episodes.episode import Episode
-from rllib_dt.formats import parquet_input
+from rllib_dt.episodes.episode import DataError, Episode
+from rllib_dt.formats import parquet_input, step_rows
 from rllib_dt.formats.files import find_files
 from tests import recordings as rec
 from tests.recordings import check, read, refused, rows
@@ -393,3 +395,104 @@ def test_what_a_library_stumbles_over_becomes_a_data_error(tmp_path, monkeypatch
     monkeypatch.setattr(h5py, "File", stumble)
     with refused(r"a.hdf5: it cannot be read \(ZeroDivisionError: deep inside\); it is damaged"):
         read(path)
+
+
+def test_a_column_of_ends_or_ids_must_be_in_every_line(tmp_path):
+    bare = dict(new_obs=None, t=None)
+    for missing, changes in (("eps_id", bare), ("dones", bare | {"eps_id": None})):
+        lines = [rec.batch(2, 5, **changes), rec.batch(3, 7, **changes)]
+        lines[1].pop(missing)
+        with refused(f"a.json: column '{missing}' is missing in line 2, but not in line 1"):
+            read(rec.write_batches(tmp_path / "a.json", lines))
+
+
+def test_ids_of_numbers_and_text_and_large_ones_beside_floats_stay_apart(tmp_path):
+    def ids(*values):
+        bare = dict(new_obs=None, t=None, dones=None)
+        batches = [rec.batch(2, 2, eps_id=[value] * 2, **bare) for value in values]
+        return rec.write_batches(tmp_path / "a.json", batches)
+
+    found = read(ids(2**53, 2**53 + 1, 1.0)).episodes
+    assert [e.id for e in found] == [str(2**53), str(2**53 + 1), "1"]
+    with refused("a.json: ids in column 'eps_id' are numbers and text"):
+        read(ids(1, "1"))
+
+
+def test_members_of_one_name_are_both_read_and_others_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr("a.json", json.dumps(rec.batch(2, 5)))
+        archive.writestr("a.json", json.dumps(rec.batch(3, 7)))
+        archive.writestr("B.JSON", json.dumps(rec.batch(4, 3)))
+    assert [len(e) for e in read(tmp_path / "a.zip").episodes] == [5, 7, 3]
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("a.json", json.dumps(rec.batch(2, 5)))
+        archive.writestr("b.json.gz", b"")
+    with refused(r"b.zip: it holds \['b.json.gz'\], which are not read; unpack"):
+        read(tmp_path / "b.zip")
+
+
+def test_a_byte_order_mark_and_packed_flags_are_read(tmp_path):
+    columns = ("obs", "new_obs", "actions", "rewards", "dones", "t")
+    path = rec.write_batches(
+        tmp_path / "a.json", [rec.batch(2, 5, compressed=columns, eps_id=None)]
+    )
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    (found,) = read(path).episodes
+    check(found, 2, 5)
+
+
+def test_parts_of_a_large_file_are_read_as_the_whole(tmp_path, monkeypatch):
+    """What a part lacks (a truncation, values of a column) is no property of the file."""
+    first = [row | dict(dones=row["terminateds"]) for row in rows(1, 40)]
+    second = [row | dict(dones=i == 19) for i, row in enumerate(rows(2, 20, end=None))]
+    third = [row | dict(dones=row["terminateds"]) for row in rows(3, 40)]
+    kept = ("obs", "actions", "rewards", "terminateds", "dones")
+    table = [{k: row[k] for k in kept} for row in first + second + third]
+    path = rec.write_rows(tmp_path / "a.parquet", table)
+    for size in (10**9, 1500, 3000):
+        monkeypatch.setattr(step_rows, "MAX_BYTES_AT_ONCE", size)
+        found = read(path).episodes
+        assert [len(e) for e in found] == [40, 20, 40]
+        assert rec.ends(found) == [(True, False), (False, True), (True, False)]
+    half = [row | dict(dones=None if i < 30 else row["dones"]) for i, row in enumerate(table)]
+    path = rec.write_rows(tmp_path / "b.parquet", half)
+    for size in (10**9, 1500):
+        monkeypatch.setattr(step_rows, "MAX_BYTES_AT_ONCE", size)
+        with refused("b.parquet: column 'dones' has .*missing values"):
+            read(path)
+
+
+def test_uris_of_local_files_are_decoded_once(tmp_path):
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    for name, number in (("x%41.json", 2), ("xA.json", 3), ("c d.json", 4)):
+        rec.write_batches(folder / name, [rec.batch(number, 5)])
+    found = read(f"file://{tmp_path}/a%20b").episodes
+    assert sorted(e.observations[0, 1] for e in found) == [2, 3, 4]
+    for bad in ("foo://x/y.json", "a" * 300 + ".json"):
+        with pytest.raises(DataError, match=bad[:20]):
+            read(bad)
+
+
+def test_a_link_to_nothing_is_refused_and_one_to_a_blob_is_followed(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "data").mkdir()
+    blob = rec.write_rows(tmp_path / "blobs" / "abc.parquet", rows(2, 5))
+    blob.rename(tmp_path / "blobs" / "abc")
+    (tmp_path / "data" / "x.parquet").symlink_to(tmp_path / "blobs" / "abc")
+    for given in (tmp_path / "data", tmp_path / "data" / "x.parquet"):
+        (found,) = read(given).episodes
+        check(found, 2, 5)
+    (tmp_path / "data" / "y.json").symlink_to("nowhere")
+    with refused("y.json: it is a link to nothing"):
+        read(tmp_path / "data")
+
+
+def test_columns_whose_names_hold_dots_are_bounded_too(tmp_path):
+    zeros = pa.array(np.zeros(2**21))
+    table = pa.table([zeros] * 3 + [pa.array(np.zeros(2**21, bool))], ["a.b", "c.d", "e.f", "end"])
+    pq.write_table(pa.concat_tables([table] * 8), tmp_path / "a.parquet")
+    names = {"obs": "a.b", "actions": "c.d", "rewards": "e.f", "terminateds": "end"}
+    with refused("takes the file past 256 MiB"):
+        read(tmp_path / "a.parquet", names=names, max_expansion=1)

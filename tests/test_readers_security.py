@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rllib_dt.formats import arrow_schema
 from rllib_dt.formats.arrow_schema import DamagedSchemaError, extension_types
 from rllib_dt.formats.parquet_footer import DamagedFooterError, read_footer
 from tests import recordings as rec
@@ -41,7 +42,7 @@ def hostile_values(target):
         (pickle.dumps(Runs(target)), rf"it holds {os.system.__module__}.system"),
         (pickle.dumps(Stranger()), rf"it holds {Stranger.__module__}.Stranger"),
         (pickle.dumps(objects), rf"it holds {os.system.__module__}.system"),
-        (pickle.dumps(np.array([{}], dtype=object)), "it holds a numpy array of Python objects"),
+        (pickle.dumps(np.array([{}], dtype=object)), "it holds a builtins.(dict|list)"),
         (pickle.dumps({"obs": np.zeros(3)}), "it holds a builtins.dict"),
         (pickle.dumps([1.0, 2.0]), "it holds a builtins.list"),
         (pickle.dumps(eval), "it holds (builtins|__builtin__).eval"),
@@ -436,3 +437,60 @@ def test_damaged_footers_are_refused_without_pyarrow(tmp_path):
         except DamagedFooterError:
             refused_ones += 1
     assert refused_ones > 300
+
+
+# ---- what would take time or memory out of proportion
+
+
+def pickled(body):
+    return rec.packed_pickle(b"\x80\x04" + body + b".")
+
+
+NESTED = b")q\x000" + b"h\x00h\x00\x86q\x000" * 40  # tuples of tuples: 2^40 leaves
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "body",
+    [
+        NESTED + b"}h\x00K\x01s",
+        NESTED + b"c_codecs\nencode\n(X\x01\x00\x00\x00ah\x00tR",
+        NESTED + b"cnumpy\ndtype\n(h\x00tR",
+        b"Nr" + (2**28).to_bytes(4, "little"),
+        b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(X\x0a\x00\x00\x00V400000000tRtR",
+        b"X\x01\x00\x00\x00aq\x000" + b"c_codecs\nencode\n(h\x00X\x06\x00\x00\x00latin1tR0" * 3,
+    ],
+    ids=["hashed", "shown", "dtype", "far memo", "large number", "repeated text"],
+)
+def test_small_pickles_that_take_much_are_refused_at_once(tmp_path, body):
+    path = rec.write_batches(tmp_path / "a.json", [rec.batch(2, 5, obs=pickled(body))])
+    with refused("a.json: column 'obs' holds text .*, but were refused"):
+        read(path)
+
+
+def test_arrays_of_every_protocol_and_order_are_read(tmp_path):
+    arrays_of = [
+        np.arange(15.0).reshape(5, 3),
+        np.asfortranarray(np.arange(15.0).reshape(5, 3)),
+        np.arange(15).reshape(5, 3).astype(">i4"),
+        np.zeros((5, 3), bool),
+        np.arange(15, dtype=np.float16).reshape(5, 3),
+    ]
+    for values in arrays_of:
+        for protocol in range(6):
+            packed_one = rec.packed_pickle(pickle.dumps(values, protocol))
+            path = rec.write_batches(tmp_path / "a.json", [rec.batch(2, 5, obs=packed_one)])
+            np.testing.assert_array_equal(read(path).episodes[0].observations[:5], values)
+
+
+def test_a_schema_whose_columns_share_their_fields_is_refused_at_once():
+    """Many columns that refer to one table of many fields: the count is that of the schema."""
+    whole = base64.b64decode(serialized_schema(pa.struct([(str(i), pa.int8()) for i in range(50)])))
+    assert extension_types(base64.b64encode(whole)) == []
+    original = arrow_schema._MAX_FIELDS
+    arrow_schema._MAX_FIELDS = 40
+    try:
+        with pytest.raises(DamagedSchemaError, match="more than 40 fields"):
+            extension_types(base64.b64encode(whole))
+    finally:
+        arrow_schema._MAX_FIELDS = original

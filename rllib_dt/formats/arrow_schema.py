@@ -61,29 +61,30 @@ def extension_types(serialized: bytes) -> list[ExtensionType]:
         if schema is None:
             raise DamagedSchemaError("it holds no schema")
         found = []
+        left = iter(range(_MAX_FIELDS))  # for the whole schema, whose columns may share fields
         for field in schema.tables(_SCHEMA_FIELDS):
             column = field.text(_FIELD_NAME).decode("utf-8", "replace")
-            found += [ExtensionType(column, *found_type) for found_type in _within(field)]
+            found += [ExtensionType(column, *kind) for kind in _within(field, left)]
     except (struct.error, binascii.Error, IndexError) as error:
         raise DamagedSchemaError(str(error)) from error
     return found
 
 
-def _within(column: "_Table") -> Iterator[tuple[str, bytes]]:
+def _within(column: "_Table", left: Iterator[int]) -> Iterator[tuple[str, bytes]]:
     """Yields (name, metadata) of each extension type in a column."""
     waiting = [column]
-    seen = 0
     while waiting:
         field = waiting.pop()
-        seen += 1
+        if next(left, None) is None:
+            raise DamagedSchemaError(f"it consists of more than {_MAX_FIELDS} fields")
         pairs = [(p.text(_PAIR_KEY), p.text(_PAIR_VALUE)) for p in field.tables(_FIELD_METADATA)]
         metadata = dict(pairs).get(b"ARROW:extension:metadata", b"")
         for key, value in pairs:
             if key == b"ARROW:extension:name":
                 yield value.decode("utf-8", "replace"), metadata
         waiting += field.tables(_FIELD_CHILDREN)
-        if seen + len(waiting) > _MAX_FIELDS:
-            raise DamagedSchemaError(f"a column consists of more than {_MAX_FIELDS} fields")
+        if len(waiting) > _MAX_FIELDS:
+            raise DamagedSchemaError(f"it consists of more than {_MAX_FIELDS} fields")
 
 
 def _unsigned(content: bytes, place: int) -> int:

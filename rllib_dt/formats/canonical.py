@@ -63,16 +63,23 @@ def read(given: ParquetInput) -> Iterator[Fragment]:
         if _ID in wanted:
             ids = ids_from_arrow(pa.chunked_array([batch[_ID]]), source, _ID, expansion)
         else:
-            ids = np.arange(first, first + len(batch))
-        for row, key in enumerate(map(str, ids)):
+            ids = None
+        for row in range(len(batch)):
             episode = {name: column.slice(row, 1) for name, column in columns.items()}
-            yield _fragment(episode, source, key, expansion)
+            key = None if ids is None else str(ids[row])
+            yield _fragment(episode, source, key, first + row, expansion)
         first += len(batch)
 
 
-def _fragment(row: Mapping[str, pa.Array], source: str, key: str, expansion: Expansion) -> Fragment:
+def _fragment(
+    row: Mapping[str, pa.Array],
+    source: str,
+    key: str | None,
+    number: int,
+    expansion: Expansion,
+) -> Fragment:
     """Converts one episode, columns of one row each."""
-    where = f"{source}, episode {key}"
+    where = f"{source}, episode {number if key is None else key}"
     obs, actions, rewards = (
         _values(row[name], where, name, expansion) for name in ("obs", "actions", "rewards")
     )

@@ -38,6 +38,12 @@ def unpack(packed: str | bytes, source: str, name: str, expansion: Expansion) ->
             f"RLlib packed, but were refused: {error}",
             "record numbers or booleans, uncompressed (offline_data(output_compress_columns=[]))",
         ) from error
+    if array.dtype.kind not in "biuf":
+        raise DataError(
+            source,
+            f"column {name!r} holds a packed array of {array.dtype}, not numbers",
+            "record numbers or booleans",
+        )
     expansion.take(array.nbytes, f"column {name!r}")
     return array
 
@@ -227,14 +233,15 @@ def is_bytes(kind: pa.DataType) -> bool:
 def announce_columns(footer: Footer, names: Collection[str], expansion: Expansion) -> int:
     """Counts what columns of a Parquet file will take, from its footer; returns the bytes.
 
-    Text and bytes are not known before they are read; readers count them then.
+    What a dictionary repeats of text and bytes is not known before it is read; `plain` counts it.
     """
     total = 0
     for column in footer.columns:
-        name = column.path.split(".", 1)[0]
-        if name in names and column.width is not None:
-            total += column.num_values * column.width
-            expansion.take(column.num_values * column.width, f"column {name!r}")
+        if column.column in names:
+            values = column.num_values * (column.width or 0)
+            size = max(values, column.num_bytes)
+            total += size
+            expansion.take(size, f"column {column.column!r}")
     return total
 
 

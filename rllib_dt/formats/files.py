@@ -3,18 +3,20 @@
 import glob
 import logging
 import os
+import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.d4rl import read_d4rl
 from rllib_dt.formats.fragments import Fragment, ReadOptions
 from rllib_dt.formats.parquet import read_parquet
-from rllib_dt.formats.paths import is_uri, locate
+from rllib_dt.formats.paths import is_uri, locate, without_options
 from rllib_dt.formats.remote_files import PersistentFile, RemoteReadError
 from rllib_dt.formats.sample_batch_json import read_sample_batches
 
@@ -41,6 +43,7 @@ FORMATS = (
 )
 
 SUFFIXES = tuple(suffix for known in FORMATS for suffix in known.suffixes)
+_WANTED = f"wanted one of {SUFFIXES}"
 
 
 def find_files(
@@ -108,7 +111,7 @@ def read_file(
         if file.size() == 0:
             raise DataError(path, "it is empty", "remove it from the input")
         try:
-            yield from _format_of(inner).read(cast(IO[bytes], file), path, options)
+            yield from _format_of(path, inner).read(cast(IO[bytes], file), path, options)
         except (DataError, RemoteReadError):
             raise
         except Exception as error:  # what damaged bytes make a library raise cannot be listed
@@ -120,8 +123,13 @@ def read_file(
             ) from error
 
 
-def _format_of(path: str) -> Format:
-    return next(known for known in FORMATS if path.endswith(known.suffixes))
+def _format_of(path: str, inner: str) -> Format:
+    """Returns the format by the name that was given, or by that of what it is a link to."""
+    for name in (without_options(path), inner):
+        for known in FORMATS:
+            if name.endswith(known.suffixes):
+                return known
+    raise DataError(path, "its name does not end like any known format's", _WANTED)
 
 
 def _expand(name: str, filesystem: pafs.FileSystem | None) -> list[str]:
@@ -133,8 +141,23 @@ def _expand(name: str, filesystem: pafs.FileSystem | None) -> list[str]:
 
 def _locate_data(name: str, filesystem: pafs.FileSystem | None) -> tuple[pafs.FileSystem, str]:
     """Locates a path like `locate`, and resolves links: hold-out depends on the real path."""
-    system, path = locate(name, filesystem)
+    try:
+        system, path = locate(name, filesystem)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(name, f"it is no path ({error})", "check offline_data(input_=…)") from error
     return system, path if filesystem is not None or is_uri(name) else os.path.realpath(path)
+
+
+def _check_links(folder: str) -> None:
+    """Refuses links to nothing, which a listing leaves out: data that was not fetched, say."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(SUFFIXES) and not os.path.exists(os.path.join(root, name)):
+                raise DataError(
+                    os.path.join(root, name),
+                    "it is a link to nothing",
+                    "fetch what it refers to, or remove it",
+                )
 
 
 def _data_files(name: str, filesystem: pafs.FileSystem | None) -> list[tuple[str, int]]:
@@ -142,27 +165,38 @@ def _data_files(name: str, filesystem: pafs.FileSystem | None) -> list[tuple[str
     prefix = name.split("://", 1)[0] + "://" if is_uri(name) and filesystem is None else ""
     # a URI's options ("?endpoint_override=…") apply to each file below it
     options = "?" + name.split("?", 1)[1] if prefix and "?" in name else ""
-    info = system.get_file_info(path)
+
+    def quoted(inner: str) -> str:
+        # a file's URI is decoded when it is located
+        return urllib.parse.quote(inner) if prefix == "file://" else inner
+
+    try:
+        info = system.get_file_info(path)
+    except (OSError, ValueError) as error:
+        raise DataError(name, f"it is no path ({error})", "check offline_data(input_=…)") from error
     if info.type == pafs.FileType.NotFound:
         raise DataError(name, "there is no such file or folder", "check offline_data(input_=…)")
     if info.type == pafs.FileType.Unknown:
         raise DataError(name, "it is neither a file nor a folder", "give files or folders")
     if info.type == pafs.FileType.File:
-        if not path.endswith(SUFFIXES):
-            raise DataError(
-                name, "its name does not end like any known format's", f"wanted one of {SUFFIXES}"
-            )
-        return [(prefix + path + options, info.size)]
+        if not (path.endswith(SUFFIXES) or without_options(name).endswith(SUFFIXES)):
+            raise DataError(name, "its name does not end like any known format's", _WANTED)
+        is_link = not prefix and not path.endswith(SUFFIXES)  # to a file of another name
+        return [((name if is_link else prefix + quoted(path)) + options, info.size)]
     try:
         inside = system.get_file_info(pafs.FileSelector(path, recursive=True))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name that is no text is a ValueError
         raise DataError(
             name, f"it cannot be listed ({error})", "check that this user may read it"
         ) from error
-    return [
-        (prefix + f.path + options, f.size)
+    named = [
+        f
         for f in sorted(inside, key=lambda f: f.path)
-        if f.type == pafs.FileType.File
-        and f.path.endswith(SUFFIXES)
+        if f.path.endswith(SUFFIXES)
         and not any(p.startswith((".", "_")) for p in Path(f.path).relative_to(path).parts)
+    ]
+    if isinstance(system, pafs.LocalFileSystem):
+        _check_links(path)
+    return [
+        (prefix + quoted(f.path) + options, f.size) for f in named if f.type == pafs.FileType.File
     ]

@@ -137,6 +137,13 @@ class StepTable:
         """Refuses rows that do not follow each other, where nothing else tells their order."""
         following = self.observations[rows[1:]]
         expected = self.next_observations[rows[:-1]]  # type: ignore[index]
+        if following.shape != expected.shape:
+            raise DataError(
+                self.source,
+                f"observations have the shape {following.shape[1:]}, but the next observations "
+                f"(new_obs) {expected.shape[1:]}",
+                "record both alike, or leave new_obs out",
+            )
         same = np.asarray(following == expected).all(axis=tuple(range(1, following.ndim)))
         wrong = np.flatnonzero(~same & ~ends[:-1])
         if len(wrong):
@@ -193,11 +200,19 @@ class StepTable:
 
     def followed_by(self, other: "StepTable") -> "StepTable":
         """Returns a table of this one's rows and then the other's."""
-        columns: Batch = {
-            k: np.concatenate([v, getattr(other, k)])
-            for k, v in vars(self).items()
-            if isinstance(v, np.ndarray)
-        }
+        columns: Batch = {}
+        names = [k for k, v in vars(self).items() if isinstance(v, np.ndarray)]
+        for name in (name for name in names if name != "truncateds"):
+            columns[name] = np.concatenate([getattr(self, name), getattr(other, name)])
+        flags = self.truncateds, other.truncateds
+        if any(value is not None for value in flags):  # a part may mark no truncation
+            tables = self, other
+            columns["truncateds"] = np.concatenate(
+                [
+                    np.zeros(len(table.rewards), bool) if value is None else value
+                    for table, value in zip(tables, flags, strict=True)
+                ]
+            )
         return replace(self, **columns)
 
 

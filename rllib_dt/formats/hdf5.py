@@ -42,7 +42,9 @@ def open_dataset(group: h5py.Group, name: str, source: str, expansion: Expansion
         raise DataError(source, f"the values of {name!r} are in other files: {files}", _REMEDY)
     if found.is_virtual:
         raise DataError(source, f"{name!r} is a virtual dataset, made of other datasets", _REMEDY)
-    if found.shape is None or found.dtype.kind not in "biuf":
+    if found.shape is None:
+        raise DataError(source, f"{name!r} is empty", "record one value a step")
+    if found.dtype.kind not in "biuf":
         raise DataError(source, f"{name!r} holds {found.dtype}, not numbers", "record numbers")
     if found.ndim == 0:
         raise DataError(source, f"{name!r} holds a single value", "record one value a step")

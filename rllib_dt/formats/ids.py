@@ -36,11 +36,20 @@ def ids_from_values(values: Any, source: str, name: str) -> Array:
                 source, f"the id in column {name!r}, row {row}, is {short(value)}", _IDS
             )
     kinds = {type(value) for value in values}
-    if kinds == {int} and all(-(2**63) <= value < 2**63 for value in values):
-        return np.array(values, np.int64)
-    if kinds <= {int, float} and float in kinds:
-        return check_ids(np.array(values, np.float64), source, name)
-    return np.array([str(value) for value in values], object)
+    if str in kinds:
+        if len(kinds) > 1:
+            raise DataError(source, f"ids in column {name!r} are numbers and text", _IDS)
+        return np.array(values, object)
+    numbers = [_whole(value, row, source, name) for row, value in enumerate(values)]
+    if all(-(2**63) <= number < 2**63 for number in numbers):
+        return np.array(numbers, np.int64)
+    return np.array([str(number) for number in numbers], object)
+
+
+def _whole(value: int | float, row: int, source: str, name: str) -> int:
+    if isinstance(value, float) and not (value.is_integer() and abs(value) <= _LARGEST_EXACT):
+        raise DataError(source, f"the id in column {name!r}, row {row}, is {value}", _IDS)
+    return int(value)
 
 
 def check_ids(values: Array, source: str, name: str) -> Array:

@@ -23,14 +23,18 @@ class ColumnChunk:
     """A column's values in one row group, as the footer declares them.
 
     Attributes:
+        column: the top-level column.
         path: the column's path, such as "obs.list.element".
         num_values: how many values there are, those within lists counted one by one.
+        num_bytes: their size, encoded but not compressed.
         width: bytes of each value; None for text and bytes of any length.
         has_dictionary: values may refer to a dictionary.
     """
 
+    column: str
     path: str
     num_values: int
+    num_bytes: int
     width: int | None
     has_dictionary: bool
 
@@ -90,7 +94,8 @@ _SCHEMA, _NUM_ROWS, _ROW_GROUPS, _KEY_VALUES = 2, 3, 4, 5
 _KIND, _KIND_LENGTH, _NUM_CHILDREN = 1, 2, 5  # of a SchemaElement
 _COLUMNS, _NUM_BYTES = 1, 2  # of a RowGroup
 _CHUNK = 3  # of a ColumnChunk
-_ENCODINGS, _PATH, _NUM_VALUES, _DICTIONARY_PAGE = 2, 3, 5, 11  # of a ColumnMetaData
+# of a ColumnMetaData
+_ENCODINGS, _PATH, _NUM_VALUES, _CHUNK_BYTES, _DICTIONARY_PAGE = 2, 3, 5, 6, 11
 
 _DICTIONARY_ENCODINGS = {2, 8}
 _WIDTHS: dict[int, int | None] = {0: 1, 1: 4, 2: 8, 3: 12, 4: 4, 5: 8, 6: None}
@@ -121,8 +126,10 @@ def _column(chunk: dict[int, Any], leaf: dict[int, Any]) -> ColumnChunk:
     width = _count(leaf[_KIND_LENGTH]) if kind == _FIXED_LENGTH else _WIDTHS[kind]
     encodings = set(chunk[_ENCODINGS])
     return ColumnChunk(
+        column=chunk[_PATH][0].decode(),
         path=b".".join(chunk[_PATH]).decode(),
         num_values=_count(chunk[_NUM_VALUES]),
+        num_bytes=_count(chunk[_CHUNK_BYTES]),
         width=width,
         has_dictionary=bool(encodings & _DICTIONARY_ENCODINGS) or _DICTIONARY_PAGE in chunk,
     )

@@ -30,6 +30,9 @@ ITEM = "item"
 
 _ROWS_AT_ONCE = 64
 
+_BYTES_PER_BYTE = 8
+"""What a byte of msgpack takes as Python's lists and dicts, roughly."""
+
 
 def matches(schema: pa.Schema, options: ReadOptions) -> bool:
     """Returns whether the file has a column of bytes named `item`."""
@@ -39,12 +42,14 @@ def matches(schema: pa.Schema, options: ReadOptions) -> bool:
 def read(given: ParquetInput) -> Iterator[Fragment]:
     """Yields a fragment for each serialised episode."""
     row = 0
-    for batch in given.batches([ITEM], _ROWS_AT_ONCE):
-        given.expansion.take(batch.nbytes, "column 'item'")
+    size = max(1, given.announce([ITEM]))
+    # a dictionary may repeat the longest value in every row
+    for batch in given.batches([ITEM], max(1, min(_ROWS_AT_ONCE, given.expansion.left // size))):
+        given.expansion.take(batch.nbytes * _BYTES_PER_BYTE, "column 'item'")
         for item in batch.column(0):
             try:
                 state = msgpack.unpackb(
-                    item.as_py(), object_hook=_decode_array, strict_map_key=False
+                    item.as_py(), object_pairs_hook=_decode_pairs, strict_map_key=False
                 )
                 yield _fragment_from_state(state, given.source)
             except _NO_EPISODE as error:
@@ -57,6 +62,13 @@ def read(given: ParquetInput) -> Iterator[Fragment]:
             row += 1
 
 
+def _decode_pairs(pairs: list[tuple[Any, Any]]) -> Any:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a map holds a key twice")
+    return _decode_array(value)
+
+
 def _decode_array(value: dict) -> Any:
     """Decodes msgpack-numpy's arrays, except those of objects, which it would unpickle."""
     value = {k.decode() if isinstance(k, bytes) else k: v for k, v in value.items()}
@@ -67,7 +79,11 @@ def _decode_array(value: dict) -> Any:
         return None  # infos, which are not needed; pickles in data are never loaded
     dtype = value["type"].decode() if isinstance(value["type"], bytes) else value["type"]
     array = np.frombuffer(value["data"], np.dtype(dtype))
-    return array.reshape(value["shape"]) if value["nd"] else array[0]
+    if value["nd"]:
+        return array.reshape(value["shape"])
+    if len(array) != 1:
+        raise ValueError(f"a number of {len(array)} values")
+    return array[0]
 
 
 def _fragment_from_state(state: dict, source: str) -> Fragment:
@@ -81,8 +97,8 @@ def _fragment_from_state(state: dict, source: str) -> Fragment:
         )
     return Fragment(
         source=source,
-        key=str(state["id_"]),
-        start=int(state["t_started"]),
+        key=_name(state["id_"]),
+        start=_timestep(state["t_started"]),
         observations=observations[:steps],
         actions=actions,
         rewards=rewards,
@@ -92,9 +108,21 @@ def _fragment_from_state(state: dict, source: str) -> Fragment:
     )
 
 
+def _name(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"its id_ is {value!r:.40}")
+    return str(value)
+
+
+def _timestep(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise ValueError(f"its t_started is {value!r:.40}")
+    return int(value)
+
+
 def _after_lookback(buffer: dict, name: str) -> Array:
     # the lookback repeats the end of the previous chunk
     values = np.asarray(buffer["data"])
     if values.dtype == object:
         raise ValueError(f"its {name} are not numbers, or have several shapes")
-    return values[buffer.get("lookback", 0) :]
+    return values[_timestep(buffer.get("lookback", 0)) :]

@@ -7,7 +7,9 @@ array needs, and refuses any other, naming it.
 import base64
 import binascii
 import io
+import itertools
 import pickle
+import pickletools
 from typing import Any
 
 import lz4.frame
@@ -22,11 +24,26 @@ class PackedTooLargeError(ValueError):
     """A packed value that unpacks to more than it may."""
 
 
-def _encode_latin1(text: str, encoding: str) -> bytes:
+def _encode_latin1(text: object, encoding: object) -> bytes:
     # pickle protocols 0 to 2 store an array's bytes this way
-    if encoding != "latin1":
-        raise RefusedPickleError(f"it encodes text as {encoding!r}, which no numpy array does")
+    if encoding != "latin1" or not isinstance(text, str):
+        raise RefusedPickleError("it encodes text in a way that no numpy array does")
     return text.encode("latin1")
+
+
+def _dtype(code: object, *flags: object) -> np.dtype:
+    if not isinstance(code, str) or len(code) > _LONGEST_CODE:
+        raise RefusedPickleError("it names a dtype in a way that numpy's own pickles do not")
+    # a copy, as numpy's pickles ask for: the state that follows is set on it
+    return np.dtype(code, False, True)
+
+
+def _scalar(kind: object, value: object) -> object:
+    if not isinstance(kind, np.dtype) or not isinstance(value, bytes):
+        raise RefusedPickleError("it builds a number in a way that numpy's own pickles do not")
+    if len(value) != kind.itemsize:
+        raise RefusedPickleError(f"a {kind.name} has {len(value)} bytes")
+    return np.frombuffer(value, kind)[0]
 
 
 class _NdarrayName:
@@ -42,16 +59,15 @@ def _empty_array(kind: object, shape: object, code: object) -> np.ndarray:
 
 
 def _admitted() -> dict[tuple[str, str], Any]:
-    scalar: Any = np.float64(0).__reduce__()[0]
     frombuffer: Any = np.zeros(1).__reduce_ex__(5)[0]
     names: dict[tuple[str, str], Any] = {
         ("numpy", "ndarray"): _NdarrayName,
-        ("numpy", "dtype"): np.dtype,
+        ("numpy", "dtype"): _dtype,
         ("_codecs", "encode"): _encode_latin1,
     }
     for core in ("numpy.core", "numpy._core"):
         names[(f"{core}.multiarray", "_reconstruct")] = _empty_array
-        names[(f"{core}.multiarray", "scalar")] = scalar
+        names[(f"{core}.multiarray", "scalar")] = _scalar
         names[(f"{core}.numeric", "_frombuffer")] = frombuffer
     return names
 
@@ -69,9 +85,121 @@ class _ArrayUnpickler(pickle.Unpickler):
             ) from None
 
 
+_LONGEST_CODE = 16
+_MOST_OPCODES = 200
+_OPCODES = frozenset(
+    [
+        "PROTO",
+        "FRAME",
+        "STOP",
+        "GLOBAL",
+        "STACK_GLOBAL",
+        "MARK",
+        "REDUCE",
+        "BUILD",
+        "NONE",
+        "NEWTRUE",
+        "NEWFALSE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE",
+        "BINUNICODE8",
+        "UNICODE",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "SHORT_BINBYTES",
+        "BINBYTES",
+        "BINBYTES8",
+        "BYTEARRAY8",
+        "TUPLE",
+        "TUPLE1",
+        "TUPLE2",
+        "TUPLE3",
+        "EMPTY_TUPLE",
+        "PUT",
+        "BINPUT",
+        "LONG_BINPUT",
+        "MEMOIZE",
+        "GET",
+        "BINGET",
+        "LONG_BINGET",
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+    ]
+)
+"""What numpy's pickles of arrays and numbers consist of: no dicts, lists, sets or instances."""
+
+_SCANNED: dict[int, tuple[bytes, int, bytes]] = {}
+"""By length: the bytes before and after the values of a pickle that was scanned, which a recording
+repeats thousands of times, and where the values end."""
+
+
+def _check_opcodes(data: bytes) -> None:
+    """Refuses pickles that could take time or memory out of proportion, before they are loaded."""
+    known = _SCANNED.get(len(data))
+    if known is not None and data.startswith(known[0]) and data[known[1] :] == known[2]:
+        return
+    encodings = 0
+    longest, pending = (0, 0), None
+    for count, (opcode, argument, position) in enumerate(pickletools.genops(data)):
+        place = position or 0
+        if pending is not None:
+            longest = max(longest, (place - pending, pending))
+            pending = None
+        encodings += argument == "_codecs encode"
+        is_far = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count
+        if opcode.name not in _OPCODES or count > _MOST_OPCODES or is_far or encodings > 1:
+            raise RefusedPickleError(
+                f"it holds {_first_name(data)}; only numpy arrays are read from pickles"
+            )
+        if opcode.name in ("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"):
+            pending = place + 1
+    size, start = longest
+    if size > _LENGTH_BYTES:
+        # the length that precedes the values is part of what must be the same
+        end = start + size
+        if len(_SCANNED) > _MOST_REMEMBERED:
+            _SCANNED.clear()
+        _SCANNED[len(data)] = data[: start + _LENGTH_BYTES], end, data[end:]
+
+
+def _first_name(data: bytes) -> str:
+    """Returns the first class or function that a pickle names and that numpy's do not."""
+    texts: list[Any] = [None, None]
+    memo: dict[int, Any] = {}
+    for opcode, argument, _ in itertools.islice(pickletools.genops(data), _MOST_OPCODES):
+        if opcode.name == "MEMOIZE":
+            memo[len(memo)] = texts[-1]
+        elif opcode.name in ("BINPUT", "LONG_BINPUT"):
+            memo[int(argument or 0)] = texts[-1]
+        elif opcode.name in ("GLOBAL", "STACK_GLOBAL"):
+            found = str(argument).split(" ") if argument is not None else texts[-2:]
+            if tuple(found) not in _ADMITTED:
+                return ".".join(map(str, found))[:_SHOWN]
+            texts.append(None)
+        else:
+            is_known = opcode.name in ("BINGET", "LONG_BINGET")
+            texts.append(memo.get(int(argument or 0)) if is_known else argument)
+    kinds = {"EMPTY_DICT": "builtins.dict", "EMPTY_LIST": "builtins.list"}
+    for opcode, _, _ in itertools.islice(pickletools.genops(data), _MOST_OPCODES):
+        if opcode.name in kinds:
+            return f"a {kinds[opcode.name]}"
+    return "more than an array"
+
+
+_SHOWN = 60
+_LENGTH_BYTES = 8
+_MOST_REMEMBERED = 1000
+
+
 def load_array(data: bytes) -> np.ndarray:
     """Loads a pickled numpy array; for anything else, raises a RefusedPickleError that names it."""
     try:
+        _check_opcodes(data)
         value = _ArrayUnpickler(io.BytesIO(data)).load()
     except RefusedPickleError:
         raise

@@ -21,7 +21,9 @@ from rllib_dt.formats.paths import without_options
 from rllib_dt.formats.steps import END_FLAGS, OPTIONAL, REQUIRED, check_columns, step_table
 from rllib_dt.types import Array, JsonObject
 
-_BYTES_PER_CHARACTER = 8
+_OTHER_DATA = (".gz", ".zip", ".parquet", ".pq", ".hdf5", ".h5")
+
+_BYTES_PER_CHARACTER = 24
 """What a character of JSON takes once it is parsed into Python's lists of numbers, roughly."""
 
 _ONE_A_STEP = ("rewards", "eps_id", "t", *END_FLAGS)
@@ -61,29 +63,41 @@ def _text_files(
     path = without_options(source)
     if path.endswith(".zip"):
         archive = zipfile.ZipFile(file)
-        members = [m for m in archive.namelist() if m.endswith((".json", ".jsonl"))]
-        members = [m for m in members if not m.startswith("__MACOSX")]
+        inside = [m for m in archive.infolist() if not m.filename.startswith("__MACOSX")]
+        others = [m.filename for m in inside if m.filename.lower().endswith(_OTHER_DATA)]
+        if others:
+            raise DataError(
+                source, f"it holds {others[:3]}, which are not read", "unpack the archive"
+            )
+        members = [m for m in inside if m.filename.lower().endswith((".json", ".jsonl"))]
         if not members:
             raise DataError(source, "it holds no .json file", "remove it from the input")
-        for member in members:
+        names = Counter[str]()
+        for member in members:  # an archive may hold two of one name
+            number = names[member.filename]
+            names[member.filename] += 1
             with archive.open(member) as inner:
-                yield _text(inner, expansion), f"{source}!{member}"
+                again = f"#{number}" if number else ""
+                yield _text(inner, expansion), f"{source}!{member.filename}{again}"
     elif path.endswith(".gz"):
         yield _text(cast(IO[bytes], gzip.GzipFile(fileobj=file)), expansion), source
     else:
-        yield io.TextIOWrapper(file, "utf-8"), source
+        yield io.TextIOWrapper(file, "utf-8-sig"), source  # with or without a byte-order mark
 
 
 def _text(stream: IO[bytes], expansion: Expansion) -> Iterable[str]:
     bounded = BoundedStream(stream, expansion, _BYTES_PER_CHARACTER)
-    return io.TextIOWrapper(io.BufferedReader(bounded, _BUFFER_BYTES), "utf-8")
+    return io.TextIOWrapper(io.BufferedReader(bounded, _BUFFER_BYTES), "utf-8-sig")
 
 
 def _columns(
     lines: Iterable[str], source: str, names: Mapping[str, str], expansion: Expansion
 ) -> dict[str, Array]:
     parsed = [_batch(line, number, source) for number, line in enumerate(lines, 1) if line.strip()]
-    batches = list(_merge_rows(parsed, {names.get(name, name) for name in _ONE_A_STEP}))
+    for name in ("eps_id", "t", *END_FLAGS):
+        _check_everywhere(parsed, names.get(name, name), source)
+    one_a_step = {names.get(name, name): name == "eps_id" for name in _ONE_A_STEP}
+    batches = list(_merge_rows(parsed, one_a_step))
     if not batches:
         raise DataError(source, "it is empty", "remove it from the input")
     present = set.intersection(*(set(batch) for batch in batches))
@@ -127,12 +141,30 @@ def _check_lengths(lengths: list[int], parts: list[Array], source: str, name: st
             )
 
 
-def _merge_rows(batches: Sequence[JsonObject], one_a_step: set[str]) -> Iterator[JsonObject]:
+def _check_everywhere(batches: Sequence[JsonObject], name: str, source: str) -> None:
+    """Refuses a column that tells episodes apart and is missing in some lines."""
+    there = [name in batch for batch in batches]
+    if any(there) and not all(there):
+        raise DataError(
+            source,
+            f"column {name!r} is missing in line {there.index(False) + 1}, but not in line "
+            f"{there.index(True) + 1} (empty lines not counted)",
+            "record it in every line, or in none",
+        )
+
+
+def _merge_rows(
+    batches: Sequence[JsonObject], one_a_step: Mapping[str, bool]
+) -> Iterator[JsonObject]:
     """Turns lines of one step each into one batch for each run of them; other lines stay."""
     rows: list[JsonObject] = []
     for batch in batches:
-        singles = [batch[name] for name in one_a_step & batch.keys()]
-        is_row = len(singles) > 0 and not any(isinstance(v, list | dict) for v in singles)
+        # text is a packed array, except for an id
+        singles = {name: batch[name] for name in one_a_step.keys() & batch.keys()}
+        is_row = len(singles) > 0 and all(
+            isinstance(value, str | int | float) if one_a_step[name] else _is_number(value)
+            for name, value in singles.items()
+        )
         if rows and (not is_row or batch.keys() != rows[0].keys()):
             yield {name: [row[name] for row in rows] for name in rows[0]}
             rows = []
@@ -142,6 +174,10 @@ def _merge_rows(batches: Sequence[JsonObject], one_a_step: set[str]) -> Iterator
             yield batch
     if rows:
         yield {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)
 
 
 def _list(value: Any) -> list[Any]:

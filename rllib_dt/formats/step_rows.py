@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.columns import array_from_arrow, shaped_bytes
 from rllib_dt.formats.fragments import Fragment, fragments_of_parts
 from rllib_dt.formats.ids import ids_from_arrow
@@ -22,7 +23,8 @@ def read(given: ParquetInput) -> Iterator[Fragment]:
     check_columns(present, names, source)
     wanted = [n for n in (*REQUIRED, *OPTIONAL) if names.get(n, n) in present]
     tables = _tables(given, [names.get(name, name) for name in wanted])
-    parts = (step_table(_columns(table, wanted, given), source) for table in tables)
+    absent: dict[str, bool] = {}
+    parts = (step_table(_columns(table, wanted, given, absent), source) for table in tables)
     yield from fragments_of_parts(parts)
 
 
@@ -37,12 +39,22 @@ def _tables(given: ParquetInput, columns: list[str]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches([batch])
 
 
-def _columns(table: pa.Table, wanted: list[str], given: ParquetInput) -> dict[str, Array]:
+def _columns(
+    table: pa.Table, wanted: list[str], given: ParquetInput, absent: dict[str, bool]
+) -> dict[str, Array]:
+    """Converts the columns; `absent` takes note of those that hold nothing, for later parts."""
     columns = {}
     for name in wanted:
         theirs = given.name(name)
         column = table[theirs]
-        if name in OPTIONAL and column.null_count == len(column):
+        is_empty = name in OPTIONAL and column.null_count == len(column)
+        if absent.setdefault(name, is_empty):
+            if not is_empty:
+                raise DataError(
+                    given.source,
+                    f"column {theirs!r} has missing values, the first in row 0",
+                    "remove the rows or fill the values in",
+                )
             continue
         convert = ids_from_arrow if name == "eps_id" else array_from_arrow
         values = convert(column, given.source, theirs, given.expansion)
