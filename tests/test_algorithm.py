@@ -310,7 +310,7 @@ def test_top_fraction_keeps_only_the_best_episodes(cluster, tiny_data):
         ),
         (lambda c: c.training(precision="fp8"), "precision='fp8' is not one of"),
         (lambda c: c.training(gamma=0.0), r"gamma=0.0 must be in \(0, 1\]"),
-        (lambda c: c.training(lr=[[5, 0.1], [10, 0.2]]), "first timestep must be 0"),
+        (lambda c: c.training(lr=[[5, 0.1], [10, 0.2]]), "must be numbers that rise from 0"),
         (lambda c: c.evaluation(target_returns=[1.0, math.nan]), "target_returns=nan must be"),
         (lambda c: c.evaluation(target_returns=[]), "target_returns is empty"),
         (lambda c: c.evaluation(target_returns=["3"]), "target_returns='3' must be"),

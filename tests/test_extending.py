@@ -9,6 +9,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 import rllib_dt
 from rllib_dt import DTTorchLearner, DTTorchRLModule, Window, write_episodes
+from rllib_dt.algorithm.checkpoints import CheckpointError
 from rllib_dt.reading.offline_data import DTOfflineData
 from tests.conftest import TINY, make_episodes, tiny_config
 from tests.training import NO_DROPOUT, learner_results, same, weights
@@ -36,6 +37,16 @@ class OnlyGood(DTTorchLearner):
     def step_weights(self, window):
         assert window.returns_to_go.shape[:2] == window.mask.shape
         return (window.returns_to_go[..., 0] > 0).float()
+
+
+class Wrong(DTTorchLearner):
+    def step_weights(self, window):
+        return torch.ones(3)
+
+
+class NanWherePadded(DTTorchLearner):
+    def step_weights(self, window):
+        return torch.where(window.mask, 1.0, float("nan"))
 
 
 class NotFinite(DTTorchLearner):
@@ -135,6 +146,44 @@ def test_a_loaded_modules_normalisation_is_kept(cluster, tiny_data, tmp_path):
     assert same(weights(algo), want)
     assert float(weights(algo)["return_scale"]) == 77.0
     algo.stop()
+
+
+def test_weights_of_steps_must_have_the_shape_of_the_mask(cluster, tiny_data):
+    algo = config_with(tiny_data[0], Wrong).build_algo()
+    with pytest.raises(ValueError, match=r"step_weights returned \(3,\), wanted a tensor \(8, "):
+        algo.train()
+    algo.stop()
+
+
+def test_weights_of_padded_steps_do_not_count(cluster, tiny_data):
+    trained = []
+    for learner in (DTTorchLearner, NanWherePadded):
+        algo = config_with(tiny_data[0], learner).build_algo()
+        algo.train()
+        trained.append(weights(algo))
+        algo.stop()
+    assert same(*trained)
+
+
+def test_settings_in_the_spec_of_the_module_count(tiny_data):
+    spec = RLModuleSpec(module_class=DTTorchRLModule, model_config=TINY | {"n_layer": 3})
+    config = tiny_config(tiny_data[0])
+    config.rl_module(model_config={}, rl_module_spec=spec).validate()
+    assert config.dt_model_config.n_layer == 3
+    config = tiny_config(tiny_data[0]).rl_module(rl_module_spec=spec)
+    with pytest.raises(ValueError, match=r"RLModuleSpec\(model_config=.* differs from rl_module"):
+        config.validate()
+
+
+def test_a_state_path_of_another_network_is_refused(cluster, tiny_data, tmp_path):
+    algo = tiny_config(tiny_data[0]).build_algo()
+    path = algo.save_to_path(tmp_path / "checkpoint")
+    algo.stop()
+    module = f"{path}/learner_group/learner/rl_module/default_policy"
+    spec = RLModuleSpec(module_class=DTTorchRLModule, load_state_path=module)
+    config = tiny_config(tiny_data[0], n_layer=3).rl_module(rl_module_spec=spec)
+    with pytest.raises(CheckpointError, match="another network: n_layer is 2 there and 3 here"):
+        config.build_algo()
 
 
 def test_what_extensions_need_is_exported():

@@ -247,6 +247,16 @@ class Awkward(Troubled):
                 observation = np.array(["a", "b", "c"])[: len(observation)]
             if self.config["trouble"] == "text reward":
                 reward = "much"
+            if self.config["trouble"] == "number as text":
+                reward = "1"
+            if self.config["trouble"] == "large reward":
+                reward = 1e39
+            if self.config["trouble"] == "large observation":
+                observation = np.full(observation.shape, 1e39)
+            if self.config["trouble"] == "text flag":
+                rest[0] = "False"
+            if self.config["trouble"] == "nan flag":
+                rest[1] = float("nan")
         return observation, reward, *rest
 
 
@@ -258,7 +268,20 @@ def evaluate(config):
         algo.stop()
 
 
-INVALID = ["shape", "nothing", "nan", "nan observation", "text observation", "text reward", "quit"]
+INVALID = [
+    "shape",
+    "nothing",
+    "nan",
+    "nan observation",
+    "text observation",
+    "text reward",
+    "number as text",
+    "large reward",
+    "large observation",
+    "text flag",
+    "nan flag",
+    "quit",
+]
 
 
 @pytest.mark.parametrize("trouble", INVALID)

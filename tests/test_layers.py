@@ -45,6 +45,7 @@ INHERITED = {
         "_is_online",
         "_model_config",
         "_validate_offline_settings",
+        "_rl_module_spec",
         "_value_error",
     },
     "algorithm/connectors.py": {"_env_to_module_connector"},

@@ -129,6 +129,63 @@ def test_another_network_is_refused_before_anything_changes(checkpoint):
     algo.stop()
 
 
+def test_a_state_of_another_network_is_refused(cluster, tiny_data):
+    algo = tiny_config(tiny_data[0]).build_algo()
+    state = algo.get_state()
+    algo.stop()
+    algo = tiny_config(tiny_data[0], n_head=2).build_algo()
+    before = weights(algo)
+    with pytest.raises(CheckpointError, match="another network: n_head is 1 there and 2 here"):
+        algo.set_state(state)
+    assert same(weights(algo), before)
+    algo.stop()
+
+
+def test_the_optimiser_keeps_the_settings_of_the_new_run(cluster, tiny_data):
+    algo = tiny_config(tiny_data[0]).training(weight_decay=0.5, adam_betas=(0.8, 0.9)).build_algo()
+    algo.train()
+    state = algo.get_state()
+    algo.stop()
+    algo = tiny_config(tiny_data[0]).training(weight_decay=0.125).build_algo()
+    algo.set_state(state)
+    optimizer = algo.learner_group._learner.get_optimizer()
+    group = optimizer.param_groups[0]
+    assert group["weight_decay"] == 0.125
+    assert group["betas"] == tuple(algo.config.adam_betas)
+    assert optimizer.state  # its moments are the saved ones
+    algo.stop()
+
+
+def test_windows_are_counted_as_they_are_drawn(cluster, tiny_data):
+    algo = tiny_config(tiny_data[0]).build_algo()
+    first = algo.train()["learners"]["default_policy"]
+    assert first["num_windows_trained_lifetime"] == 3 * 8
+    state = algo.get_state()
+    algo.stop()
+    algo = tiny_config(tiny_data[0]).training(train_batch_size_per_learner=16).build_algo()
+    algo.set_state(state)
+    result = algo.train()
+    assert result["learners"]["default_policy"]["num_windows_trained_lifetime"] == 3 * 8 + 3 * 16
+    learners = result["learners"]["default_policy"]
+    sampled = result["num_env_steps_sampled_lifetime"]
+    assert sampled == learners["num_steps_trained_lifetime"] > 0
+    algo.stop()
+
+
+def test_measurements_under_other_conditions_are_not_repeated(cluster):
+    config = cartpole_config().evaluation(evaluation_interval=1, evaluation_duration=2)
+    algo = config.build_algo()
+    algo.train()
+    state = algo.get_state()
+    algo.stop()
+    for duration, is_kept in ((2, True), (3, False)):
+        config = cartpole_config().evaluation(evaluation_interval=5, evaluation_duration=duration)
+        algo = config.build_algo()
+        algo.set_state(state)
+        assert ("evaluation" in algo.train()) is is_kept
+        algo.stop()
+
+
 def test_other_spaces_are_refused(checkpoint, tiny_data):
     algo = tiny_config(tiny_data[0], max_ep_len=500).build_algo()
     with pytest.raises(CheckpointError, match=r"observation_space is .*action_space is D"):

@@ -261,3 +261,17 @@ def test_an_environment_of_evaluations_own_must_have_the_same_spaces(cluster):
     config = cartpole_config().evaluation(evaluation_config={"env": Lengths})
     with pytest.raises(ValueError, match="is not the space of the environment, Box"):
         config.build_algo()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"target_retuns": [3.0]}, "evaluation_config has no setting 'target_retuns'"),
+        ([("explore", False)], r"evaluation_config=.* must be a dict of settings"),
+    ],
+)
+def test_unknown_settings_of_evaluation_are_refused(given, message):
+    config = cartpole_config()
+    config.evaluation_config = given
+    with pytest.raises(ValueError, match=message):
+        config.validate()

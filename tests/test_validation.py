@@ -62,7 +62,8 @@ def test_the_loss_is_the_mean_over_all_held_out_steps(cluster, tiny_data, tmp_pa
     assert "action_accuracy" not in result
     want, _ = expected(algo, held)
     assert result["action_loss"] == pytest.approx(want, rel=1e-5)
-    assert result.pop("age_in_iterations") == 0
+    ages = result.pop("age_in_iterations"), result.pop("age_in_updates")
+    assert (ages, result.pop("num_updates_lifetime")) == ((0, 0), 3)
     assert algo.validate() == pytest.approx(result)
     (training, *_) = algo.learner_group.foreach_learner(lambda learner: learner.network.training)
     assert training.get()
@@ -89,7 +90,7 @@ def test_discrete_actions_report_an_accuracy_at_every_validation_interval(cluste
     loss, accuracy = expected(algo, kept)
     assert second["action_loss"] == pytest.approx(loss, rel=1e-5)
     assert second["action_accuracy"] == pytest.approx(accuracy)
-    assert algo.train()["validation"] == second | {"age_in_iterations": 1}
+    assert algo.train()["validation"] == second | {"age_in_iterations": 1, "age_in_updates": 3}
     algo.stop()
 
 

@@ -84,9 +84,6 @@ def check_training(config: "DTConfig") -> None:
             "the environment's units. For recorded actions in [-1, 1] set "
             "offline_data(actions_in_input_normalized=True)"
         )
-    for name in BOOLEANS:
-        if not isinstance(getattr(config, name), bool | np.bool_):
-            config.refuse(f"{name}={getattr(config, name)!r} must be True or False")
     normalized = config.actions_in_input_normalized
     if not (normalized is None or isinstance(normalized, bool | np.bool_)):
         config.refuse(f"actions_in_input_normalized={normalized!r} must be True, False or None")
@@ -113,7 +110,13 @@ def check_training(config: "DTConfig") -> None:
 def check_numbers(config: "DTConfig") -> None:
     """Refuses numbers of the wrong type, sign or size; RLlib's own checks expect numbers."""
     _check_all(config, RULES)
+    for name in BOOLEANS:
+        if not isinstance(getattr(config, name), bool | np.bool_):
+            config.refuse(f"{name}={getattr(config, name)!r} must be True or False")
     _check_lr(config)
+    for name, value in (config.input_read_schema or {}).items():
+        if not isinstance(value, str):
+            config.refuse(f"input_read_schema[{name!r}]={value!r} must be the name of a column")
     if config.validation_input is not None:
         if not are_paths(config.validation_input):
             config.refuse(f"validation_input={config.validation_input!r} must be a path or a list")
@@ -219,6 +222,9 @@ _TRAINING = {
     "pool_capacity_bytes": _or_none(_CAPACITY),
     "validation_fraction": _or_none(_Rule("between 0 and 1", lambda v: 0 < v < 1)),
     "validation_interval": _COUNT,
+    "min_time_s_per_iteration": _or_none(
+        _Rule("at least 0, at most 1e9 seconds", lambda v: 0 <= v <= 1e9)
+    ),
 }
 _EVALUATION = {
     "evaluation_interval": _or_none(_COUNT_OR_0),
@@ -230,7 +236,16 @@ _EVALUATION = {
 RULES = _TRAINING | _EVALUATION
 """What each number among the settings must be."""
 
-BOOLEANS = ("delayed_reward", "join_files", "torch_compile_learner")
+BOOLEANS = (
+    "clip_actions",
+    "delayed_reward",
+    "evaluation_parallel_to_training",
+    "explore",
+    "join_files",
+    "restart_failed_env_runners",
+    "torch_compile_learner",
+    "validate_env_runners_after_construction",
+)
 CHOICES: dict[str, tuple[Any, ...]] = {
     "weight_decay_on": ("all", "matrices"),
     "grad_clip_by": ("global_norm", "norm", "value"),
@@ -257,6 +272,11 @@ def _check_lr(config: "DTConfig") -> None:
     """A learning rate, or a schedule of them, must not be negative: that would be ascent."""
     if isinstance(config.lr, list) and not all(isinstance(p, list) for p in config.lr):
         config.refuse(f"lr={config.lr!r}: a schedule is a list of [steps, rate]")
+    if isinstance(config.lr, list):
+        steps: list[Any] = [pair[0] if pair else None for pair in config.lr]
+        if not all(map(_is_number, steps)) or steps[0] != 0 or sorted(set(steps)) != steps:
+            config.refuse(f"lr={config.lr!r}: a schedule's steps must be numbers that rise from 0")
+            return
     Scheduler.validate(
         fixed_value_or_schedule=config.lr, setting_name="lr", description="learning rate"
     )

@@ -19,7 +19,7 @@ from rllib_dt.spaces.descriptions import same_space
 if TYPE_CHECKING:
     from rllib_dt.algorithm.config import DTConfig
 
-_MODULE = "learner_group/learner/rl_module/default_policy"
+MODULE = "learner_group/learner/rl_module/default_policy"
 _FILE = "class_and_ctor_args.pkl"
 
 _MAY_DIFFER = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range", "pretrained")
@@ -51,16 +51,30 @@ def check_same_network(
         )
 
 
+def check_same_settings(saved: dict[str, Any], config: "DTConfig") -> None:
+    """Raises a CheckpointError if a state is of another network; see `check_same_network`.
+
+    Args:
+        saved: `model_config` of the state.
+        config: the settings of the algorithm to restore.
+    """
+    for name, theirs, ours in _differences(saved, config):
+        raise CheckpointError(
+            f"the state is of another network: {name} is {theirs} there and {ours} here; nothing "
+            "was restored"
+        )
+
+
 def _saved_arguments(
     path: str, filesystem: pafs.FileSystem | None, component: str | None
 ) -> dict[str, Any] | None:
     """Returns what the saved module was built with, or None if that is not there."""
     system, folder = locate(path, filesystem)
-    within = _MODULE
+    within = MODULE
     if component is not None:
-        if not f"{_MODULE}/".startswith(f"{component}/"):
+        if not f"{MODULE}/".startswith(f"{component}/"):
             return None
-        within = _MODULE.removeprefix(component).lstrip("/")
+        within = MODULE.removeprefix(component).lstrip("/")
     file = "/".join(part for part in (folder.rstrip("/"), within, _FILE) if part)
     if system.get_file_info(file).type != pafs.FileType.File:
         return None

@@ -32,7 +32,13 @@ from rllib_dt.rollout.env_runner import DTEnvRunner
 
 logger = logging.getLogger(__name__)
 
-_SHARED_WITH_TRAINING = ("gamma", "delayed_reward", "clip_rewards", "_model_config")
+_SHARED_WITH_TRAINING = (
+    "gamma",
+    "delayed_reward",
+    "clip_rewards",
+    "normalize_actions",
+    "_model_config",
+)
 
 
 class DTConfig(DTSettings):
@@ -148,6 +154,8 @@ class DTConfig(DTSettings):
         Spaces that come from the environment are checked in `DT.setup`, which creates it once.
         """
         self.seal()  # in case they were set by `update_from_dict`
+        self.make_plain()
+        self._take_settings_from_spec()
         check_unused(self)
         check_numbers(self)
         if not needs_environment(self):
@@ -167,6 +175,23 @@ class DTConfig(DTSettings):
             checked = self.copy(copy_frozen=False)
             checked.observation_space = checked.action_space = gym.spaces.Discrete(1)
         super(DTConfig, checked)._validate_offline_settings()
+
+    def _take_settings_from_spec(self) -> None:
+        """Takes the network's settings from `RLModuleSpec(model_config=…)`, if it has them."""
+        given = getattr(self._rl_module_spec, "model_config", None)
+        if isinstance(given, DTModelConfig):
+            given = dataclasses.asdict(given)
+        if not given:
+            return
+        if not isinstance(given, dict):
+            self.refuse(f"RLModuleSpec(model_config={given!r}) must be a dict or a DTModelConfig")
+        if not self.model_config:
+            self._model_config: Any = dict(given)
+        elif DTModelConfig.from_dict(given) != self.dt_model_config:
+            self.refuse(
+                f"RLModuleSpec(model_config={given!r}) differs from rl_module(model_config=…); "
+                "give one of them"
+            )
 
     def _take_settings_from_pretrained(self) -> None:
         given = self.dt_model_config

@@ -22,6 +22,7 @@ from ray.rllib.utils.metrics import (
 from ray.tune import PlacementGroupFactory
 
 from rllib_dt.algorithm.checks import evaluation_env
+from rllib_dt.algorithm.compatibility import MODULE, check_same_network
 from rllib_dt.algorithm.config import DTConfig
 from rllib_dt.algorithm.environment import complete_from_environment
 from rllib_dt.algorithm.evaluation import VALIDATION_RESULTS, MeasuredAlgorithm
@@ -31,7 +32,7 @@ from rllib_dt.learning.initial_weights import (
     Normalize,
     TakeOver,
     change_networks,
-    loads_module_state,
+    module_state_paths,
 )
 from rllib_dt.learning.learner import DTTorchLearner
 from rllib_dt.learning.validation import Validation
@@ -95,6 +96,8 @@ class DT(MeasuredAlgorithm):
             self.config.validate()
             self.config.freeze()
         check_gpu(self.config)
+        for path in module_state_paths(self.config):
+            check_same_network(path, None, MODULE, self.config)
         if ray.util.get_current_placement_group() is None:  # in a trial, Tune has checked
             # this process reserves nothing
             _, *others = self._resources(self.config).bundles
@@ -115,7 +118,7 @@ class DT(MeasuredAlgorithm):
         on_every_learner(self.learner_group, lambda learner: learner.adopt_seed(seed))
         self.validation = self._validation()
         pretrained = self.config.dt_model_config.pretrained
-        if loads_module_state(self.config):
+        if module_state_paths(self.config):
             logger.info("weights and normalisation are those of load_state_path")
         elif pretrained is None:
             logger.info("return scale: %g", data.normalization.return_scale)
@@ -158,10 +161,10 @@ class DT(MeasuredAlgorithm):
                 timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 0},
             )
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
-        steps = self.metrics.peek(
-            (LEARNER_RESULTS, DEFAULT_MODULE_ID, "num_steps_trained"), default=0
-        )
-        self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, steps, reduce="lifetime_sum")
+        key = (LEARNER_RESULTS, DEFAULT_MODULE_ID, "num_steps_trained_lifetime")
+        lifetime = int(self.metrics.peek(key))
+        new, self._steps_seen = lifetime - self._steps_seen, lifetime
+        self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, new, reduce="lifetime_sum")
 
     @override(Algorithm)
     def cleanup(self) -> None:

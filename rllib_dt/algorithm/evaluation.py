@@ -1,5 +1,6 @@
 """`MeasuredAlgorithm`: evaluation by target return, validation, and what results say of them."""
 
+import dataclasses
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from ray.rllib.utils.metrics import (
 )
 from ray.rllib.utils.typing import ResultDict
 
+from rllib_dt.algorithm.compatibility import check_same_settings
 from rllib_dt.algorithm.measurements import (
     AGE_IN_ITERATIONS,
     AGE_IN_UPDATES,
@@ -61,6 +63,7 @@ class MeasuredAlgorithm(OfflineAlgorithm):
         self._lock = threading.RLock()
         self._evaluations, self._validations = Latest(), Latest()
         self._counts: dict[str, int] = {}
+        self._steps_seen = 0
         super().setup(config)
 
     def _check_weights(self) -> None:
@@ -78,6 +81,7 @@ class MeasuredAlgorithm(OfflineAlgorithm):
             if self.config.evaluation_parallel_to_training:
                 # taken now: once learners are training, they answer only after their update
                 self._snapshot = self.take_snapshot()
+            self._steps_seen = self._counts.get("num_steps_trained", 0)
             results: ResultDict = super().step()
             self._count_iteration(results)
             if self.config.evaluation_interval:
@@ -105,10 +109,15 @@ class MeasuredAlgorithm(OfflineAlgorithm):
         iteration = self.iteration + 1
         due = is_due(self.config.validation_interval, iteration)
         if due or self._is_first_of_trial(self._validations):
-            self._validations.set(self.validate(), iteration)
+            measured = self.validate() | {NUM_UPDATES_LIFETIME: self._counts["num_updates"]}
+            self._validations.set(measured, iteration)
         latest, age = self._validations.get(iteration)
         if latest is not None:
-            results[VALIDATION_RESULTS] = {**latest, AGE_IN_ITERATIONS: age}
+            updates = self._counts["num_updates"] - latest[NUM_UPDATES_LIFETIME]
+            results[VALIDATION_RESULTS] = latest | {
+                AGE_IN_ITERATIONS: age,
+                AGE_IN_UPDATES: updates,
+            }
 
     def _is_first_of_trial(self, measurements: Latest) -> bool:
         """Returns whether Tune, which wants its metric in the first result too, has none yet."""
@@ -211,6 +220,24 @@ class MeasuredAlgorithm(OfflineAlgorithm):
 
     # --- state
 
+    def _conditions(self) -> dict[str, str]:
+        """Describes what measurements depend on besides the weights."""
+        config, evaluation = self.config, self.evaluation_config
+        held = [str(config.input_), config.validation_fraction, str(config.validation_input)]
+        return {
+            "evaluation": repr(
+                (
+                    str(evaluation.env),
+                    evaluation.env_config,
+                    self.target_returns,
+                    evaluation.evaluation_duration,
+                    evaluation.score_reference,
+                    evaluation.explore,
+                )
+            ),
+            "validation": repr((held, config.seed)),
+        }
+
     @override(Algorithm)
     def get_state(
         self, components: Any = None, *, not_components: Any = None, **kwargs: Any
@@ -222,20 +249,28 @@ class MeasuredAlgorithm(OfflineAlgorithm):
                 "evaluations": self._evaluations.state(),
                 "validations": self._validations.state(),
                 "counts": dict(self._counts),
+                "conditions": self._conditions(),
+                "model_config": dataclasses.asdict(self.config.dt_model_config),
             }
         return state
 
     @override(Algorithm)
     def set_state(self, state: State) -> None:
-        super().set_state(state)
         measured = state.get(_MEASURED)
+        if measured is not None and "model_config" in measured:
+            check_same_settings(measured, self.config)
+        super().set_state(state)
         if measured is None:
             return
         if not self.target_returns:  # they were derived from data that is missing now
             self.target_returns = list(measured["target_returns"])
-        if self.target_returns == measured["target_returns"]:
+        # what was measured under other conditions is no result of this run
+        now = self._conditions()
+        then = measured.get("conditions", now)
+        if now["evaluation"] == then["evaluation"]:
             self._evaluations.set_state(measured["evaluations"])
-        self._validations.set_state(measured["validations"])
+        if now["validation"] == then["validation"]:
+            self._validations.set_state(measured["validations"])
         self._counts = dict(measured["counts"])
 
     @override(Algorithm)

@@ -268,6 +268,15 @@ class DTSettings(AlgorithmConfig):
         lines = "".join(f"    {name}={value!r},\n" for name, value in changed.items())
         return f"{type(self).__name__}(\n{lines})" if lines else f"{type(self).__name__}()"
 
+    def make_plain(self) -> None:
+        """Turns tuples and numpy's values into lists and numbers, however they were set."""
+        for name in (*vars(DTSettings()).keys() - vars(AlgorithmConfig()).keys(), "lr"):
+            value = getattr(self, name)
+            if isinstance(value, tuple | list | np.ndarray | np.generic):
+                setattr(self, name, _plain(value))
+        if isinstance(self.target_returns, Real) and not isinstance(self.target_returns, bool):
+            self.target_returns = [self.target_returns]
+
     def seal(self) -> None:
         """Seals the settings that may contain credentials."""
         self.input_filesystem = Sealed.seal(self.input_filesystem)

@@ -265,7 +265,11 @@ USED = {
 def check_unused(config: "DTConfig") -> None:
     """Refuses settings that would be ignored, and warns of those whose purpose is served anyway."""
     if config.in_evaluation:  # RLlib has turned evaluation's settings into those of sampling
+        for name, remedy in REFUSED.items():
+            if name not in _OF_SAMPLING and _is_set(config, name):
+                config.refuse(f"evaluation_config's {_shown(config, name)}: {remedy}")
         return
+    _check_overrides(config)
     if config.is_multi_agent:
         config.refuse(f"DT is single-agent, but the policies are {sorted(config.policies)}")
     if not (config.enable_rl_module_and_learner and config.enable_env_runner_and_connector_v2):
@@ -285,6 +289,27 @@ def check_unused(config: "DTConfig") -> None:
             "way",
             ", ".join(without_effect),
         )
+
+
+_OF_SAMPLING = ("num_env_runners", "num_offline_eval_runners")
+"""What RLlib sets itself in the settings of evaluation."""
+
+
+def _check_overrides(config: "DTConfig") -> None:
+    """Refuses names in `evaluation_config` that no setting has."""
+    overrides = config.evaluation_config
+    if overrides is None or isinstance(overrides, AlgorithmConfig):
+        return
+    if not isinstance(overrides, dict):
+        config.refuse(f"evaluation_config={overrides!r} must be a dict of settings")
+        return
+    for name in overrides:
+        if name not in _TRANSLATED and not hasattr(config, str(name)):
+            config.refuse(f"evaluation_config has no setting {name!r}")
+
+
+_TRANSLATED = ("input", "framework", "callbacks", "lambda", "num_workers", "explore")
+"""Names that RLlib's `update_from_dict` translates."""
 
 
 def _is_set(config: "DTConfig", name: str) -> bool:

@@ -19,12 +19,13 @@ def change_networks(
     on_every_learner(learner_group, lambda learner: change(learner.network))
 
 
-def loads_module_state(config: AlgorithmConfig) -> bool:
-    """Returns whether RLlib loads a module's state (`RLModuleSpec(load_state_path=…)`)."""
+def module_state_paths(config: AlgorithmConfig) -> list[str]:
+    """Lists the states that RLlib loads into the module (`RLModuleSpec(load_state_path=…)`)."""
     spec = config.rl_module_spec
     specs = getattr(spec, "rl_module_specs", None) or {}
     candidates = [spec, *(specs.values() if isinstance(specs, dict) else [specs])]
-    return any(getattr(candidate, "load_state_path", None) for candidate in candidates)
+    found = [getattr(candidate, "load_state_path", None) for candidate in candidates]
+    return [str(path) for path in found if path]
 
 
 class Normalize:

@@ -185,7 +185,9 @@ class DTTorchLearner(TorchLearner):
         losses = self.network.action_head.losses(outputs, window.actions)
         weights = self.step_weights(window)
         if weights is not None:
-            losses = losses * weights
+            _check_weights_of_steps(weights, losses)
+            # a weight of a padded step may be anything, and NaN would reach the gradient
+            losses = losses * torch.where(window.mask, weights, 0.0)
         loss_sum = torch.where(window.mask, losses, 0.0).sum()
         total = self._agree(loss_sum)
         self._call.add_loss(loss_sum)
@@ -305,8 +307,9 @@ class DTTorchLearner(TorchLearner):
         self._log_steps(self._call.own_steps_of_call)
         report = self._call.end()
         self.progress.steps += report.num_steps
-        windows_per_update = self._supply.draws.batch_size * self.world_size
-        counts = report.counts(self.progress, windows_per_update, self._supply.num_steps)
+        windows = report.num_updates * self._supply.draws.batch_size * self.world_size
+        self.progress.windows += windows
+        counts = report.counts(self.progress, windows, self._supply.num_steps)
         self._log(report.means, reduce="mean")
         self._log({"learning_rate": self._optimizer_lr(), **counts}, reduce="max")
 
@@ -348,9 +351,20 @@ class DTTorchLearner(TorchLearner):
         # RLlib would keep newer weights when an older checkpoint is restored
         self._weights_seq_no = 0
         super().set_state(state)
+        self._apply_settings()
         if COUNTERS in state:
             self.progress = Progress(**state[COUNTERS])
+            if "windows" not in state[COUNTERS]:  # before 0.2.0
+                windows = self.config.windows_per_learner * self.world_size
+                self.progress.windows = self.progress.updates * windows
             self._batches = None
+
+    def _apply_settings(self) -> None:
+        """Gives the optimiser the settings of this run, in place of the saved ones."""
+        for optimizer in self._named_optimizers.values():
+            for number, group in enumerate(optimizer.param_groups):
+                group["betas"] = tuple(self.config.adam_betas)
+                group["weight_decay"] = 0.0 if number else self.config.weight_decay
 
     @property
     def network(self) -> DecisionTransformer:
@@ -367,3 +381,9 @@ class DTTorchLearner(TorchLearner):
     def rank(self) -> int:
         """This learner's number, from 0."""
         return torch.distributed.get_rank() if self.world_size > 1 else 0
+
+
+def _check_weights_of_steps(weights: object, losses: Tensor) -> None:
+    if not isinstance(weights, Tensor) or weights.shape != losses.shape:
+        found = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+        raise ValueError(f"step_weights returned {found}, wanted a tensor {tuple(losses.shape)}")

@@ -119,23 +119,20 @@ class CallReport:
     num_steps: int
     seconds: float
 
-    def counts(
-        self, progress: "Progress", windows_per_update: int, num_data_steps: int
-    ) -> dict[str, float]:
+    def counts(self, progress: "Progress", windows: int, num_data_steps: int) -> dict[str, float]:
         """Returns the numbers that are equal on every learner, which merging must not add up.
 
         Args:
             progress: the learner's progress after this call.
-            windows_per_update: windows that all learners draw for one update.
+            windows: windows that all learners drew in the call.
             num_data_steps: steps in the data.
         """
-        windows = self.num_updates * windows_per_update
         return {
             "num_updates": self.num_updates,
             "num_updates_lifetime": progress.updates,
             "num_updates_per_s": self.num_updates / self.seconds,
             "num_windows_trained": windows,
-            "num_windows_trained_lifetime": progress.updates * windows_per_update,
+            "num_windows_trained_lifetime": progress.windows,
             "num_windows_trained_per_s": windows / self.seconds,
             "num_steps_trained": self.num_steps,
             "num_steps_trained_lifetime": progress.steps,
@@ -151,12 +148,14 @@ class Progress:
     Attributes:
         updates: updates so far.
         steps: valid steps trained so far, over all learners.
+        windows: windows drawn so far, by all learners.
         seed: the seed of batches and dropout.
         sampler: the sampler's state after the last update; see `Sampler.state`.
     """
 
     updates: int = 0
     steps: int = 0
+    windows: int = 0
     seed: int | None = None
     sampler: SamplerState | None = None
 

@@ -7,7 +7,6 @@ the other slots continue.
 import contextlib
 import copy
 import logging
-import math
 import signal
 import threading
 import time
@@ -38,6 +37,8 @@ SlotEnv = Any
 Info = dict[str, Any]
 """The `info` of gymnasium's `reset` and `step`."""
 
+
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 _AT_ONCE_SECONDS = 1e-3
 """What an alarm is set to that fell due meanwhile; 0 would cancel it."""
@@ -142,8 +143,8 @@ class SlotEnvs(ABC):
         """Refuses a result that would spoil the other slots' results."""
         if isinstance(result, ResetResult | StepResult):
             self._check_observation(np.asarray(result.observation))
-        if isinstance(result, StepResult) and not math.isfinite(result.reward):
-            raise ValueError(f"the reward is {result.reward}")
+        if isinstance(result, StepResult) and not abs(result.reward) <= _LARGEST_FLOAT32:
+            raise ValueError(f"the reward is {result.reward}, not finite in 32 bits")
         return result
 
     def _check_observation(self, observation: Array) -> None:
@@ -154,8 +155,10 @@ class SlotEnvs(ABC):
             )
         if observation.dtype.kind not in "biuf":
             raise ValueError(f"the observation holds {observation.dtype}, not numbers")
-        if not np.isfinite(observation).all():
-            raise ValueError(f"the observation is not finite: {observation}")
+        with np.errstate(over="ignore"):
+            numbers = observation.astype(np.float32)  # as the network reads them
+        if not np.isfinite(numbers).all():
+            raise ValueError(f"the observation is not finite in 32 bits: {observation}")
         if not isinstance(space, gym.spaces.Box):
             problem = out_of_space(space, observation[None], "observation")
             if problem:
@@ -170,6 +173,22 @@ class SlotEnvs(ABC):
                     observation,
                     space,
                 )
+
+
+def _finite(action: Value) -> Value:
+    """Returns an action; raises a ValueError if it is not finite, as after extreme observations."""
+    values = np.asarray(action)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ValueError(f"the policy's action is not finite: {action}; see the observations")
+    return action
+
+
+def _flag(name: str, value: Any) -> bool:
+    """Returns an end flag; raises a ValueError for what is neither a boolean nor 0 or 1."""
+    is_number = isinstance(value, bool | int | float | np.generic | np.ndarray)
+    if not is_number or np.size(value) != 1 or not np.isin(value, (0, 1)).all():
+        raise ValueError(f"{name} is {value!r}, not a boolean")
+    return bool(value)
 
 
 @contextlib.contextmanager
@@ -211,10 +230,16 @@ class InProcessEnvs(SlotEnvs):
             yield slot, self._attempt(slot, "step", self._step, action)
 
     def _step(self, env: gym.Env, action: Value) -> StepResult:
-        observation, reward, terminated, truncated, info = env.step(action)
+        observation, reward, terminated, truncated, info = env.step(_finite(action))
+        if isinstance(reward, str):
+            raise ValueError(f"the reward is the text {reward!r}")
         # a copy: some environments change one array in place, which callbacks still hold
         return StepResult(
-            copy.deepcopy(observation), float(reward), bool(terminated), bool(truncated), info
+            copy.deepcopy(observation),
+            float(reward),
+            _flag("terminated", terminated),
+            _flag("truncated", truncated),
+            info,
         )
 
     @override(SlotEnvs)
@@ -261,7 +286,7 @@ class SubprocessEnvs(SlotEnvs):
                 yield slot, self._attempt(slot, "step", self._end_step, None)
 
     def _begin_step(self, env: AsyncVectorEnv, action: Value) -> None:
-        env.step_async(np.asarray(action)[None])
+        env.step_async(np.asarray(_finite(action))[None])
 
     def _end_step(self, env: AsyncVectorEnv, _: None) -> StepResult:
         observations, rewards, terminateds, truncateds, infos = env.step_wait(self._timeout)
