@@ -129,6 +129,15 @@ def test_another_network_is_refused_before_anything_changes(checkpoint):
     algo.stop()
 
 
+def test_unknown_components_are_refused(checkpoint):
+    algo = cartpole_config().build_algo()
+    for component in ("lerner_group", "learner_group/learner/rl_modul", f"{MODULE}/network"):
+        with pytest.raises(ValueError, match=r"there is no .* but .*; nothing was restored"):
+            algo.restore_from_path(f"{checkpoint}/learner_group", component=component)
+    algo.restore_from_path(f"{checkpoint}/{MODULE}", component=MODULE)
+    algo.stop()
+
+
 def test_a_state_of_another_network_is_refused(cluster, tiny_data):
     algo = tiny_config(tiny_data[0]).build_algo()
     state = algo.get_state()

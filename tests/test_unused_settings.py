@@ -266,7 +266,7 @@ def test_an_environment_of_evaluations_own_must_have_the_same_spaces(cluster):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"target_retuns": [3.0]}, "evaluation_config has no setting 'target_retuns'"),
+        ({"target_retuns": [3.0]}, "no setting 'target_retuns'; did you mean 'target_returns'"),
         ([("explore", False)], r"evaluation_config=.* must be a dict of settings"),
     ],
 )
@@ -275,3 +275,28 @@ def test_unknown_settings_of_evaluation_are_refused(given, message):
     config.evaluation_config = given
     with pytest.raises(ValueError, match=message):
         config.validate()
+
+
+def test_unknown_settings_in_a_dict_are_refused():
+    config = cartpole_config()
+    with pytest.raises(ValueError, match="no setting 'leaning_rate'"):
+        config.update_from_dict({"leaning_rate": 1.0})
+    with pytest.raises(ValueError, match="no setting 'grad_clp'; did you mean 'grad_clip'"):
+        DTConfig.from_dict({"grad_clp": 1.0})
+    with pytest.raises(ValueError, match="no setting 'training'"):  # a method, no setting
+        config.update_from_dict({"training": {"lr": 1.0}})
+    assert config.training(lr=0.5).lr == 0.5
+
+
+def test_a_dict_may_hold_the_networks_settings():
+    config = cartpole_config().update_from_dict({"model_config": {"n_layer": 3}, "lambda": 0.5})
+    assert config.dt_model_config.n_layer == 3
+    with pytest.raises(ValueError, match="did you mean 'n_layer'"):
+        config.update_from_dict({"model_config": {"n_layers": 3}}).validate()
+
+
+def test_a_config_survives_its_own_dict():
+    config = cartpole_config()
+    again = DTConfig.from_dict(config.to_dict())
+    assert again.dt_model_config == config.dt_model_config
+    assert again.target_returns == config.target_returns

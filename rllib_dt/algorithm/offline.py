@@ -192,11 +192,13 @@ class OfflineAlgorithm(Algorithm):
         Raises:
             CheckpointError: a file of it is missing, truncated or changed, or it is a checkpoint of
                 another network; nothing was restored.
+            ValueError: there is no such component.
         """
         path = str(path) if filesystem is not None else absolute(path)
         if component is None:
             checkpoints.verify(path, filesystem)
         else:
+            _check_component(self, component)
             checkpoints.verify_component(path, component, filesystem)
         check_same_network(path, filesystem, component, self.config)
         Checkpointable.restore_from_path(
@@ -269,3 +271,19 @@ class OfflineAlgorithm(Algorithm):
                     "from_checkpoint(path, config=…)"
                 ) from error
         return restored
+
+
+def _check_component(root: Checkpointable, component: str) -> None:
+    """Refuses a component that does not exist; RLlib would restore nothing and say nothing."""
+    node, rest = root, component
+    while isinstance(node, Checkpointable):  # not, if it is in another process
+        parts = {name: part for name, part, *_ in node.get_checkpointable_components()}
+        name = next((name for name in parts if f"{rest}/".startswith(f"{name}/")), None)
+        if name is None:
+            raise ValueError(
+                f"component={component!r}: there is no {rest!r} but {sorted(parts)}; nothing was "
+                "restored"
+            )
+        node, rest = parts[name], rest.removeprefix(name).lstrip("/")
+        if not rest:
+            return

@@ -1,6 +1,7 @@
 """The settings of a `DTConfig`, with their defaults, and the methods that set them."""
 
 import dataclasses
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -248,6 +249,33 @@ class DTSettings(AlgorithmConfig):
         super().rl_module(**kwargs)
         return self
 
+    @override(AlgorithmConfig)
+    def update_from_dict(self, config_dict: Mapping[str, Any]) -> "Self":
+        """See `AlgorithmConfig.update_from_dict`.
+
+        Raises:
+            ValueError: there is no such setting. RLlib would set it, and nothing would read it.
+        """
+        given = dict(config_dict)
+        model_config = given.pop("model_config", None)
+        for name in given:
+            self.check_name(name)
+        super().update_from_dict(given)
+        if model_config is not None:
+            self.rl_module(model_config=model_config)
+        return self
+
+    def check_name(self, name: str) -> None:
+        """Raises a ValueError, with a suggestion, if no setting has the name."""
+        settable = {
+            name for name in dir(type(self)) if getattr(getattr(type(self), name), "fset", None)
+        }
+        known = vars(self).keys() | settable | _TRANSLATED
+        if name not in known and not str(name).startswith("__"):  # those are Tune's own
+            near = difflib.get_close_matches(str(name), sorted(known), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"there is no setting {name!r}{hint}")
+
     def __repr__(self) -> str:
         """Lists the settings that differ from the defaults."""
         defaults = vars(type(self)())
@@ -288,6 +316,23 @@ class DTSettings(AlgorithmConfig):
                 setattr(self, name, _plain(value))
         return self
 
+
+_TRANSLATED = {
+    "_enable_new_api_stack",
+    "callbacks",
+    "class",
+    "create_env_on_driver",
+    "custom_eval_function",
+    "framework",
+    "input",
+    "lambda",
+    "model",
+    "model_config",
+    "multiagent",
+    "num_cpus_for_driver",
+    "num_workers",
+}
+"""Names that `AlgorithmConfig.update_from_dict` takes and that are no attributes."""
 
 _NOT_SHOWN = ("_is_frozen", "_model_config", "_paths_as_given", "_settings_taken_from")
 

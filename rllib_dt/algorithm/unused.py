@@ -304,12 +304,10 @@ def _check_overrides(config: "DTConfig") -> None:
         config.refuse(f"evaluation_config={overrides!r} must be a dict of settings")
         return
     for name in overrides:
-        if name not in _TRANSLATED and not hasattr(config, str(name)):
-            config.refuse(f"evaluation_config has no setting {name!r}")
-
-
-_TRANSLATED = ("input", "framework", "callbacks", "lambda", "num_workers", "explore")
-"""Names that RLlib's `update_from_dict` translates."""
+        try:
+            config.check_name(name)
+        except ValueError as error:
+            config.refuse(f"evaluation_config: {error}")
 
 
 def _is_set(config: "DTConfig", name: str) -> bool:
