@@ -254,7 +254,7 @@ class DTSettings(AlgorithmConfig):
         """See `AlgorithmConfig.update_from_dict`.
 
         Raises:
-            ValueError: there is no such setting. RLlib would set it, and nothing would read it.
+            ValueError: a name is a setting's misspelt, or a method's. RLlib would set it unread.
         """
         given = dict(config_dict)
         model_config = given.pop("model_config", None)
@@ -266,15 +266,18 @@ class DTSettings(AlgorithmConfig):
         return self
 
     def check_name(self, name: str) -> None:
-        """Raises a ValueError, with a suggestion, if no setting has the name."""
+        """Raises a ValueError if the name is a setting's misspelt; a user's own names are free."""
         settable = {
             name for name in dir(type(self)) if getattr(getattr(type(self), name), "fset", None)
         }
         known = vars(self).keys() | settable | _TRANSLATED
-        if name not in known and not str(name).startswith("__"):  # those are Tune's own
-            near = difflib.get_close_matches(str(name), sorted(known), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"there is no setting {name!r}{hint}")
+        if name in known:
+            return
+        near = difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.85)
+        if near:
+            raise ValueError(f"there is no setting {name!r}; did you mean {near[0]!r}?")
+        if callable(getattr(type(self), str(name), None)):
+            raise ValueError(f"{name!r} is a method, no setting")
 
     def __repr__(self) -> str:
         """Lists the settings that differ from the defaults."""
