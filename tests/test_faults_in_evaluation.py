@@ -284,11 +284,19 @@ INVALID = [
 ]
 
 
-@pytest.mark.parametrize("trouble", INVALID)
+@pytest.mark.parametrize(
+    ("trouble", "mode"),
+    [
+        *((trouble, "sync") for trouble in INVALID),
+        ("number as text", "async"),
+        ("text flag", "async"),
+    ],
+)
 def test_an_environment_that_returns_invalid_values_or_exits_loses_only_its_own_episodes(
-    cluster, data, trouble
+    cluster, data, trouble, mode
 ):
-    result = evaluate(config_of(data, runners=0, envs=3, trouble=trouble, where=5, every=3))
+    settings = dict(mode=mode, timeout=30.0, trouble=trouble, where=5, every=3)
+    result = evaluate(config_of(data, runners=0, envs=3, **settings))
     seeds = [job.seed for job in make_jobs([12.0, 5.0], EPISODES, 3)]
     unlucky = sum(seed % 8 < 3 for seed in seeds)
     assert 0 < unlucky < len(seeds)

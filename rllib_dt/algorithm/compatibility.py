@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import pyarrow.fs as pafs
+from ray.rllib.utils.checkpoints import Checkpointable
 
 from rllib_dt.algorithm.checkpoints import CheckpointError
 from rllib_dt.formats.paths import locate
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from rllib_dt.algorithm.config import DTConfig
 
 MODULE = "learner_group/learner/rl_module/default_policy"
-_FILE = "class_and_ctor_args.pkl"
-
 _MAY_DIFFER = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range", "pretrained")
 """Settings of the network that trained weights do not depend on."""
 
@@ -40,28 +39,25 @@ def check_same_network(
     saved = _saved_arguments(path, filesystem, component)
     if saved is None:
         return
+    check_same_settings(saved, config, path)
+
+
+def check_same_settings(saved: dict[str, Any], config: "DTConfig", what: str = "the state") -> None:
+    """Raises a CheckpointError if settings are of another network; see `check_same_network`.
+
+    Args:
+        saved: `model_config`, and possibly the spaces.
+        config: the settings of the algorithm to restore.
+        what: what they were saved in, for the message.
+    """
     differing = [
         f"{name} is {theirs} there and {ours} here"
         for name, theirs, ours in _differences(saved, config)
     ]
     if differing:
         raise CheckpointError(
-            f"{path} was saved with another network: {'; '.join(differing)}. Build the algorithm "
+            f"{what} was saved with another network: {'; '.join(differing)}. Build the algorithm "
             "with the same settings, or use DT.from_checkpoint; nothing was restored"
-        )
-
-
-def check_same_settings(saved: dict[str, Any], config: "DTConfig") -> None:
-    """Raises a CheckpointError if a state is of another network; see `check_same_network`.
-
-    Args:
-        saved: `model_config` of the state.
-        config: the settings of the algorithm to restore.
-    """
-    for name, theirs, ours in _differences(saved, config):
-        raise CheckpointError(
-            f"the state is of another network: {name} is {theirs} there and {ours} here; nothing "
-            "was restored"
         )
 
 
@@ -75,7 +71,11 @@ def _saved_arguments(
         if not f"{MODULE}/".startswith(f"{component}/"):
             return None
         within = MODULE.removeprefix(component).lstrip("/")
-    file = "/".join(part for part in (folder.rstrip("/"), within, _FILE) if part)
+    file = "/".join(
+        part
+        for part in (folder.rstrip("/"), within, Checkpointable.CLASS_AND_CTOR_ARGS_FILE_NAME)
+        if part
+    )
     if system.get_file_info(file).type != pafs.FileType.File:
         return None
     with system.open_input_stream(file) as stream:

@@ -1,6 +1,8 @@
 """Takes from the environment what a config does not set, and compares what it does set."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import gymnasium as gym
@@ -32,29 +34,40 @@ def complete_from_environment(config: "DTConfig") -> "DTConfig":
     """
     completed: DTConfig = config.copy(copy_frozen=False)
     if config.env is not None:
-        env = _created(config, config)
-        if env is not None:
-            _compare(config, config, env)
-            for name in _SPACES:
-                if getattr(config, name) is None:
-                    setattr(completed, name, getattr(env, name))
-            if config.time_limit is None:
-                # the step limit that the environment was registered with, if any
-                spec = getattr(env, "spec", None)
-                completed.time_limit = getattr(spec, "max_episode_steps", None)
-            env.close()
+        with _created(config, config) as env:
+            _complete(completed, env)
     evaluation = config.get_evaluation_config_object()
     own = config.env, config.env_config
-    if evaluation is not None and (evaluation.env, evaluation.env_config) != own:
-        env = _created(completed, evaluation) if evaluation.env is not None else None
-        if env is not None:
-            _compare(completed, evaluation, env)
-            env.close()
+    if evaluation is None or evaluation.env is None:
+        return completed
+    if (evaluation.env, evaluation.env_config) != own:
+        with _created(completed, evaluation) as env:
+            _compare(completed, env)
     return completed
 
 
-def _created(config: "DTConfig", named: "DTConfig") -> gym.Env | None:
+def _complete(config: "DTConfig", env: gym.Env | None) -> None:
+    _compare(config, env)
+    for name in _SPACES:
+        if getattr(config, name) is None:
+            setattr(config, name, getattr(env, name))
+    if config.time_limit is None:
+        # the step limit that the environment was registered with, if any
+        config.time_limit = getattr(getattr(env, "spec", None), "max_episode_steps", None)
+
+
+@contextlib.contextmanager
+def _created(config: "DTConfig", named: "DTConfig") -> Iterator[gym.Env | None]:
     """Creates the environment that `named` names; None if it cannot be, and spaces are known."""
+    env = _create(config, named)
+    try:
+        yield env
+    finally:
+        if env is not None:
+            env.close()
+
+
+def _create(config: "DTConfig", named: "DTConfig") -> gym.Env | None:
     try:
         return env_creator(named)(EnvContext(named.env_config, worker_index=0))
     except Exception:
@@ -69,14 +82,15 @@ def _created(config: "DTConfig", named: "DTConfig") -> gym.Env | None:
         return None
 
 
-def _compare(config: "DTConfig", named: "DTConfig", env: gym.Env) -> None:
+def _compare(config: "DTConfig", env: gym.Env | None) -> None:
     """Refuses an environment whose spaces are not those that are given."""
+    if env is None:
+        return
     if isinstance(env, MultiAgentEnv):
         config.refuse("the environment is a MultiAgentEnv; DT is single-agent")
     for name in _SPACES:
         given, own = getattr(config, name), getattr(env, name)
         if given is not None and not same_space(given, own):
-            env.close()
             config.refuse(_difference(name, given, own))
 
 

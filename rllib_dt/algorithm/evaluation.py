@@ -22,7 +22,6 @@ from rllib_dt.algorithm.measurements import (
     AGE_IN_ITERATIONS,
     AGE_IN_UPDATES,
     Latest,
-    is_due,
 )
 from rllib_dt.algorithm.offline import OfflineAlgorithm
 from rllib_dt.learning.validation import Validation
@@ -107,7 +106,7 @@ class MeasuredAlgorithm(OfflineAlgorithm):
 
     def _attach_validation(self, results: ResultDict) -> None:
         iteration = self.iteration + 1
-        due = is_due(self.config.validation_interval, iteration)
+        due = iteration % self.config.validation_interval == 0
         if due or self._is_first_of_trial(self._validations):
             measured = self.validate() | {NUM_UPDATES_LIFETIME: self._counts["num_updates"]}
             self._validations.set(measured, iteration)
@@ -257,7 +256,7 @@ class MeasuredAlgorithm(OfflineAlgorithm):
     @override(Algorithm)
     def set_state(self, state: State) -> None:
         measured = state.get(_MEASURED)
-        if measured is not None and "model_config" in measured:
+        if measured is not None:
             check_same_settings(measured, self.config)
         super().set_state(state)
         if measured is None:
@@ -265,8 +264,7 @@ class MeasuredAlgorithm(OfflineAlgorithm):
         if not self.target_returns:  # they were derived from data that is missing now
             self.target_returns = list(measured["target_returns"])
         # what was measured under other conditions is no result of this run
-        now = self._conditions()
-        then = measured.get("conditions", now)
+        now, then = self._conditions(), measured["conditions"]
         if now["evaluation"] == then["evaluation"]:
             self._evaluations.set_state(measured["evaluations"])
         if now["validation"] == then["validation"]:

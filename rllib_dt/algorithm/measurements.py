@@ -6,7 +6,6 @@ evaluation again; here its age stands beside it, so that nothing old passes for 
 """
 
 import copy
-from typing import Any
 
 from ray.rllib.utils.typing import ResultDict
 
@@ -46,8 +45,3 @@ class Latest:
     def set_state(self, state: State) -> None:
         """Restores `state()`."""
         self.results, self.iteration = state["results"], state["iteration"]
-
-
-def is_due(interval: Any, iteration: int) -> bool:
-    """Returns whether something that is done every `interval` iterations is done in this one."""
-    return bool(interval) and iteration % interval == 0

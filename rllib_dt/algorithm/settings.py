@@ -267,11 +267,8 @@ class DTSettings(AlgorithmConfig):
 
     def check_name(self, name: str) -> None:
         """Raises a ValueError if the name is a setting's misspelt; a user's own names are free."""
-        settable = {
-            name for name in dir(type(self)) if getattr(getattr(type(self), name), "fset", None)
-        }
-        known = vars(self).keys() | settable | _TRANSLATED
-        if name in known:
+        known = vars(self).keys() | _TRANSLATED
+        if name in known or getattr(getattr(type(self), str(name), None), "fset", None):
             return
         near = difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.85)
         if near:

@@ -1,5 +1,7 @@
 """`Episode`: one recorded episode, checked; data reaches training in no other form."""
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -215,3 +217,19 @@ class Episode:
                 "check that the environment (or the given spaces) belongs to this data",
             )
         return values
+
+
+EpisodeName = tuple[str, str, int]
+"""A name that no other episode has: file, id, and how many of that id come before it in the file.
+
+It is the same in every pass, whatever the order of the files.
+"""
+
+
+def named(episodes: Iterable[Episode]) -> Iterator[tuple[EpisodeName, Episode]]:
+    """Yields each episode with its name."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for episode in episodes:
+        key = episode.source, episode.id
+        yield (*key, counts[key]), episode
+        counts[key] += 1

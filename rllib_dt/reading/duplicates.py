@@ -6,13 +6,12 @@ be trained on.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 
-from rllib_dt.episodes.episode import DataError, Episode
+from rllib_dt.episodes.episode import DataError, Episode, EpisodeName, named
 
 DuplicatesPolicy = Literal["keep", "drop", "error"]
 """What to do with an episode whose observations, actions and rewards equal an earlier one's."""
@@ -26,13 +25,13 @@ class Duplicates:
 
     Attributes:
         num_episodes: the episodes seen.
-        left_out: what names each episode that was dropped; `without` leaves out the same ones in
+        left_out: the name of each episode that was dropped; `without` leaves out the same ones in
             later passes, in any order of the files.
     """
 
     def __init__(self, policy: DuplicatesPolicy):
         self.num_episodes = 0
-        self.left_out: set[bytes] = set()
+        self.left_out: set[EpisodeName] = set()
         self._policy = policy
         self._first: dict[bytes, tuple[str, str]] = {}
 
@@ -47,7 +46,7 @@ class Duplicates:
         Raises:
             DataError: the policy is "error", and an episode is there twice.
         """
-        for name, episode in _named(episodes):
+        for name, episode in named(episodes):
             self.num_episodes += 1
             content = _digest(episode)
             if content not in self._first:
@@ -67,19 +66,9 @@ class Duplicates:
         )
 
 
-def without(episodes: Iterator[Episode], left_out: frozenset[bytes]) -> Iterator[Episode]:
+def without(episodes: Iterator[Episode], left_out: frozenset[EpisodeName]) -> Iterator[Episode]:
     """Yields the episodes that the first pass did not leave out."""
-    return (episode for name, episode in _named(episodes) if name not in left_out)
-
-
-def _named(episodes: Iterator[Episode]) -> Iterator[tuple[bytes, Episode]]:
-    """Names each episode by file, id, and how many of that id come before it in the file."""
-    counts: Counter[tuple[str, str]] = Counter()
-    for episode in episodes:
-        key = episode.source, episode.id
-        text = f"{episode.source}\0{episode.id}\0{counts[key]}"
-        counts[key] += 1
-        yield hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=12).digest(), episode
+    return (episode for name, episode in named(episodes) if name not in left_out)
 
 
 def _digest(episode: Episode) -> bytes:

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from rllib_dt.episodes.episode import Episode
+from rllib_dt.episodes.episode import Episode, named
 
 
 def draw_by_name(
@@ -106,10 +106,6 @@ class Holdout:
         return Holdout(self._threshold, self._seed, self._places)
 
     def _drawn(self, episodes: Iterator[Episode]) -> Iterator[tuple[float, Episode]]:
-        """Each episode's draw. The order distinguishes episodes of one name in a file."""
-        counts: Counter[tuple[str, str]] = Counter()
-        for episode in episodes:
-            key = episode.source, episode.id
-            place = self._places.get(episode.source)
-            yield draw_by_name(episode, self._seed, place, counts[key]), episode
-            counts[key] += 1
+        """Each episode's draw."""
+        for (source, _, number), episode in named(episodes):
+            yield draw_by_name(episode, self._seed, self._places.get(source), number), episode

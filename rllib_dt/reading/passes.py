@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import gymnasium as gym
 import pyarrow.fs as pafs
 
-from rllib_dt.episodes.episode import Episode
+from rllib_dt.episodes.episode import Episode, EpisodeName
 from rllib_dt.episodes.pool import EpisodePool, pack
 from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.formats.assembly import Assembler, IncompletePolicy, assemble
@@ -52,7 +52,7 @@ class Passes:
     rule: ReturnRule
     frame_stack: int | None = None
     join_files: bool = False
-    left_out: frozenset[bytes] = frozenset()
+    left_out: frozenset[EpisodeName] = frozenset()
     min_return: float | None = None
     share_of_ties: float = 1.0
 

@@ -155,10 +155,11 @@ class SlotEnvs(ABC):
             )
         if observation.dtype.kind not in "biuf":
             raise ValueError(f"the observation holds {observation.dtype}, not numbers")
-        with np.errstate(over="ignore"):
-            numbers = observation.astype(np.float32)  # as the network reads them
-        if not np.isfinite(numbers).all():
-            raise ValueError(f"the observation is not finite in 32 bits: {observation}")
+        if observation.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                numbers = observation.astype(np.float32, copy=False)  # as the network reads them
+            if not np.isfinite(numbers).all():
+                raise ValueError(f"the observation is not finite in 32 bits: {observation}")
         if not isinstance(space, gym.spaces.Box):
             problem = out_of_space(space, observation[None], "observation")
             if problem:
@@ -189,6 +190,22 @@ def _flag(name: str, value: Any) -> bool:
     if not is_number or np.size(value) != 1 or not np.isin(value, (0, 1)).all():
         raise ValueError(f"{name} is {value!r}, not a boolean")
     return bool(value)
+
+
+def _step_checked(env: gym.Env, action: Value) -> tuple[Value, float, bool, bool, Info]:
+    """Steps an environment; raises a ValueError if its reward or end flags are something else."""
+    observation, reward, terminated, truncated, info = env.step(action)
+    if isinstance(reward, str):
+        raise ValueError(f"the reward is the text {reward!r}")
+    flags = _flag("terminated", terminated), _flag("truncated", truncated)
+    return observation, float(reward), *flags, info
+
+
+class _Checked(gym.Wrapper):
+    """Checks what an environment returns before gymnasium puts it into arrays."""
+
+    def step(self, action: Value) -> tuple[Value, float, bool, bool, Info]:
+        return _step_checked(self.env, action)
 
 
 @contextlib.contextmanager
@@ -230,17 +247,9 @@ class InProcessEnvs(SlotEnvs):
             yield slot, self._attempt(slot, "step", self._step, action)
 
     def _step(self, env: gym.Env, action: Value) -> StepResult:
-        observation, reward, terminated, truncated, info = env.step(_finite(action))
-        if isinstance(reward, str):
-            raise ValueError(f"the reward is the text {reward!r}")
+        observation, reward, terminated, truncated, info = _step_checked(env, _finite(action))
         # a copy: some environments change one array in place, which callbacks still hold
-        return StepResult(
-            copy.deepcopy(observation),
-            float(reward),
-            _flag("terminated", terminated),
-            _flag("truncated", truncated),
-            info,
-        )
+        return StepResult(copy.deepcopy(observation), reward, terminated, truncated, info)
 
     @override(SlotEnvs)
     def _make(self, slot: int) -> gym.Env:
@@ -300,7 +309,8 @@ class SubprocessEnvs(SlotEnvs):
 
     @override(SlotEnvs)
     def _make(self, slot: int) -> AsyncVectorEnv:
-        return AsyncVectorEnv([self._makers[slot]], autoreset_mode=AutoresetMode.DISABLED)
+        make = self._makers[slot]
+        return AsyncVectorEnv([lambda: _Checked(make())], autoreset_mode=AutoresetMode.DISABLED)
 
     @override(SlotEnvs)
     def _reset(self, env: AsyncVectorEnv, seed: int) -> ResetResult:

@@ -161,27 +161,44 @@ def _shaped(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     return values if len(shape) == 1 else values.reshape(*values.shape[:-1], *shape)
 
 
-class DiscreteHead(ActionHead):
+class LogitsHead(ActionHead):
+    """Base of heads whose outputs are logits of categories or bits.
+
+    Attributes:
+        shape: the shape of an action.
+    """
+
+    squashes = False
+    metric_names = ("action_accuracy",)
+    shape: tuple[int, ...] = ()
+
+    def squash(self, raw: Tensor) -> Tensor:
+        """Returns the (…, size) logits unchanged."""
+        return raw
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        """Returns the (…, size) logits as float32."""
+        return outputs.float()
+
+    def metric_sums(self, outputs: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Counts, as `action_accuracy`, the steps whose likeliest action is the recorded one."""
+        rank = len(self.shape)
+        chosen = _flat(self.act(outputs, sample=False), rank)
+        correct = (chosen == _flat(actions, rank)).all(dim=-1)
+        return {"action_accuracy": (correct & mask).sum()}
+
+
+class DiscreteHead(LogitsHead):
     """Actions start, …, start + n - 1: one-hot features, logits as outputs."""
 
     def __init__(self, space: gym.spaces.Discrete):
         super().__init__()
         self.size = int(space.n)
-        self.squashes = False
-        self.metric_names = ("action_accuracy",)
         self.start = int(space.start)
 
     def features(self, actions: Tensor) -> Tensor:
         """Converts (…,) int to (…, n) one-hot."""
         return F.one_hot(self._index(actions), self.size).float()
-
-    def squash(self, raw: Tensor) -> Tensor:
-        """Returns the (…, n) logits unchanged."""
-        return raw
-
-    def decode(self, outputs: Tensor) -> Tensor:
-        """Returns the (…, n) logits as float32."""
-        return outputs.float()
 
     def losses(self, outputs: Tensor, actions: Tensor) -> Tensor:
         """Returns the (…,) cross-entropy of the recorded actions, in nats."""
@@ -197,17 +214,12 @@ class DiscreteHead(ActionHead):
             return drawn + self.start
         return logits.argmax(dim=-1) + self.start
 
-    def metric_sums(self, outputs: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Counts, as `action_accuracy`, the steps whose likeliest action is the recorded one."""
-        correct = self.act(outputs, sample=False) == actions
-        return {"action_accuracy": (correct & mask).sum()}
-
     def _index(self, actions: Tensor) -> Tensor:
         """Converts actions to (…,) long in [0, n); those of padded steps become legal ones."""
         return (actions.long() - self.start).clamp(0, self.size - 1)
 
 
-class MultiDiscreteHead(ActionHead):
+class MultiDiscreteHead(LogitsHead):
     """C categories, predicted independently: one-hot features and logits, one after another."""
 
     starts: Tensor
@@ -215,10 +227,8 @@ class MultiDiscreteHead(ActionHead):
     def __init__(self, space: gym.spaces.MultiDiscrete):
         super().__init__()
         self._counts = [int(n) for n in space.nvec.ravel()]
-        self._shape = space.nvec.shape
+        self.shape = space.nvec.shape
         self.size = sum(self._counts)
-        self.squashes = False
-        self.metric_names = ("action_accuracy",)
         starts = torch.as_tensor(np.asarray(space.start).ravel().astype(np.int64))
         self.register_buffer("starts", starts, persistent=False)
 
@@ -227,14 +237,6 @@ class MultiDiscreteHead(ActionHead):
         index = self._index(actions)
         parts = [F.one_hot(index[..., i], n) for i, n in enumerate(self._counts)]
         return torch.cat(parts, dim=-1).float()
-
-    def squash(self, raw: Tensor) -> Tensor:
-        """Returns the (…, Σn) logits unchanged."""
-        return raw
-
-    def decode(self, outputs: Tensor) -> Tensor:
-        """Returns the (…, Σn) logits as float32."""
-        return outputs.float()
 
     def losses(self, outputs: Tensor, actions: Tensor) -> Tensor:
         """Returns the (…,) sum of the C cross-entropies, in nats."""
@@ -253,14 +255,7 @@ class MultiDiscreteHead(ActionHead):
             else logits.argmax(dim=-1)
             for logits in self._parts(outputs)
         ]
-        return _shaped(torch.stack(chosen, dim=-1) + self.starts, self._shape)
-
-    def metric_sums(self, outputs: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Counts, as `action_accuracy`, the steps whose likeliest action is the recorded one."""
-        rank = len(self._shape)
-        chosen = _flat(self.act(outputs, sample=False), rank)
-        correct = (chosen == _flat(actions, rank)).all(dim=-1)
-        return {"action_accuracy": (correct & mask).sum()}
+        return _shaped(torch.stack(chosen, dim=-1) + self.starts, self.shape)
 
     def _parts(self, outputs: Tensor) -> tuple[Tensor, ...]:
         parts: tuple[Tensor, ...] = torch.split(self.decode(outputs), self._counts, dim=-1)
@@ -268,36 +263,26 @@ class MultiDiscreteHead(ActionHead):
 
     def _index(self, actions: Tensor) -> Tensor:
         """Converts actions to (…, C) long from 0; those of padded steps become legal ones."""
-        index = _flat(actions, len(self._shape)).long() - self.starts
+        index = _flat(actions, len(self.shape)).long() - self.starts
         counts = torch.tensor(self._counts, device=index.device)
         return torch.minimum(index.clamp(min=0), counts - 1)
 
 
-class MultiBinaryHead(ActionHead):
+class MultiBinaryHead(LogitsHead):
     """C bits, predicted independently: features are -1 and 1, outputs the logits of a 1."""
 
     def __init__(self, space: gym.spaces.MultiBinary):
         super().__init__()
-        self._shape = space.shape
+        self.shape = space.shape
         self.size = int(np.prod(space.shape))
-        self.squashes = False
-        self.metric_names = ("action_accuracy",)
 
     def features(self, actions: Tensor) -> Tensor:
         """Converts (…) bits to (…, C) of -1 and 1."""
-        return _flat(actions, len(self._shape)).float() * 2 - 1
-
-    def squash(self, raw: Tensor) -> Tensor:
-        """Returns the (…, C) logits unchanged."""
-        return raw
-
-    def decode(self, outputs: Tensor) -> Tensor:
-        """Returns the (…, C) logits as float32."""
-        return outputs.float()
+        return _flat(actions, len(self.shape)).float() * 2 - 1
 
     def losses(self, outputs: Tensor, actions: Tensor) -> Tensor:
         """Returns the (…,) sum of the C cross-entropies, in nats."""
-        bits = _flat(actions, len(self._shape)).float()
+        bits = _flat(actions, len(self.shape)).float()
         logits = self.decode(outputs)
         return F.binary_cross_entropy_with_logits(logits, bits, reduction="none").sum(dim=-1)
 
@@ -305,14 +290,7 @@ class MultiBinaryHead(ActionHead):
         """Returns (…) bits, int8: the likeliest, or drawn ones."""
         logits = self.decode(outputs)
         ones = torch.bernoulli(logits.sigmoid()) if sample else (logits > 0)
-        return _shaped(ones.to(torch.int8), self._shape)
-
-    def metric_sums(self, outputs: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Counts, as `action_accuracy`, the steps whose likeliest action is the recorded one."""
-        rank = len(self._shape)
-        chosen = _flat(self.act(outputs, sample=False), rank)
-        correct = (chosen == _flat(actions, rank)).all(dim=-1)
-        return {"action_accuracy": (correct & mask).sum()}
+        return _shaped(ones.to(torch.int8), self.shape)
 
 
 @singledispatch
