@@ -291,6 +291,15 @@ def test_targets_and_return_scale_are_derived_from_the_data_by_default(cluster):
     algo.stop()
 
 
+def test_a_return_scale_next_to_zero_is_refused_or_warned_of(cluster, tiny_data, caplog):
+    config = tiny_config(tiny_data[0]).training(return_scale=1.2e-38)
+    with pytest.raises(ValueError, match=r"return_scale=1.2e-38\) is too small: the data"):
+        config.build_algo()
+    with caplog.at_level("WARNING", "rllib_dt"):
+        tiny_config(tiny_data[0]).training(return_scale=1e-5).build_algo().stop()
+    assert "return_scale=1e-05: the network sees returns-to-go of up to" in caplog.text
+
+
 def test_top_fraction_keeps_only_the_best_episodes(cluster, tiny_data):
     algo = tiny_config(tiny_data[0]).offline_data(top_fraction=0.5).build_algo()
     best = max(np.sum(e["rewards"]) for e in tiny_data[1])

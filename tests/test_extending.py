@@ -95,6 +95,33 @@ def test_a_loss_of_its_own_that_is_not_finite_ends_the_run(cluster, tiny_data):
     algo.stop()
 
 
+class Returns(DTTorchLearner):
+    """Returns what its setting says instead of a loss."""
+
+    def compute_loss_for_module(self, *, fwd_out, **kwargs):
+        return self.config.returned(fwd_out[Columns.ACTION_DIST_INPUTS])
+
+
+@pytest.mark.parametrize(
+    ("returned", "found"),
+    [
+        (lambda outputs: 0.5, "a float"),
+        (lambda outputs: None, "a NoneType"),
+        (lambda outputs: (outputs.sum(), 1), "a tuple"),
+        (lambda outputs: outputs.mean(dim=(1, 2)), r"a tensor of shape \(8,\) and torch.float32"),
+        (lambda outputs: (outputs > 0).sum(), r"a tensor of shape \(\) and torch.int64"),
+        (lambda outputs: outputs.detach().sum(), "a tensor without a gradient"),
+    ],
+)
+def test_a_loss_that_cannot_be_minimised_is_refused(cluster, tiny_data, returned, found):
+    config = config_with(tiny_data[0], Returns)
+    config.returned = returned
+    algo = config.build_algo()
+    with pytest.raises(ValueError, match=f"compute_loss_for_module returned {found}; wanted one"):
+        algo.train()
+    algo.stop()
+
+
 def test_weights_multiply_each_steps_loss(cluster, tiny_data):
     losses = {}
     for learner in (DTTorchLearner, Doubled, OnlyGood):

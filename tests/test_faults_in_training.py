@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import ray
 from ray import tune
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig
@@ -26,12 +27,12 @@ class DyingLearner(DTTorchLearner):
         return super().compute_loss_for_module(**kwargs)
 
 
-def run_config(folder, iterations=4, **kwargs):
+def run_config(folder, iterations=4, frequency=1, **kwargs):
     return RunConfig(
         name="experiment",
         storage_path=str(folder / "tune"),
         stop={"training_iteration": iterations},
-        checkpoint_config=CheckpointConfig(checkpoint_frequency=1),
+        checkpoint_config=CheckpointConfig(checkpoint_frequency=frequency),
         verbose=0,
         **kwargs,
     )
@@ -150,6 +151,9 @@ def test_a_removed_node_loses_only_the_updates_since_the_last_checkpoint(tiny_da
 @pytest.mark.slow
 def test_population_based_training_changes_the_learning_rate(cluster, tiny_data, tmp_path):
     config = tiny_config(tiny_data[0]).training(lr=tune.grid_search([1e-3, 1e-12]))
+    # a trial takes all CPUs, so they take turns: Tune 2.60 ends a trial early that is to take over
+    # another's weights while it is saving (ray-project/ray#57906)
+    config.resources(num_cpus_for_main_process=int(ray.cluster_resources()["CPU"]))
     schedule = PopulationBasedTraining(
         time_attr="training_iteration",
         metric="learners/default_policy/action_loss",
@@ -163,7 +167,7 @@ def test_population_based_training_changes_the_learning_rate(cluster, tiny_data,
         "DT",
         param_space=config,
         tune_config=tune.TuneConfig(scheduler=schedule),
-        run_config=run_config(tmp_path, 6),
+        run_config=run_config(tmp_path, 6, frequency=0),
     ).fit()
     assert not results.errors
     for result in results:

@@ -1,5 +1,6 @@
 """Data that could be taken for something else is refused, or read as what it is."""
 
+import gzip
 import json
 import logging
 import os
@@ -290,6 +291,17 @@ def test_files_that_are_listed_twice_are_read_once(tmp_path, caplog):
     assert "files are listed more than once and are read once, such as" in caplog.text
 
 
+def test_a_link_of_any_name_leads_to_packed_text(tmp_path):
+    lines = (json.dumps(rec.batch(2, 5)) + "\n").encode()
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(lines))
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("b.json", lines)
+    for name, target in (("one", "a.json.gz"), ("two", "b.zip"), ("three.json", "a.json.gz")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+        (episode,) = read(tmp_path / name).episodes
+        check(episode, 2, 5)
+
+
 def test_a_link_to_the_folder_above_is_not_followed_for_ever(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
@@ -496,3 +508,29 @@ def test_columns_whose_names_hold_dots_are_bounded_too(tmp_path):
     names = {"obs": "a.b", "actions": "c.d", "rewards": "e.f", "terminateds": "end"}
     with refused("takes the file past 256 MiB"):
         read(tmp_path / "a.parquet", names=names, max_expansion=1)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"t": [0, 5]}, "row 1 begins with t=5, so rows are parts of episodes"),
+        ({"t": [list(range(5)), list(range(5, 12))]}, "row 1 begins with t=5"),
+        ({"eps_id": [4, 4]}, "row 1 begins with eps_id=4"),
+        ({"eps_id": [["x"] * 5, ["x"] * 7]}, "row 1 begins with eps_id='x'"),
+    ],
+)
+@pytest.mark.parametrize("incomplete", ["error", "drop", "keep"])
+def test_rows_that_are_parts_of_episodes_are_no_episodes(tmp_path, columns, message, incomplete):
+    path = rec.write_canonical(tmp_path / "a.parquet")
+    table = pq.read_table(path).drop_columns(["episode_id"])
+    for name, values in columns.items():
+        table = table.append_column(name, pa.array(values))
+    pq.write_table(table, path)
+    with refused(message):
+        read(path, incomplete)
+    for name in columns:  # whole ones pass
+        whole = {"t": [0, 0], "eps_id": [4, 5]}[name]
+        table = table.drop_columns([name]).append_column(name, pa.array(whole))
+    pq.write_table(table, path)
+    for episode, numbers in zip(read(path).episodes, [(2, 5), (3, 7)], strict=True):
+        check(episode, *numbers)

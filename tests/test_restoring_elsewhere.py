@@ -8,11 +8,13 @@ import threading
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from rllib_dt import DT
+from rllib_dt import DT, DTTorchRLModule
 from rllib_dt.algorithm.checkpoints import MANIFEST, CheckpointError
 from rllib_dt.algorithm.compatibility import check_same_network
 from rllib_dt.episodes.episode import DataError
+from rllib_dt.huggingface import save_pretrained
 from tests.conftest import SHIPPED, TINY, cartpole_config, tiny_config
 from tests.training import same, weights
 
@@ -333,3 +335,99 @@ def test_spaces_are_those_of_the_checkpoint(checkpoint):
     assert algo.config.action_space == Discrete(2)
     assert np.isfinite(algo.evaluate()["env_runners"]["episode_return_mean"])
     algo.stop()
+
+
+# ---- settings that a checkpoint decides
+
+
+def test_another_return_scale_is_refused_before_anything_changes(cluster, tiny_data, tmp_path):
+    algo = tiny_config(tiny_data[0]).training(return_scale=50.0).build_algo()
+    algo.train()
+    path, state = algo.save_to_path(tmp_path / "checkpoint"), algo.get_state()
+    packed = algo.save_to_path(tmp_path / "packed", use_msgpack=True)
+    algo.stop()
+    algo = tiny_config(tiny_data[0]).training(return_scale=60.0).build_algo()
+    before, message = weights(algo), r"with return_scale=50, .* training\(return_scale=60\) is set"
+    for restore in (
+        lambda: algo.restore_from_path(path),
+        lambda: algo.restore_from_path(packed),
+        lambda: algo.restore_from_path(f"{path}/{MODULE}", component=MODULE),
+        lambda: algo.set_state(state),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            restore()
+    assert same(weights(algo), before)
+    assert algo.iteration == 0
+    algo.stop()
+    with pytest.raises(CheckpointError, match=message):
+        DT.from_checkpoint(path, training=dict(return_scale=60.0))
+    for settings in ({}, {"training": dict(return_scale=50.0)}, {"training": dict(lr=1e-5)}):
+        algo = DT.from_checkpoint(path, **settings)
+        assert float(weights(algo)["return_scale"]) == 50.0
+        algo.stop()
+
+
+def test_a_scale_is_that_of_a_folder_that_has_one(cluster, tiny_data, tmp_path):
+    algo = tiny_config(tiny_data[0]).training(return_scale=50.0).build_algo()
+    save_pretrained(algo.get_module().network, tmp_path / "ours")
+    save_pretrained(algo.get_module().network, tmp_path / "theirs")
+    algo.stop()
+    (tmp_path / "theirs" / "rllib_dt.safetensors").unlink()  # as folders of others are
+    config = tiny_config(tiny_data[0], pretrained=str(tmp_path / "ours")).training(return_scale=60)
+    with pytest.raises(
+        ValueError, match=r"rely on return_scale=50, but .*return_scale=60\) is set"
+    ):
+        config.build_algo()
+    config = tiny_config(tiny_data[0], pretrained=str(tmp_path / "theirs")).training(
+        return_scale=60
+    )
+    algo = config.build_algo()
+    assert float(weights(algo)["return_scale"]) == 60.0
+    algo.stop()
+
+
+def test_a_state_path_may_be_gone_when_restoring(cluster, tiny_data, tmp_path, caplog):
+    algo = tiny_config(tiny_data[0]).build_algo()
+    path = algo.save_to_path(tmp_path / "first")
+    algo.stop()
+    spec = RLModuleSpec(
+        module_class=DTTorchRLModule, load_state_path=f"{path}/{MODULE}/default_policy"
+    )
+    algo = tiny_config(tiny_data[0]).rl_module(rl_module_spec=spec).build_algo()
+    algo.train()
+    second, want = algo.save_to_path(tmp_path / "second"), weights(algo)
+    algo.stop()
+    shutil.rmtree(path)
+    with caplog.at_level("WARNING", "rllib_dt"):
+        algo = DT.from_checkpoint(second)
+    assert "is gone; the weights are the checkpoint's" in caplog.text
+    assert same(weights(algo), want)
+    algo.train()
+    algo.stop()
+    config = tiny_config(tiny_data[0]).rl_module(rl_module_spec=spec)
+    with pytest.raises(FileNotFoundError, match=r"load_state_path='.*first.* does not exist; give"):
+        config.build_algo()
+
+
+def test_another_seed_is_warned_of(moved, caplog):
+    with caplog.at_level("WARNING", "rllib_dt"):
+        DT.from_checkpoint(moved[0], input_=None).stop()
+    assert "was 0 when the state was saved" not in caplog.text
+    with caplog.at_level("WARNING", "rllib_dt"):
+        DT.from_checkpoint(moved[0], input_=None, debugging=dict(seed=3)).stop()
+    assert "seed=3 was 0 when the state was saved: training goes on with the draws" in caplog.text
+
+
+def test_counts_go_on_when_the_learners_alone_are_restored(cluster, tiny_data, tmp_path):
+    algo = tiny_config(tiny_data[0]).build_algo()
+    algo.train()
+    want = algo.train()["learners"]["default_policy"]
+    path = algo.save_to_path(tmp_path / "checkpoint")
+    algo.stop()
+    algo = tiny_config(tiny_data[0]).build_algo()
+    algo.restore_from_path(f"{path}/learner_group/learner", component="learner_group/learner")
+    learned = algo.train()["learners"]["default_policy"]
+    algo.stop()
+    for name in ("num_updates", "num_windows_trained", "num_steps_trained"):
+        assert learned[name] == learned[f"{name}_lifetime"] - want[f"{name}_lifetime"]
+    assert learned["num_updates"] == 3

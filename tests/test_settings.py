@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.core.rl_module.torch import TorchRLModule
 
-from rllib_dt import DTConfig, DTModelConfig
-from rllib_dt.algorithm.checks import BOOLEANS, CHOICES, RULES
+from rllib_dt import DTConfig, DTModelConfig, DTTorchRLModule
+from rllib_dt.algorithm.rules import BOOLEANS, CHOICES, CLASSES, DICTS, NUMBERS
 from tests.conftest import tiny_config
 
 BAD = {
@@ -38,25 +41,25 @@ def with_setting(name, value):
     config = tiny_config("nowhere")
     if name == "frame_stack":
         config.environment(observation_space=Box(-1.0, 1.0, (2, 3)))
-    attribute = f"_{name}" if name == "train_batch_size_per_learner" else name
+    attribute = f"_{name}" if isinstance(getattr(type(config), name, None), property) else name
     setattr(config, attribute, value)
     return config
 
 
 @pytest.mark.parametrize("kind", BAD)
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_of_the_wrong_kind_is_refused(name, kind):
     with pytest.raises((ValueError, TypeError)):
         with_setting(name, BAD[kind]).validate()
 
 
-@pytest.mark.parametrize("name", [n for n, rule in RULES.items() if not rule.test(0)])
+@pytest.mark.parametrize("name", [n for n, rule in NUMBERS.items() if not rule.test(0)])
 def test_zero_is_refused_where_it_means_nothing(name):
     with pytest.raises(ValueError, match=name):
         with_setting(name, 0).validate()
 
 
-@pytest.mark.parametrize("name", [n for n, rule in RULES.items() if rule.whole])
+@pytest.mark.parametrize("name", [n for n, rule in NUMBERS.items() if rule.whole])
 def test_whole_numbers_may_be_floats_or_numpys_but_not_fractions(name):
     if name not in CHECKED_BY_RLLIB:
         for two in (2, 2.0, np.int64(2), np.float32(2.0)):
@@ -108,6 +111,59 @@ def test_settings_that_would_train_wrongly_are_refused_by_name(change, message):
         config.validate()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.learners(num_gpus_per_learner=1.5), "num_gpus_per_learner=1.5 must be 0, a"),
+        (lambda c: c.learners(num_cpus_per_learner="many"), "num_cpus_per_learner='many' must"),
+        (
+            lambda c: c.learners(custom_resources_per_learner={"TPU": -1}),
+            r"custom_resources_per_learner\['TPU'\]=-1 must be 0, a fraction",
+        ),
+        (lambda c: setattr(c, "env_config", [1]), r"env_config=\[1\] must be a dict"),
+        (
+            lambda c: setattr(c, "torch_ddp_kwargs", {1: 2}),
+            "torch_ddp_kwargs={1: 2} must be a dict",
+        ),
+        (lambda c: setattr(c, "_learner_class", dict), "learner_class=<class 'dict'> is no subc"),
+        (lambda c: setattr(c, "env_runner_cls", int), "env_runner_cls=<class 'int'> is no subcla"),
+        (
+            lambda c: setattr(c, "callbacks_class", [int]),
+            "callbacks_class=<class 'int'> is no",
+        ),
+        (
+            lambda c: setattr(c, "callbacks_on_train_result", "print"),
+            "callbacks_on_train_result='print' must be a function, or a list of them",
+        ),
+        (
+            lambda c: c.rl_module(rl_module_spec=RLModuleSpec(module_class=TorchRLModule)),
+            "module_class=<class .*TorchRLModule'> is no subclass of rllib_dt.DTTorchRLModule",
+        ),
+        (lambda c: setattr(c, "clip_rewards", 1e-300), "clip_rewards=1e-300 must be True, False"),
+    ],
+)
+def test_settings_of_a_type_that_would_fail_later_are_refused_by_name(change, message):
+    config = tiny_config("nowhere")
+    change(config)
+    with pytest.raises(ValueError, match=message):
+        config.validate()
+
+
+def test_subclasses_and_fractions_pass():
+    class Own(DTTorchRLModule):
+        pass
+
+    class Count(RLlibCallback):
+        pass
+
+    config = tiny_config("nowhere").learners(num_gpus_per_learner=0.5, num_cpus_per_learner=2)
+    config.learners(custom_resources_per_learner={"TPU": 0.25}).callbacks([Count, RLlibCallback])
+    config.callbacks(on_train_result=[print], on_episode_end=print)
+    config.rl_module(rl_module_spec=RLModuleSpec(module_class=Own, model_config={}))
+    config.rl_module(model_config={}).validate()
+    assert config.num_gpus_per_learner == 0.5
+
+
 def test_numpys_numbers_and_arrays_are_as_good_as_pythons():
     config = tiny_config("nowhere").training(
         lr=np.float64(1e-3), adam_betas=np.array([0.9, 0.99]), return_scale=np.float32(2.0)
@@ -147,34 +203,62 @@ KINDS = {
 ACCEPTED = {
     "actions_in_input_normalized": {"None", "True"},
     "adam_betas": set(),
+    "add_default_connectors_to_env_to_module_pipeline": {"True"},
+    "add_default_connectors_to_module_to_env_pipeline": {"True"},
+    "callbacks_class": set(),
+    "callbacks_on_episode_end": {"None"},
+    "clip_actions": {"True"},
     "clip_rewards": {"None", "True", "huge"},
+    "custom_resources_for_main_process": {"dict"},
+    "custom_resources_per_env_runner": {"dict"},
+    "custom_resources_per_learner": {"dict"},
     "dataset_num_iters_per_learner": set(),
+    "delay_between_env_runner_restarts_s": {"zero"},
     "delayed_reward": {"True"},
     "duplicates": set(),
+    "env_config": {"dict"},
+    "env_runner_cls": set(),
+    "env_runner_health_probe_timeout_s": set(),
+    "env_runner_restore_timeout_s": set(),
+    "evaluation_config": {"None", "dict"},  # names of a user's own are free
     "evaluation_duration": set(),
-    "frame_stack": {"None"},
     "evaluation_interval": {"None", "zero"},
     "evaluation_num_env_runners": {"zero"},
+    "evaluation_parallel_to_training": set(),
     "evaluation_sample_timeout_s": {"None"},
+    "explore": {"True"},
+    "extra_python_environs_for_driver": {"dict"},
+    "extra_python_environs_for_worker": {"dict"},
+    "frame_stack": {"None"},
     "gamma": set(),
     "grad_clip": {"None"},
     "grad_clip_by": set(),
     "incomplete": set(),
+    "input_read_schema": {"None"},
     "join_files": {"True"},
+    "learner_class": {"None", "zero"},  # RLlib then takes the default
+    "learner_config_dict": {"dict"},
+    "local_gpu_idx": {"zero"},
+    "log_level": set(),
+    "log_sys_usage": {"True"},
     "lr": {"zero"},
-    "clip_actions": {"True"},
-    "evaluation_parallel_to_training": set(),
-    "explore": {"True"},
     "max_expansion": {"huge"},
+    "max_num_env_runner_restarts": {"zero"},
     "min_time_s_per_iteration": {"None", "zero"},
-    "restart_failed_env_runners": {"True"},
-    "validate_env_runners_after_construction": {"True"},
+    "num_cpus_for_main_process": {"zero"},
+    "num_cpus_per_env_runner": {"zero"},
+    "num_cpus_per_learner": {"zero"},
     "num_envs_per_env_runner": set(),
+    "num_gpus_per_env_runner": {"zero"},
+    "num_gpus_per_learner": {"zero"},
     "num_learners": {"zero"},
+    "offline_data_class": set(),
+    "placement_strategy": set(),
     "pool_capacity_bytes": {"None"},
     "pool_capacity_steps": {"None"},
     "pool_reuse": set(),
     "precision": set(),
+    "restart_failed_env_runners": {"True"},
     "return_scale": {"None"},
     "score_reference": {"None"},
     "seed": {"None", "zero"},
@@ -182,7 +266,9 @@ ACCEPTED = {
     "time_limit": {"None"},
     "top_fraction": {"None"},
     "torch_compile_learner": {"True"},
+    "torch_ddp_kwargs": {"dict"},
     "train_batch_size_per_learner": {"None"},  # RLlib then takes train_batch_size
+    "validate_env_runners_after_construction": {"True"},
     "validation_fraction": {"None"},
     "validation_input": {"None", "text"},
     "validation_interval": set(),
@@ -246,5 +332,5 @@ def test_a_setting_of_the_network_takes_what_has_a_meaning(name):
 def test_every_setting_has_a_rule():
     ours = {n for n in vars(DTConfig()) if not n.startswith("_")} - set(vars(AlgorithmConfig()))
     assert ours <= set(ACCEPTED)
-    assert set(RULES) | set(BOOLEANS) | set(CHOICES) <= set(ACCEPTED)
+    assert set(NUMBERS) | set(BOOLEANS) | set(CHOICES) | set(DICTS) | set(CLASSES) <= set(ACCEPTED)
     assert {field.name for field in dataclasses.fields(DTModelConfig)} == set(MODEL_ACCEPTED)

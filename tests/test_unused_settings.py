@@ -277,6 +277,23 @@ def test_misspelt_settings_of_evaluation_are_refused(given, message):
         config.validate()
 
 
+def test_what_evaluation_never_reads_is_refused_or_said(caplog):
+    config = cartpole_config()
+    config.evaluation(evaluation_config={"callbacks_on_evaluate_end": print})
+    with pytest.raises(ValueError, match=r"callbacks_on_evaluate_end would never be called.*; set"):
+        config.validate()
+    config = cartpole_config()
+    config.evaluation(evaluation_config={"callbacks_on_episode_end": print, "explore": False})
+    with caplog.at_level(logging.WARNING, "rllib_dt"):
+        config.validate()
+    assert "no effect" not in caplog.text
+    config.evaluation(evaluation_config={"grad_clip": 3.0, "lr": config.lr, "mine": 1})
+    with caplog.at_level(logging.WARNING, "rllib_dt"):
+        config.validate()
+    assert caplog.text.count("no effect on evaluation") == 1
+    assert "evaluation_config's grad_clip=3.0 has no effect on evaluation" in caplog.text
+
+
 def test_misspelt_settings_in_a_dict_are_refused():
     config = cartpole_config()
     config.update_from_dict({"trouble": "none"})  # a user's own, for a learner of theirs

@@ -6,21 +6,26 @@ such as the number of heads or the context length.
 
 import dataclasses
 import pickle
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
+import numpy as np
 import pyarrow.fs as pafs
-from ray.rllib.utils.checkpoints import Checkpointable
+from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.utils.checkpoints import Checkpointable, try_import_msgpack
 
 from rllib_dt.algorithm.checkpoints import CheckpointError
 from rllib_dt.formats.paths import locate
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.spaces.descriptions import same_space
+from rllib_dt.types import State
 
 if TYPE_CHECKING:
     from rllib_dt.algorithm.config import DTConfig
 
 MODULE = "learner_group/learner/rl_module/default_policy"
+_SCALE = "network.return_scale"
 _MAY_DIFFER = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range", "pretrained")
 """Settings of the network that trained weights do not depend on."""
 
@@ -37,9 +42,29 @@ def check_same_network(
         config: the settings of the algorithm to restore.
     """
     saved = _saved_arguments(path, filesystem, component)
-    if saved is None:
+    if saved is not None:
+        check_same_settings(saved, config, path)
+    if config.return_scale is not None:
+        check_same_scale(_saved_module_state(path, filesystem, component), config, path)
+
+
+def check_same_scale(module_state: State, config: "DTConfig", what: str = "the state") -> None:
+    """Raises a CheckpointError if a module was trained with another scale than is asked for.
+
+    Args:
+        module_state: the module's state, or None if it is unknown.
+        config: the settings of the algorithm to restore.
+        what: what it was saved in, for the message.
+    """
+    if config.return_scale is None or not isinstance(module_state, Mapping):
         return
-    check_same_settings(saved, config, path)
+    saved = module_state.get(_SCALE)
+    if saved is not None and np.float32(saved) != np.float32(config.return_scale):
+        raise CheckpointError(
+            f"{what} was trained with return_scale={float(saved):g}, which its weights rely on, "
+            f"but training(return_scale={config.return_scale:g}) is set; leave that out, or set "
+            "the same; nothing was restored"
+        )
 
 
 def check_same_settings(saved: dict[str, Any], config: "DTConfig", what: str = "the state") -> None:
@@ -65,25 +90,44 @@ def _saved_arguments(
     path: str, filesystem: pafs.FileSystem | None, component: str | None
 ) -> dict[str, Any] | None:
     """Returns what the saved module was built with, or None if that is not there."""
+    name = Checkpointable.CLASS_AND_CTOR_ARGS_FILE_NAME
+    content = _read_of_module(path, filesystem, component, name)
+    if content is None:
+        return None
+    try:
+        arguments, named = pickle.loads(content)["ctor_args_and_kwargs"]
+    except (ValueError, AttributeError, ImportError, TypeError, KeyError):
+        return None  # of another version of Python or of the package, as RLlib allows
+    return None if arguments else dict(named)
+
+
+def _saved_module_state(
+    path: str, filesystem: pafs.FileSystem | None, component: str | None
+) -> State:
+    """Returns the saved module's state, or None if that is not there."""
+    packed = _read_of_module(path, filesystem, component, f"{RLModule.STATE_FILE_NAME}.msgpack")
+    if packed is not None:
+        return try_import_msgpack(error=True).unpackb(packed, strict_map_key=False)
+    pickled = _read_of_module(path, filesystem, component, f"{RLModule.STATE_FILE_NAME}.pkl")
+    return None if pickled is None else pickle.loads(pickled)
+
+
+def _read_of_module(
+    path: str, filesystem: pafs.FileSystem | None, component: str | None, name: str
+) -> bytes | None:
+    """Reads a file of the module's folder in a checkpoint, or returns None if it is not there."""
     system, folder = locate(path, filesystem)
     within = MODULE
     if component is not None:
         if not f"{MODULE}/".startswith(f"{component}/"):
             return None
         within = MODULE.removeprefix(component).lstrip("/")
-    file = "/".join(
-        part
-        for part in (folder.rstrip("/"), within, Checkpointable.CLASS_AND_CTOR_ARGS_FILE_NAME)
-        if part
-    )
+    file = "/".join(part for part in (folder.rstrip("/"), within, name) if part)
     if system.get_file_info(file).type != pafs.FileType.File:
         return None
     with system.open_input_stream(file) as stream:
-        try:
-            arguments, named = pickle.loads(stream.read())["ctor_args_and_kwargs"]
-        except (ValueError, AttributeError, ImportError, TypeError, KeyError):
-            return None  # of another version of Python or of the package, as RLlib allows
-    return None if arguments else dict(named)
+        content: bytes = stream.read()
+    return content
 
 
 def _differences(saved: dict[str, Any], config: "DTConfig") -> list[tuple[str, Any, Any]]:

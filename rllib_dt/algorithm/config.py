@@ -13,12 +13,13 @@ from ray.rllib.utils.annotations import override
 from rllib_dt.algorithm.checks import (
     check_evaluation,
     check_model,
-    check_numbers,
     check_spaces,
     check_training,
+    check_values,
 )
 from rllib_dt.algorithm.connectors import check_connectors
 from rllib_dt.algorithm.environment import needs_environment
+from rllib_dt.algorithm.overrides import check_overrides
 from rllib_dt.algorithm.settings import DTSettings
 from rllib_dt.algorithm.unused import check_unused
 from rllib_dt.episodes.returns import ReturnRule
@@ -157,7 +158,9 @@ class DTConfig(DTSettings):
         self.make_plain()
         self._take_settings_from_spec()
         check_unused(self)
-        check_numbers(self)
+        if not self.in_evaluation:
+            check_overrides(self)
+        check_values(self)
         if not needs_environment(self):
             check_spaces(self)
         super().validate()

@@ -28,14 +28,16 @@ from rllib_dt.algorithm.environment import complete_from_environment
 from rllib_dt.algorithm.evaluation import VALIDATION_RESULTS, MeasuredAlgorithm
 from rllib_dt.algorithm.resources import check_gpu, check_resources
 from rllib_dt.compat import check_learners, on_every_learner
+from rllib_dt.formats.paths import exists
 from rllib_dt.learning.initial_weights import (
     Normalize,
     TakeOver,
     change_networks,
-    module_state_paths,
+    specs_with_state,
 )
 from rllib_dt.learning.learner import DTTorchLearner
 from rllib_dt.learning.validation import Validation
+from rllib_dt.reading.offline_data import is_restoring
 from rllib_dt.types import State
 
 logger = logging.getLogger(__name__)
@@ -90,21 +92,19 @@ class DT(MeasuredAlgorithm):
 
     @override(Algorithm)
     def setup(self, config: AlgorithmConfig) -> None:
-        self._is_stopped = False
+        self._is_stopped = self._awaits_restore = False
         if evaluation_env(self.config) is not None:
             self.config = complete_from_environment(self.config)
             self.config.validate()
             self.config.freeze()
         check_gpu(self.config)
-        for path in module_state_paths(self.config):
-            check_same_network(path, None, MODULE, self.config)
+        self._check_state_paths()
         if ray.util.get_current_placement_group() is None:  # in a trial, Tune has checked
             # this process reserves nothing
             _, *others = self._resources(self.config).bundles
             check_resources(others, "the learners and evaluation runners")
         super().setup(self.config)
         data = self.offline_data
-        self._awaits_restore = False
         # the settings of evaluation: `evaluation_config` may override any of them
         targets = self.evaluation_config.target_returns
         self.validation = None
@@ -118,17 +118,40 @@ class DT(MeasuredAlgorithm):
         on_every_learner(self.learner_group, lambda learner: learner.adopt_seed(seed))
         self.validation = self._validation()
         pretrained = self.config.dt_model_config.pretrained
-        if module_state_paths(self.config):
+        if specs_with_state(self.config.rl_module_spec):
             logger.info("weights and normalisation are those of load_state_path")
         elif pretrained is None:
             logger.info("return scale: %g", data.normalization.return_scale)
             change_networks(self.learner_group, Normalize(data.normalization))
         elif Path(pretrained).is_dir():
-            change_networks(self.learner_group, TakeOver(pretrained))
+            change_networks(self.learner_group, TakeOver(pretrained, self.config.return_scale))
             logger.info("weights and normalisation are those of %s", pretrained)
         else:
             # the folder is gone, but a checkpoint of a run that started from it has the weights
             self._awaits_restore = True
+
+    def _check_state_paths(self) -> None:
+        """Refuses states that are not there, or are of another network.
+
+        When restoring, one that is gone is not needed: the checkpoint has the weights.
+        """
+        specs = self.config.rl_module_spec  # a copy
+        for spec in specs_with_state(specs):
+            path = str(spec.load_state_path)
+            if exists(path):
+                check_same_network(path, None, MODULE, self.config)
+                continue
+            if not is_restoring():
+                raise FileNotFoundError(
+                    f"RLModuleSpec(load_state_path={path!r}) does not exist; give the folder "
+                    f"{MODULE} of a checkpoint"
+                )
+            logger.warning("%s is gone; the weights are the checkpoint's", path)
+            spec.load_state_path = None
+            self._awaits_restore = True
+        if self._awaits_restore:
+            self.config = self.config.copy(copy_frozen=False).rl_module(rl_module_spec=specs)
+            self.config.freeze()
 
     def _validation(self) -> Validation | None:
         pool = self.offline_data.validation

@@ -1,6 +1,7 @@
 """`MeasuredAlgorithm`: evaluation by target return, validation, and what results say of them."""
 
 import dataclasses
+import logging
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.utils import make_callback
-from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
@@ -17,7 +18,7 @@ from ray.rllib.utils.metrics import (
 )
 from ray.rllib.utils.typing import ResultDict
 
-from rllib_dt.algorithm.compatibility import check_same_settings
+from rllib_dt.algorithm.compatibility import check_same_scale, check_same_settings
 from rllib_dt.algorithm.measurements import (
     AGE_IN_ITERATIONS,
     AGE_IN_UPDATES,
@@ -33,14 +34,13 @@ from rllib_dt.types import State
 if TYPE_CHECKING:
     from rllib_dt.algorithm.config import DTConfig
 
+logger = logging.getLogger(__name__)
+
 VALIDATION_RESULTS = "validation"
 NUM_UPDATES_LIFETIME = "num_updates_lifetime"
 
 _MEASURED = "dt_measured"
 """The part of an algorithm's state with its targets and latest measurements."""
-
-_COUNTS = ("num_updates", "num_windows_trained", "num_steps_trained")
-"""What an iteration counts; learners report each over their whole life as `…_lifetime`."""
 
 
 class MeasuredAlgorithm(OfflineAlgorithm):
@@ -61,7 +61,8 @@ class MeasuredAlgorithm(OfflineAlgorithm):
         # reentrant: an iteration evaluates, and callbacks may
         self._lock = threading.RLock()
         self._evaluations, self._validations = Latest(), Latest()
-        self._counts: dict[str, int] = {}
+        # of learners' whole life; they report each as `…_lifetime`
+        self._counts = dict.fromkeys(("num_updates", "num_windows_trained", "num_steps_trained"), 0)
         self._steps_seen = 0
         super().setup(config)
 
@@ -80,7 +81,7 @@ class MeasuredAlgorithm(OfflineAlgorithm):
             if self.config.evaluation_parallel_to_training:
                 # taken now: once learners are training, they answer only after their update
                 self._snapshot = self.take_snapshot()
-            self._steps_seen = self._counts.get("num_steps_trained", 0)
+            self._steps_seen = self._counts["num_steps_trained"]
             results: ResultDict = super().step()
             self._count_iteration(results)
             if self.config.evaluation_interval:
@@ -125,10 +126,9 @@ class MeasuredAlgorithm(OfflineAlgorithm):
     def _count_iteration(self, results: ResultDict) -> None:
         """Makes counts those of the iteration, which may have called the learners repeatedly."""
         learned = results[LEARNER_RESULTS][DEFAULT_MODULE_ID]
-        for name in _COUNTS:
-            lifetime = int(learned[f"{name}_lifetime"])
-            learned[name] = lifetime - self._counts.get(name, 0)
-            self._counts[name] = lifetime
+        for name, before in self._counts.items():
+            self._counts[name] = int(learned[f"{name}_lifetime"])
+            learned[name] = self._counts[name] - before
 
     def validate(self) -> dict[str, float]:
         """Computes the action loss on the held-out episodes, in evaluation mode.
@@ -249,6 +249,7 @@ class MeasuredAlgorithm(OfflineAlgorithm):
                 "validations": self._validations.state(),
                 "counts": dict(self._counts),
                 "conditions": self._conditions(),
+                "seed": self.config.seed,
                 "model_config": dataclasses.asdict(self.config.dt_model_config),
             }
         return state
@@ -258,6 +259,9 @@ class MeasuredAlgorithm(OfflineAlgorithm):
         measured = state.get(_MEASURED)
         if measured is not None:
             check_same_settings(measured, self.config)
+        learner = state.get("learner_group", {}).get(COMPONENT_LEARNER, {})
+        module = learner.get(COMPONENT_RL_MODULE, {}).get(DEFAULT_MODULE_ID)
+        check_same_scale(module, self.config)
         super().set_state(state)
         if measured is None:
             return
@@ -269,13 +273,23 @@ class MeasuredAlgorithm(OfflineAlgorithm):
             self._evaluations.set_state(measured["evaluations"])
         if now["validation"] == then["validation"]:
             self._validations.set_state(measured["validations"])
-        self._counts = dict(measured["counts"])
+        self._counts |= measured["counts"]
+        seed, ours = measured.get("seed", self.config.seed), self.config.seed
+        if seed != ours:
+            logger.warning(
+                "seed=%s was %s when the state was saved: training goes on with the draws of the "
+                "state; evaluations, and the choice of held-out episodes, follow the new one",
+                ours,
+                seed,
+            )
 
     @override(Algorithm)
     def restore_from_path(self, path: str | Path, **kwargs: Any) -> None:
         """See `OfflineAlgorithm.restore_from_path`."""
         with self._lock:
             super().restore_from_path(path, **kwargs)
+            # a component may be restored alone
+            self._counts = self.take_counts()
 
     @override(Algorithm)
     def save_to_path(self, *args: Any, **kwargs: Any) -> str:

@@ -88,6 +88,17 @@ class OfflineAlgorithm(Algorithm):
             num_updates=state[COUNTERS]["updates"],
         )
 
+    def take_counts(self) -> dict[str, int]:
+        """Returns what the learners have counted over their life."""
+        progress = self.learner_group.get_state(components=[f"{COMPONENT_LEARNER}/{COUNTERS}"])[
+            COMPONENT_LEARNER
+        ][COUNTERS]
+        return {
+            "num_updates": progress["updates"],
+            "num_windows_trained": progress["windows"],
+            "num_steps_trained": progress["steps"],
+        }
+
     @override(Algorithm)
     def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> RLModule | None:
         """Returns a copy of the module with the learners' current weights, in eval mode."""

@@ -269,7 +269,6 @@ def check_unused(config: "DTConfig") -> None:
             if name not in _OF_SAMPLING and _is_set(config, name):
                 config.refuse(f"evaluation_config's {_shown(config, name)}: {remedy}")
         return
-    _check_overrides(config)
     if config.is_multi_agent:
         config.refuse(f"DT is single-agent, but the policies are {sorted(config.policies)}")
     if not (config.enable_rl_module_and_learner and config.enable_env_runner_and_connector_v2):
@@ -293,21 +292,6 @@ def check_unused(config: "DTConfig") -> None:
 
 _OF_SAMPLING = ("num_env_runners", "num_offline_eval_runners")
 """What RLlib sets itself in the settings of evaluation."""
-
-
-def _check_overrides(config: "DTConfig") -> None:
-    """Refuses names in `evaluation_config` that no setting has."""
-    overrides = config.evaluation_config
-    if overrides is None or isinstance(overrides, AlgorithmConfig):
-        return
-    if not isinstance(overrides, dict):
-        config.refuse(f"evaluation_config={overrides!r} must be a dict of settings")
-        return
-    for name in overrides:
-        try:
-            config.check_name(name)
-        except ValueError as error:
-            config.refuse(f"evaluation_config: {error}")
 
 
 def _is_set(config: "DTConfig", name: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rllib_dt.episodes.episode import DataError, Episode
@@ -31,6 +32,9 @@ RecordedEpisode = Mapping[str, Any]
 
 FORMAT_VERSION = 1
 _ID = "episode_id"
+_OF_PARTS = ("t", "eps_id")
+"""Columns of other layouts, which tell whether a row is a part of an episode."""
+
 EPISODE_COLUMNS = ("obs", "actions", "rewards", "terminated", "truncated")
 
 _BYTES_PER_FILE = 64 * 2**20
@@ -54,9 +58,13 @@ def read(given: ParquetInput) -> Iterator[Fragment]:
     wanted = [given.name(name) for name in EPISODE_COLUMNS]
     if _ID in given.schema.names:
         wanted.append(_ID)
-    given.announce(wanted)
+    beside = [given.name(name) for name in _OF_PARTS if given.name(name) in given.schema.names]
+    given.announce(wanted + beside)
     first = 0
-    for batch in given.batches(wanted, _ROWS_AT_ONCE):
+    seen: set[object] = set()
+    for batch in given.batches(wanted + beside, _ROWS_AT_ONCE):
+        for name in beside:
+            _check_whole(batch[name], given, name, seen, first)
         columns = {name: batch[given.name(name)] for name in EPISODE_COLUMNS}
         for name in ("terminated", "truncated"):
             check_no_nulls(columns[name], source, given.name(name))
@@ -95,6 +103,25 @@ def _fragment(
         terminated=end_flag(row["terminated"][0].as_py(), "terminated", where),
         truncated=end_flag(row["truncated"][0].as_py(), "truncated", where),
     )
+
+
+def _check_whole(
+    column: pa.Array, given: ParquetInput, name: str, seen: set[object], first: int
+) -> None:
+    """Refuses rows that are parts of episodes, as columns of other layouts tell."""
+    column = column.storage if isinstance(column, pa.ExtensionArray) else column
+    values = pc.list_element(column, 0) if is_list(column.type) else column
+    for row, value in enumerate(values.to_pylist(), first):
+        is_part = value in seen if name == given.name("eps_id") else value not in (0, None)
+        if is_part:
+            raise DataError(
+                given.source,
+                f"row {row} begins with {name}={value!r}, so rows are parts of episodes, but in "
+                "this layout each row is a whole one",
+                f"join the parts, or remove the column {name!r} if rows are whole",
+            )
+        if name == given.name("eps_id"):
+            seen.add(value)
 
 
 def _check_version(schema: pa.Schema, source: str) -> None:

@@ -39,3 +39,9 @@ def locate(
         system, inner = pafs.FileSystem.from_uri(name)
         return system, inner
     return pafs.LocalFileSystem(), absolute(name)
+
+
+def exists(path: str | Path) -> bool:
+    """Returns whether there is a file or folder at a path or URI."""
+    system, inner = locate(path)
+    return bool(system.get_file_info(inner.rstrip("/")).type != pafs.FileType.NotFound)

@@ -31,6 +31,9 @@ _ONE_A_STEP = ("rewards", "eps_id", "t", *END_FLAGS)
 
 _BUFFER_BYTES = 2**20
 
+_MAGIC = {".gz": b"\x1f\x8b", ".zip": b"PK\x03\x04"}
+"""How packed files begin; no JSON does."""
+
 # raised by damaged bytes: in gzip, zip or UTF-8, or when seeking outside the file
 _DAMAGED = (
     EOFError,
@@ -61,7 +64,9 @@ def _text_files(
     file: IO[bytes], source: str, expansion: Expansion
 ) -> Iterator[tuple[Iterable[str], str]]:
     path = without_options(source)
-    if path.endswith(".zip"):
+    start = file.read(max(map(len, _MAGIC.values())))  # a link's name says nothing of its target
+    file.seek(0)
+    if path.endswith(".zip") or start.startswith(_MAGIC[".zip"]):
         archive = zipfile.ZipFile(file)
         inside = [m for m in archive.infolist() if not m.filename.startswith("__MACOSX")]
         others = [m.filename for m in inside if m.filename.lower().endswith(_OTHER_DATA)]
@@ -79,7 +84,7 @@ def _text_files(
             with archive.open(member) as inner:
                 again = f"#{number}" if number else ""
                 yield _text(inner, expansion), f"{source}!{member.filename}{again}"
-    elif path.endswith(".gz"):
+    elif path.endswith(".gz") or start.startswith(_MAGIC[".gz"]):
         yield _text(cast(IO[bytes], gzip.GzipFile(fileobj=file)), expansion), source
     else:
         yield io.TextIOWrapper(file, "utf-8-sig"), source  # with or without a byte-order mark

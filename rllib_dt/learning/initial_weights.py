@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils.typing import RLModuleSpecType
 
 from rllib_dt.compat import on_every_learner
 from rllib_dt.episodes.statistics import Normalization
 from rllib_dt.network.network import DecisionTransformer
-from rllib_dt.policy.folders import load_pretrained
+from rllib_dt.policy.folders import has_normalization, load_pretrained
 from rllib_dt.types import LearnerGroup
 
 
@@ -19,13 +21,11 @@ def change_networks(
     on_every_learner(learner_group, lambda learner: change(learner.network))
 
 
-def module_state_paths(config: AlgorithmConfig) -> list[str]:
-    """Lists the states that RLlib loads into the module (`RLModuleSpec(load_state_path=…)`)."""
-    spec = config.rl_module_spec
+def specs_with_state(spec: RLModuleSpecType) -> list[RLModuleSpec]:
+    """Lists the specs, of one or several modules, whose state RLlib loads (`load_state_path`)."""
     specs = getattr(spec, "rl_module_specs", None) or {}
     candidates = [spec, *(specs.values() if isinstance(specs, dict) else [specs])]
-    found = [getattr(candidate, "load_state_path", None) for candidate in candidates]
-    return [str(path) for path in found if path]
+    return [each for each in candidates if getattr(each, "load_state_path", None)]
 
 
 class Normalize:
@@ -45,12 +45,29 @@ class Normalize:
 
 
 class TakeOver:
-    """Loads the weights of a Hugging Face folder, read on the driver, into a network."""
+    """Loads the weights of a Hugging Face folder, read on the driver, into a network.
 
-    def __init__(self, folder: str):
+    Args:
+        folder: the folder.
+        return_scale: for a folder without normalisation, what its returns-to-go were divided by.
+
+    Raises:
+        ValueError: the folder has a scale, and it is another.
+    """
+
+    def __init__(self, folder: str, return_scale: float | None = None):
         source = load_pretrained(folder)
         self._folder = folder
         self._state = {name: value.numpy() for name, value in source.state_dict().items()}
+        if return_scale is None:
+            return
+        own = float(self._state["return_scale"])
+        if has_normalization(folder) and np.float32(own) != np.float32(return_scale):
+            raise ValueError(
+                f"the weights of {folder} rely on return_scale={own:g}, but "
+                f"training(return_scale={return_scale:g}) is set; leave that out, or set the same"
+            )
+        self._state["return_scale"] = np.asarray(return_scale, np.float32)
 
     def __call__(self, network: DecisionTransformer) -> None:
         state = {name: torch.as_tensor(value) for name, value in self._state.items()}

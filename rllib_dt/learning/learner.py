@@ -210,8 +210,10 @@ class DTTorchLearner(TorchLearner):
         self, loss_per_module: dict[str, Tensor], **kwargs: Any
     ) -> dict[Any, Tensor]:
         assert self._call is not None
+        loss = loss_per_module[DEFAULT_MODULE_ID]
+        _check_loss(loss)
         if not self._call.is_counted:  # a subclass has its own loss
-            self._agree(loss_per_module[DEFAULT_MODULE_ID])
+            self._agree(loss)
         gradients: dict[Any, Tensor] = super().compute_gradients(loss_per_module, **kwargs)
         return gradients
 
@@ -381,6 +383,22 @@ class DTTorchLearner(TorchLearner):
     def rank(self) -> int:
         """This learner's number, from 0."""
         return torch.distributed.get_rank() if self.world_size > 1 else 0
+
+
+def _check_loss(loss: object) -> None:
+    """Refuses what a subclass returned from `compute_loss_for_module` if it cannot be minimised."""
+    if not isinstance(loss, Tensor):
+        found = f"a {type(loss).__name__}"
+    elif loss.shape != () or not loss.is_floating_point():
+        found = f"a tensor of shape {tuple(loss.shape)} and {loss.dtype}"
+    elif not loss.requires_grad:
+        found = "a tensor without a gradient"
+    else:
+        return
+    raise ValueError(
+        f"compute_loss_for_module returned {found}; wanted one floating-point number, a tensor of "
+        "shape (), that depends on the network's outputs"
+    )
 
 
 def _check_weights_of_steps(weights: object, losses: Tensor) -> None:

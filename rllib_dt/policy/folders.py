@@ -49,6 +49,11 @@ def pretrained_settings(folder: str | Path) -> JsonObject:
     return settings | {k: ours[k] for k in own if k in ours}
 
 
+def has_normalization(folder: str | Path) -> bool:
+    """Returns whether a folder holds statistics and a return scale beside its weights."""
+    return (Path(folder) / _OURS_TENSORS).is_file()
+
+
 def load_pretrained(folder: str | Path, **overrides: Any) -> DecisionTransformer:
     """Loads the network of a Hugging Face folder, in eval mode.
 
@@ -71,7 +76,7 @@ def load_pretrained(folder: str | Path, **overrides: Any) -> DecisionTransformer
         *_spaces(_read_config(folder), _read_sidecar(folder)),
     )
     state = _to_ours(weights, has_positions)
-    if (folder / _OURS_TENSORS).is_file():
+    if has_normalization(folder):
         state |= current_names(load_file(folder / _OURS_TENSORS))
     _load(network, state, folder)
     return network.eval()

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import ray
+from numpy.typing import NDArray
 from ray.rllib.offline.offline_data import OfflineData
 from ray.rllib.utils.annotations import override
 
@@ -42,6 +43,9 @@ _READ = (
 DEFAULT_SHARE_OF_OBJECT_STORE = 0.5
 """The default capacity, as a share of the smallest object store among the cluster's nodes."""
 
+_LARGEST_SENSIBLE_RETURN = 1e4
+"""Returns-to-go beyond this many times the scale are warned of."""
+
 _BYTES_BESIDE_SPACES = 8
 """Bytes of a step's return-to-go and timestep."""
 
@@ -61,6 +65,11 @@ class DataSettings(ReadingSettings, Protocol):
 
 _Reading = Literal["required", "if there", "no"]
 _reading: ContextVar[_Reading] = ContextVar("rllib_dt_reading", default="required")
+
+
+def is_restoring() -> bool:
+    """Returns whether this is within a `restoring` block."""
+    return _reading.get() != "required"
 
 
 @contextmanager
@@ -144,6 +153,7 @@ class DTOfflineData(OfflineData):
         statistics = found.statistics
         self.summary: DataSummary = statistics.summary()
         self.normalization: Normalization = statistics.normalization(config.return_scale)
+        _check_scale(self.normalization.return_scale, statistics.targets)
         self.returns = statistics.returns
         self.derived_targets = statistics.derived_targets()
         self.validation: EpisodePool | None = found.validation
@@ -213,6 +223,24 @@ def _capacity(config: DataSettings) -> int:
         # free, and a resumed run should get the same capacity
         size = 2.0 ** math.floor(math.log2(size))
     return max(1, int(size / (sum(arrays) + _BYTES_BESIDE_SPACES)))
+
+
+def _check_scale(scale: float, returns: NDArray[np.float64]) -> None:
+    """Raises a ValueError if the data's returns, divided by the scale, exceed float32."""
+    largest = float(np.abs(returns).max(initial=0.0))
+    if largest / scale > float(np.finfo(np.float32).max):
+        raise ValueError(
+            f"training(return_scale={scale:g}) is too small: the data's returns reach {largest:g}, "
+            "and their ratio exceeds float32; set it near the largest return, or leave it out"
+        )
+    if largest / scale > _LARGEST_SENSIBLE_RETURN:
+        logger.warning(
+            "return_scale=%g: the network sees returns-to-go of up to %.3g, on which it hardly "
+            "trains; the data's largest return is %g",
+            scale,
+            largest / scale,
+            largest,
+        )
 
 
 def _check_reuse(reuse: float, draws: Draws, num_learners: int, num_steps: int) -> None:
