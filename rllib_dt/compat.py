@@ -8,6 +8,7 @@ Ray and RLlib are imported inside the functions that need them, because reading 
 package's `__init__` import this module without needing RLlib.
 """
 
+import importlib
 import logging
 import sys
 import warnings
@@ -49,6 +50,17 @@ def shared_in_cluster(name: str) -> bytes | None:
 
     content: bytes | None = internal_kv._internal_kv_get(name, namespace=_KV_NAMESPACE)
     return content
+
+
+def repair_msgpack() -> None:
+    """Undoes `msgpack_numpy.patch()`, after which Ray passes arrays on as dicts.
+
+    RLlib calls it for checkpoints and recordings in msgpack, in whatever process it is, and Ray
+    serialises with the same module (ray-project/ray#8409).
+    """
+    theirs, shared = sys.modules.get("msgpack_numpy"), sys.modules.get("msgpack")
+    if theirs is not None and shared is not None and shared.packb is theirs.packb:
+        importlib.reload(shared)
 
 
 # --- learners

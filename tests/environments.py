@@ -4,6 +4,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 
+from rllib_dt.spaces.trees import by_leaf, flatten, leaves
+
 
 class Lengths(gym.Env):
     """Episodes of 3 or 41 steps, chosen by the reset seed; the reward is 1 per step.
@@ -62,7 +64,38 @@ class Sampled(gym.Env):
         return self.observation_space.sample(), {}
 
     def step(self, action):
-        action = np.asarray(action, self.action_space.dtype)
-        assert self.action_space.contains(action if action.ndim else action.item()), action
+        taken = flatten(self.action_space, action)
+        for path, space in leaves(self.action_space).items():
+            value = np.asarray(by_leaf(taken)[path], space.dtype)
+            assert space.contains(value if value.ndim else value.item()), action
         self.t += 1
         return self.observation_space.sample(), 1.0, self.t == self.STEPS, False, {}
+
+
+class Masked(gym.Env):
+    """Allows some of 5 actions at each step; an illegal one ends the run. Episodes of 50 steps."""
+
+    STEPS = 50
+
+    def __init__(self, config):
+        self.action_space = gym.spaces.Discrete(5, start=2)
+        self.observation_space = gym.spaces.Dict(
+            action_mask=gym.spaces.MultiBinary(5),
+            observations=gym.spaces.Box(-1.0, 1.0, (3,)),
+        )
+
+    def _observe(self):
+        self.mask = self.np_random.integers(0, 2, 5).astype(np.int8)
+        self.mask[self.np_random.integers(5)] = 1
+        seen = self.np_random.uniform(-1, 1, 3).astype(np.float32)
+        return {"action_mask": self.mask, "observations": seen}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self._observe(), {}
+
+    def step(self, action):
+        assert self.mask[int(action) - 2], f"{action} is not legal: {self.mask}"
+        self.t += 1
+        return self._observe(), 1.0, self.t == self.STEPS, False, {}

@@ -47,6 +47,7 @@ def test_a_compiled_step_is_one_graph_and_yields_the_same_losses(
     assert got == pytest.approx(want, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.trap(15)
 def test_the_seed_determines_compiled_dropout(cluster, tiny_data):
     torch._dynamo.reset()

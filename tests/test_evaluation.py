@@ -203,7 +203,7 @@ class CountEpisodes(RLlibCallback):
 
 
 @pytest.mark.trap(9, 10)
-@pytest.mark.parametrize("runners", [0, 1])
+@pytest.mark.parametrize("runners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_user_callbacks_run_and_their_metrics_arrive_once(cluster, runners):
     config = cartpole_config().callbacks(CountEpisodes)
     config.evaluation(evaluation_num_env_runners=runners)

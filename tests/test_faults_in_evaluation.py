@@ -193,6 +193,7 @@ def test_an_unresponsive_runner_is_killed_and_loses_no_episode(cluster, data, mo
     algo.stop()
 
 
+@pytest.mark.slow
 def test_an_evaluation_with_no_runner_left_raises(cluster, data):
     algo = config_of(data, runners=2).build_algo()
     group = algo.eval_env_runner_group

@@ -21,10 +21,14 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.offline.offline_data import OfflineData
+from ray.rllib.utils.checkpoints import try_import_msgpack
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.tune.registry import _global_registry
 
-from tests.conftest import cartpole_config
+from rllib_dt import DT
+from rllib_dt.compat import repair_msgpack
+from tests.conftest import cartpole_config, tiny_config
+from tests.training import same, weights
 
 
 def test_the_ray_version_is_the_one_that_the_workarounds_target():
@@ -161,3 +165,28 @@ def test_the_private_names_that_compat_uses_exist():
         (SingleAgentEnvRunner, "self._callbacks"),
     ):
         assert attribute in inspect.getsource(owner), f"{owner} has no {attribute}"
+
+
+def test_upstream_still_spoils_arrays_when_rllib_uses_msgpack(cluster):
+    """Our workaround: `compat.repair_msgpack`, around checkpoints and before training."""
+    kind = ray.remote(num_cpus=0)(lambda value: type(value))
+    try_import_msgpack(error=True)
+    assert ray.get(kind.remote(np.ones(2))) is dict
+    repair_msgpack()
+    assert ray.get(kind.remote(np.ones(2))) is np.ndarray
+
+
+@pytest.mark.parametrize("num_learners", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_checkpoints_in_msgpack_leave_ray_as_it_was(cluster, tiny_data, tmp_path, num_learners):
+    kind = ray.remote(num_cpus=0)(lambda value: type(value))
+    algo = tiny_config(tiny_data[0]).learners(num_learners=num_learners).build_algo()
+    algo.train()
+    path, kept = algo.save_to_path(tmp_path / "checkpoint", use_msgpack=True), weights(algo)
+    assert ray.get(kind.remote(np.ones(2))) is np.ndarray
+    algo.stop()
+    try_import_msgpack(error=True)
+    algo = DT.from_checkpoint(path)
+    assert ray.get(kind.remote(np.ones(2))) is np.ndarray
+    assert same(weights(algo), kept)
+    algo.train()
+    algo.stop()

@@ -39,6 +39,7 @@ def test_every_call_raises_after_a_learner_has_died(cluster, tiny_data, tmp_path
     algo.stop()
 
 
+@pytest.mark.slow
 def test_a_learner_that_dies_between_two_iterations_ends_the_run(cluster, tiny_data):
     algo = tiny_config(tiny_data[0]).learners(num_learners=1).build_algo()
     algo.train()
@@ -49,6 +50,7 @@ def test_a_learner_that_dies_between_two_iterations_ends_the_run(cluster, tiny_d
     algo.stop()
 
 
+@pytest.mark.slow
 def test_pretrained_weights_that_do_not_fit_are_refused_by_a_remote_learner_too(
     cluster, tiny_data, tmp_path
 ):

@@ -56,6 +56,7 @@ def check_best(results):
     return best
 
 
+@pytest.mark.slow
 @pytest.mark.trap(10)
 def test_asha_finds_its_metric_in_every_result(cluster, tmp_path):
     results = searched(tmp_path, ASHAScheduler(grace_period=1, max_t=ITERATIONS))

@@ -205,8 +205,8 @@ def test_actions_are_within_the_bounds_even_without_a_tanh():
     [
         Box(-1.0, 1.0, (2, 0)),
         Box(0, 3, (2,), np.int64),
-        spaces.Dict({"a": Discrete(2)}),
-        spaces.Tuple([Discrete(2)]),
+        spaces.Sequence(Discrete(2)),
+        spaces.Graph(Box(-1, 1, (2,)), Discrete(2)),
         spaces.Text(3),
     ],
     ids=lambda s: str(s)[:30],
@@ -217,7 +217,7 @@ def test_unsupported_action_spaces_are_refused_by_name(space):
 
 
 @pytest.mark.parametrize(
-    "space", [Box(-1.0, 1.0, (0,)), spaces.Text(3), spaces.Dict({"a": UNBOUNDED})]
+    "space", [Box(-1.0, 1.0, (0,)), spaces.Text(3), spaces.Sequence(UNBOUNDED)]
 )
 def test_unsupported_observation_spaces_are_refused_by_name(space):
     with pytest.raises(UnsupportedSpaceError, match=f"{type(space).__name__} spaces.*observations"):

@@ -56,7 +56,7 @@ class MeetingLearner(DTTorchLearner):
 
 
 @pytest.mark.trap(8)
-@pytest.mark.parametrize("num_learners", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("num_learners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_evaluation_overlaps_training_and_uses_the_weights_from_before_it(
     cluster, tmp_path, num_learners
 ):

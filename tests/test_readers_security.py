@@ -121,7 +121,8 @@ def damaged_states():
             state | dict(observations=[[0.0] * 3] * 6), default=msgpack_numpy.encode
         ),
         "dicts": msgpack.packb(
-            state | dict(observations=dict(data=[{"x": 1.0}] * 6)), default=msgpack_numpy.encode
+            state | dict(observations=dict(data=[[1.0]] * 5 + [{"x": 1.0}])),
+            default=msgpack_numpy.encode,
         ),
         "missing": None,
     }

@@ -299,6 +299,7 @@ MODEL_ACCEPTED = {
     "n_positions": {"None"},
     "pretrained": {"None"},
     "image_encoder": set(),
+    "ignore": set(),
 }
 
 

@@ -325,6 +325,7 @@ def test_streaming_resumes_after_a_restore_with_the_same_losses(
     second.stop()
 
 
+@pytest.mark.slow
 def test_a_killed_feeder_does_not_change_the_losses(cluster, many_files):
     config = streamed(many_files[0], 300).training(train_batch_size_per_learner=64)
     config.offline_data(dataset_num_iters_per_learner=2)

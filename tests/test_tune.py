@@ -41,6 +41,7 @@ def test_both_registries_know_dt(cluster):
     assert rllib_registry._get_algorithm_class("DT") is DT
 
 
+@pytest.mark.slow
 def test_a_grid_search_covers_algorithm_and_model_settings(cluster, tiny_data, tmp_path):
     config = tiny_config(tiny_data[0]).training(lr=tune.grid_search([1e-3, 2e-3]))
     config.rl_module(model_config=TINY | {"hidden_size": tune.grid_search([16, 24])})
@@ -56,6 +57,7 @@ def test_a_grid_search_covers_algorithm_and_model_settings(cluster, tiny_data, t
     assert seen == {(1e-3, 16), (1e-3, 24), (2e-3, 16), (2e-3, 24)}
 
 
+@pytest.mark.slow
 @pytest.mark.semantics(27)
 @pytest.mark.trap(10)
 def test_the_best_checkpoint_is_kept_beside_the_last(cluster, tmp_path):

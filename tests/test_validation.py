@@ -49,7 +49,7 @@ def expected(algo, episodes):
     return np.mean(losses), np.mean(right)
 
 
-@pytest.mark.parametrize("num_learners", [0, 2])
+@pytest.mark.parametrize("num_learners", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_loss_is_the_mean_over_all_held_out_steps(cluster, tiny_data, tmp_path, num_learners):
     held = make_episodes([1, 4, 5, 13, 21], seed=9)
     spaces = Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,))

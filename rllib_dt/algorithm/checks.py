@@ -10,11 +10,8 @@ from ray.rllib.utils.schedules.scheduler import Scheduler
 from rllib_dt.algorithm.inputs import are_paths, check_inputs
 from rllib_dt.algorithm.rules import LARGEST_FLOAT32, SMALLEST_FLOAT32, check_rules, is_number
 from rllib_dt.formats import canonical, steps
-from rllib_dt.spaces.leaves import (
-    UnsupportedSpaceError,
-    check_action_space,
-    check_observation_space,
-)
+from rllib_dt.spaces import composites
+from rllib_dt.spaces.leaves import UnsupportedSpaceError
 
 if TYPE_CHECKING:
     from rllib_dt.algorithm.config import DTConfig
@@ -44,8 +41,14 @@ def check_spaces(config: "DTConfig") -> None:
             f"gymnasium.wrappers.FrameStackObservation(env, {frames})"
         )
     try:
-        check_observation_space(config.observation_space)
-        check_action_space(config.action_space)
+        config.dt_model_config.check_ignore()
+    except ValueError as error:
+        config.refuse(f"rl_module(model_config=…): {error}")
+        return
+    try:
+        composites.check_spaces(
+            config.observation_space, config.action_space, config.dt_model_config.ignore
+        )
     except UnsupportedSpaceError as error:
         config.refuse(str(error))
 

@@ -16,6 +16,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.checkpoints import Checkpointable, try_import_msgpack
 
 from rllib_dt.algorithm.checkpoints import CheckpointError
+from rllib_dt.compat import repair_msgpack
 from rllib_dt.formats.paths import locate
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.spaces.descriptions import same_space
@@ -107,7 +108,10 @@ def _saved_module_state(
     """Returns the saved module's state, or None if that is not there."""
     packed = _read_of_module(path, filesystem, component, f"{RLModule.STATE_FILE_NAME}.msgpack")
     if packed is not None:
-        return try_import_msgpack(error=True).unpackb(packed, strict_map_key=False)
+        try:
+            return try_import_msgpack(error=True).unpackb(packed, strict_map_key=False)
+        finally:
+            repair_msgpack()
     pickled = _read_of_module(path, filesystem, component, f"{RLModule.STATE_FILE_NAME}.pkl")
     return None if pickled is None else pickle.loads(pickled)
 

@@ -27,7 +27,7 @@ from rllib_dt.algorithm.config import DTConfig
 from rllib_dt.algorithm.environment import complete_from_environment
 from rllib_dt.algorithm.evaluation import VALIDATION_RESULTS, MeasuredAlgorithm
 from rllib_dt.algorithm.resources import check_gpu, check_resources
-from rllib_dt.compat import check_learners, on_every_learner
+from rllib_dt.compat import check_learners, on_every_learner, repair_msgpack
 from rllib_dt.formats.paths import exists
 from rllib_dt.learning.initial_weights import (
     Normalize,
@@ -92,6 +92,7 @@ class DT(MeasuredAlgorithm):
 
     @override(Algorithm)
     def setup(self, config: AlgorithmConfig) -> None:
+        repair_msgpack()  # a recording algorithm in this process may have spoiled it
         self._is_stopped = self._awaits_restore = False
         if evaluation_env(self.config) is not None:
             self.config = complete_from_environment(self.config)

@@ -25,7 +25,7 @@ from ray.tune import Checkpoint
 
 from rllib_dt.algorithm import checkpoints
 from rllib_dt.algorithm.compatibility import check_same_network
-from rllib_dt.compat import on_every_learner, recall_learners
+from rllib_dt.compat import on_every_learner, recall_learners, repair_msgpack
 from rllib_dt.formats.paths import absolute, locate
 from rllib_dt.learning.learner import COUNTERS
 from rllib_dt.reading.offline_data import restoring
@@ -156,7 +156,7 @@ class OfflineAlgorithm(Algorithm):
 
     def _check_restored(self) -> None:
         # RLlib silently excludes a learner that could not load its state
-        on_every_learner(self.learner_group, lambda learner: None)
+        on_every_learner(self.learner_group, lambda learner: repair_msgpack())
 
     # --- checkpoints
 
@@ -182,7 +182,12 @@ class OfflineAlgorithm(Algorithm):
         on_every_learner(self.learner_group, lambda learner: learner.check_weights())
         try:
             with checkpoints.writing(path, filesystem) as draft:
-                super().save_to_path(draft, state=state, use_msgpack=use_msgpack)
+                try:
+                    super().save_to_path(draft, state=state, use_msgpack=use_msgpack)
+                finally:
+                    repair_msgpack()
+            if use_msgpack:
+                on_every_learner(self.learner_group, lambda learner: repair_msgpack())
         except checkpoints.CheckpointError:
             # RLlib excludes a learner that could not write from every later call
             recall_learners(self.learner_group)
@@ -212,9 +217,12 @@ class OfflineAlgorithm(Algorithm):
             _check_component(self, component)
             checkpoints.verify_component(path, component, filesystem)
         check_same_network(path, filesystem, component, self.config)
-        Checkpointable.restore_from_path(
-            self, path, component=component, filesystem=filesystem, **kwargs
-        )
+        try:
+            Checkpointable.restore_from_path(
+                self, path, component=component, filesystem=filesystem, **kwargs
+            )
+        finally:
+            repair_msgpack()
         self._check_restored()
 
     @classmethod

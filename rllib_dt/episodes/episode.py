@@ -1,7 +1,7 @@
 """`Episode`: one recorded episode, checked; data reaches training in no other form."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -10,13 +10,23 @@ import numpy as np
 from rllib_dt.episodes.frames import not_moved, stack_frames
 from rllib_dt.spaces.leaves import (
     action_remedy,
+    forbidden,
     out_of_space,
     step_layout,
     unsquash_actions,
 )
-from rllib_dt.types import Array
+from rllib_dt.spaces.trees import ACTION_MASK, by_leaf, column_names, from_leaves, leaves
+from rllib_dt.types import Array, Tree
 
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+
+
+def _listed(numbers: Collection[int]) -> str:
+    return " or ".join(map(str, sorted(numbers)))
+
+
+def _of(path: str) -> str:
+    return f" (leaf {path!r})" if path else ""
 
 
 def _limits(dtype: np.dtype) -> tuple[int, int]:
@@ -43,8 +53,8 @@ class Episode:
     Attributes:
         id: the name of the episode in its file, for messages.
         source: the file it came from, for messages.
-        observations: (T, …) or (T+1, …); the last of T+1 follows the last action.
-        actions: (T, …), in the environment's units.
+        observations: (T, …) or (T+1, …); the last of T+1 follows the last action. A tree.
+        actions: (T, …), in the environment's units. A tree.
         rewards: (T,), in the environment's units.
         terminated: the environment ended the episode.
         truncated: a time limit, or the end of the recording, ended the episode.
@@ -52,8 +62,8 @@ class Episode:
 
     id: str
     source: str
-    observations: Array
-    actions: Array
+    observations: Tree
+    actions: Tree
     rewards: Array
     terminated: bool
     truncated: bool
@@ -67,15 +77,20 @@ class Episode:
                 f"rewards have shape {self.rewards.shape}, wanted ({steps},)",
                 "record one number for each step",
             )
-        if len(self.actions) != steps or len(self.observations) not in (steps, steps + 1):
+        observed, acted = (
+            {len(array) for array in by_leaf(value).values()}
+            for value in (self.observations, self.actions)
+        )
+        if acted != {steps} or observed not in ({steps}, {steps + 1}):
             raise self.error(
-                f"it holds {len(self.observations)} observations, {len(self.actions)} actions "
+                f"it holds {_listed(observed)} observations, {_listed(acted)} actions "
                 f"and {steps} rewards",
                 "record an action and a reward for each step, and one observation for each "
                 "step or one more",
             )
-        self._check_finite("observations", self.observations)
-        self._check_finite("actions", self.actions)
+        for name, value in (("observations", self.observations), ("actions", self.actions)):
+            for column, array in column_names(name, value):
+                self._check_finite(column, array)
         self._check_finite("rewards", self.rewards)
 
     def __len__(self) -> int:
@@ -110,6 +125,7 @@ class Episode:
         *,
         actions_normalized: bool = False,
         frame_stack: int | None = None,
+        ignore: Collection[str] = (),
     ) -> "Episode":
         """Checks the episode against the spaces and converts it to the pool's dtypes.
 
@@ -118,37 +134,80 @@ class Episode:
             actions_normalized: recorded actions are in [-1, 1].
             frame_stack: F; observations of the space, (F, …), were recorded as single frames, or
                 as stacks that move by one frame a step.
+            ignore: paths of observations' leaves to leave out.
 
         Raises:
-            DataError: shapes do not fit, or an action is outside the space.
+            DataError: a leaf is missing, shapes do not fit, or an action is outside the space or
+                forbidden by the mask of its observation.
         """
-        observations = self.observations
-        if frame_stack is not None:
-            observations = self._stacked(observation_space, frame_stack)
-        observations = self._cast_shape("observations", observations, observation_space)
-        if not isinstance(observation_space, gym.spaces.Box):  # recorded numbers may leave a Box
-            problem = out_of_space(observation_space, observations, "observation")
-            if problem:
-                raise self.error(problem, "check that the environment belongs to this data")
-        layout = step_layout(observation_space)
-        observations = self._converted("observations", observations, layout[1])
+        observations = {
+            path: self._observed(path, leaf, frame_stack)
+            for path, leaf in leaves(observation_space, ignore).items()
+        }
         self._check_rewards()
-        actions = self.actions
-        if actions_normalized:
-            actions = unsquash_actions(action_space, actions)
-        actions = self._cast_shape("actions", actions, action_space)
-        problem = out_of_space(action_space, actions)
-        if problem:
-            raise self.error(problem, action_remedy(action_space, normalized=actions_normalized))
+        actions = {
+            path: self._acted(path, leaf, actions_normalized)
+            for path, leaf in leaves(action_space).items()
+        }
+        if ACTION_MASK in observations:
+            self._check_legal(action_space, actions, observations[ACTION_MASK])
         return Episode(
             id=self.id,
             source=self.source,
-            observations=observations,
-            actions=self._converted("actions", actions, step_layout(action_space)[1]),
+            observations=from_leaves(observations),
+            actions=from_leaves(actions),
             rewards=self.rewards,
             terminated=self.terminated,
             truncated=self.truncated,
         )
+
+    def _observed(self, path: str, leaf: gym.Space, frame_stack: int | None) -> Array:
+        name, values = self._part("observations", self.observations, path)
+        if frame_stack is not None:
+            values = self._stacked(values, leaf, frame_stack)
+        values = self._cast_shape(name, values, leaf)
+        if not isinstance(leaf, gym.spaces.Box):  # recorded numbers may leave a Box
+            problem = out_of_space(leaf, values, "observation")
+            if problem:
+                raise self.error(
+                    f"{problem}{_of(path)}", "check that the environment belongs to this data"
+                )
+        return self._converted(name, values, step_layout(leaf)[1])
+
+    def _acted(self, path: str, leaf: gym.Space, normalized: bool) -> Array:
+        name, values = self._part("actions", self.actions, path)
+        if normalized:
+            values = unsquash_actions(leaf, values)
+        values = self._cast_shape(name, values, leaf)
+        problem = out_of_space(leaf, values)
+        if problem:
+            raise self.error(f"{problem}{_of(path)}", action_remedy(leaf, normalized=normalized))
+        return self._converted(name, values, step_layout(leaf)[1])
+
+    def _part(self, name: str, value: Tree, path: str) -> tuple[str, Array]:
+        """Returns a leaf's array and its name."""
+        found = by_leaf(value)
+        if path in found:
+            return (f"{name}/{path}" if path else name), found[path]
+        has = f"the leaves {sorted(found)}" if "" not in found else "a single array"
+        raise self.error(
+            f"{name} have no leaf {path!r} but {has}" if path else f"{name} have {has}",
+            "record every leaf of the space at every step, or leave a leaf out with "
+            "DTModelConfig(ignore=[…])"
+            if path
+            else "check that the environment (or the given spaces) belongs to this data",
+        )
+
+    def _check_legal(self, space: gym.Space, actions: Mapping[str, Array], masks: Array) -> None:
+        """Refuses actions that the mask of their observation forbids."""
+        step = forbidden(space, actions[""], masks[: len(self)])
+        if step is not None:
+            raise self.error(
+                f"the action {actions[''][step]} at step {step} is forbidden by its "
+                f"{ACTION_MASK} {masks[step]}",
+                "check that action and mask are of the same step, or leave the mask out with "
+                f"DTModelConfig(ignore=[{ACTION_MASK!r}])",
+            )
 
     def _converted(self, name: str, values: Array, dtype: np.dtype) -> Array:
         """Converts to a dtype; raises a DataError if a value would become another."""
@@ -191,20 +250,20 @@ class Episode:
                 "scale the recorded values, or remove the episode",
             )
 
-    def _stacked(self, space: gym.Space, size: int) -> Array:
+    def _stacked(self, values: Array, space: gym.Space, size: int) -> Array:
         """Returns observations as (T, F, …) stacks, which move by one frame a step."""
         shape = step_layout(space)[0]
-        if self.observations.shape[1:] == shape[1:]:
-            return stack_frames(self.observations, size)
-        if self.observations.shape[1:] == shape:
-            step = not_moved(self.observations)
+        if values.shape[1:] == shape[1:]:
+            return stack_frames(values, size)
+        if values.shape[1:] == shape:
+            step = not_moved(values)
             if step is not None:
                 raise self.error(
                     f"the stack of frames at step {step} is not the one before it moved by one "
                     "frame",
                     "record single frames, or leave offline_data(frame_stack=…) out",
                 )
-        return self.observations
+        return values
 
     def _cast_shape(self, name: str, values: Array, space: gym.Space) -> Array:
         shape = step_layout(space)[0]

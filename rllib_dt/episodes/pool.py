@@ -18,6 +18,7 @@ from rllib_dt.episodes.windows import (
     Window,
     gather_windows,
 )
+from rllib_dt.spaces.trees import by_leaf, column_names
 from rllib_dt.types import Array
 
 
@@ -26,7 +27,8 @@ class EpisodePool:
     """The N steps of E episodes as flat arrays; each episode's steps are contiguous and in order.
 
     Attributes:
-        columns: `obs` (N, …), `actions` (N, …), `returns_to_go` (N, 1) float32.
+        columns: `obs` (N, …), `actions` (N, …), `returns_to_go` (N, 1) float32; of a composite
+            space a column for each leaf, `obs/camera`.
         timesteps: (N,) int32, each step's timestep in its episode.
         returns: (E,) float64, the undiscounted sums of the rewards as recorded.
         targets: (E,) float64, the return-to-go of each episode's first step: its return as
@@ -53,16 +55,11 @@ class EpisodePool:
                 one frame; every frame is then stored once, see `FrameStacks`.
         """
         rule = rule or ReturnRule()
-        observations = [e.observations[: len(e)] for e in episodes]
         to_go = [rule.to_go(e.rewards) for e in episodes]
         return cls(
             columns={
-                OBSERVATIONS: (
-                    FrameStacks.from_episodes(observations)
-                    if stacked
-                    else np.concatenate(observations)
-                ),
-                ACTIONS: np.concatenate([e.actions for e in episodes]),
+                **dict(_columns(OBSERVATIONS, episodes, stacked=stacked)),
+                **dict(_columns(ACTIONS, episodes)),
                 RETURNS_TO_GO: np.concatenate(to_go).astype(np.float32)[:, None],
             },
             timesteps=np.concatenate([np.arange(len(e), dtype=np.int32) for e in episodes]),
@@ -117,6 +114,17 @@ class EpisodePool:
     def nbytes(self) -> int:
         """The bytes of all columns and timesteps."""
         return int(self.timesteps.nbytes + sum(column.nbytes for column in self.columns.values()))
+
+
+def _columns(
+    name: str, episodes: Sequence[Episode], *, stacked: bool = False
+) -> Iterator[tuple[str, Column]]:
+    """Yields the observations or actions of all episodes, a column for each leaf."""
+    trees = [e.observations if name == OBSERVATIONS else e.actions for e in episodes]
+    for column, _ in column_names(name, trees[0]):
+        path = column.removeprefix(name).removeprefix("/")
+        parts = [by_leaf(t)[path][: len(e)] for t, e in zip(trees, episodes, strict=True)]
+        yield column, FrameStacks.from_episodes(parts) if stacked else np.concatenate(parts)
 
 
 def _concatenate(columns: Sequence[Any]) -> Column:

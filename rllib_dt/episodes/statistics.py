@@ -1,6 +1,6 @@
 """Statistics of a data set: returns, lengths, means and standard deviations."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from rllib_dt.episodes.frames import FrameStacks
 from rllib_dt.episodes.pool import EpisodePool
 from rllib_dt.episodes.windows import ACTIONS, OBSERVATIONS
-from rllib_dt.types import Array
+from rllib_dt.spaces.trees import by_leaf, columns_of, from_leaves, map_tree
+from rllib_dt.types import Array, Tree
 
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 _MIN_STD = 1e-6
@@ -35,8 +36,8 @@ class DataSummary:
     episode_len_min: int
     episode_len_mean: float
     episode_len_max: int
-    observation_shape: tuple[int, ...]
-    action_shape: tuple[int, ...]
+    observation_shape: Tree
+    action_shape: Tree
 
     def __repr__(self) -> str:
         return f"DataSummary({self})"
@@ -56,18 +57,19 @@ class Normalization:
     """The statistics that the network normalises with; saved with the module's weights.
 
     Attributes:
-        observation_mean: float64 of an observation's shape, the mean over every step trained on.
-        observation_std: the same shape, the standard deviation plus 1e-6
+        observation_mean: float64 of an observation's shape, the mean over every step trained on;
+            of a composite space a tree of the leaves that are normalised.
+        observation_std: the same shapes, the standard deviation plus 1e-6
             (kzl/decision-transformer @ e2d82e6).
         return_scale: the number that returns-to-go are divided by.
         action_mean, action_std: float64 of an action's shape, the unit of unbounded components.
     """
 
-    observation_mean: Array
-    observation_std: Array
+    observation_mean: Tree
+    observation_std: Tree
     return_scale: float
-    action_mean: Array
-    action_std: Array
+    action_mean: Tree
+    action_std: Tree
 
 
 class Moments:
@@ -103,42 +105,55 @@ class Statistics:
     """Accumulates the statistics of episodes pool by pool, without keeping the pools.
 
     Args:
-        with_observations: whether observations are numbers to normalise; otherwise their mean and
-            deviation are left at 0 and 1.
+        normalized: the paths of the observations' leaves that are numbers to normalise; those of
+            others are left at mean 0 and deviation 1. All by default.
     """
 
-    def __init__(self, *, with_observations: bool = True) -> None:
+    def __init__(self, normalized: Collection[str] | None = None) -> None:
         self.num_steps = 0
-        self._with_observations = with_observations
-        self._observations, self._actions = Moments(), Moments()
+        self._normalized = normalized
+        self._moments: dict[str, dict[str, Moments]] = {OBSERVATIONS: {}, ACTIONS: {}}
         self._returns: list[NDArray[np.float64]] = []
         self._targets: list[NDArray[np.float64]] = []
         self._lengths: list[NDArray[np.int64]] = []
-        self._largest_action: Any = 0.0
-        self._shapes: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+        self._largest_action: dict[str, Any] = {}
+        self._shapes: tuple[Tree, Tree] = ((), ())
 
     @classmethod
-    def of(cls, pool: EpisodePool, *, with_observations: bool = True) -> "Statistics":
+    def of(cls, pool: EpisodePool, normalized: Collection[str] | None = None) -> "Statistics":
         """Returns the statistics of one pool."""
-        statistics = cls(with_observations=with_observations)
+        statistics = cls(normalized)
         statistics.add(pool)
         return statistics
 
     def add(self, pool: EpisodePool) -> None:
         """Adds a pool's episodes."""
-        observations: Any = pool.columns[OBSERVATIONS]
-        actions: Any = pool.columns[ACTIONS]
-        if self._with_observations:
-            is_stacked = isinstance(observations, FrameStacks)
-            self._observations.add(observations.array() if is_stacked else observations)
-        self._actions.add(actions)
+        observations = columns_of(OBSERVATIONS, pool.columns)
+        actions = columns_of(ACTIONS, pool.columns)
+        for path, column in by_leaf(observations).items():
+            if self._normalized is None or path in self._normalized:
+                is_stacked = isinstance(column, FrameStacks)
+                self._add(OBSERVATIONS, path, column.array() if is_stacked else column)
+        for path, column in by_leaf(actions).items():
+            self._add(ACTIONS, path, column)
+            largest = np.maximum(np.abs(column.max(axis=0)), np.abs(column.min(axis=0)))
+            self._largest_action[path] = np.maximum(self._largest_action.get(path, 0.0), largest)
         self.num_steps += len(pool)
         self._returns.append(pool.returns)
         self._targets.append(pool.targets)
-        largest = np.maximum(np.abs(actions.max(axis=0)), np.abs(actions.min(axis=0)))
-        self._largest_action = np.maximum(self._largest_action, largest)
         self._lengths.append(pool.lengths)
-        self._shapes = (observations.shape[1:], actions.shape[1:])
+        shapes = (map_tree(lambda c: c.shape[1:], tree) for tree in (observations, actions))
+        self._shapes = next(shapes), next(shapes)
+
+    def _add(self, name: str, path: str, values: Array) -> None:
+        self._moments[name].setdefault(path, Moments()).add(values)
+
+    def _mean_and_std(self, name: str) -> tuple[Tree, Tree]:
+        moments = self._moments[name] or {"": Moments()}  # nothing is normalised
+        return (
+            from_leaves({path: one.mean for path, one in moments.items()}),
+            from_leaves({path: one.std for path, one in moments.items()}),
+        )
 
     @property
     def returns(self) -> NDArray[np.float64]:
@@ -151,9 +166,9 @@ class Statistics:
         return np.concatenate(self._targets)
 
     @property
-    def largest_action(self) -> Array:
+    def largest_action(self) -> Tree:
         """Of an action's shape: the largest absolute value in each component."""
-        return np.asarray(self._largest_action)
+        return from_leaves({path: np.asarray(v) for path, v in self._largest_action.items()})
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -182,12 +197,13 @@ class Statistics:
     def normalization(self, return_scale: float | None = None) -> Normalization:
         """Returns the normalisation of these steps; the scale defaults to the largest |return|."""
         scale = return_scale if return_scale is not None else float(np.abs(self.targets).max())
+        observations, actions = self._mean_and_std(OBSERVATIONS), self._mean_and_std(ACTIONS)
         return Normalization(
-            observation_mean=self._observations.mean,
-            observation_std=self._observations.std,
+            observation_mean=observations[0],
+            observation_std=observations[1],
             return_scale=scale or 1.0,
-            action_mean=self._actions.mean,
-            action_std=self._actions.std,
+            action_mean=actions[0],
+            action_std=actions[1],
         )
 
     def derived_targets(self) -> list[float]:

@@ -10,7 +10,7 @@ has fewer steps by then:
 `gather_windows` makes every window, in training and in evaluation.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from rllib_dt.episodes.buffers import Buffers
 from rllib_dt.episodes.frames import FrameStacks
+from rllib_dt.spaces.trees import column_names, columns_of
 from rllib_dt.types import Array, Batch, Tree
 
 Column = Array | FrameStacks
@@ -51,8 +52,8 @@ class Window:
     def from_columns(cls, columns: Mapping[str, Tree]) -> "Window":
         """Picks a window out of named columns, ignoring others; the inverse of `columns`."""
         return cls(
-            observations=_tree(columns, OBSERVATIONS),
-            actions=_tree(columns, ACTIONS),
+            observations=columns_of(OBSERVATIONS, columns),
+            actions=columns_of(ACTIONS, columns),
             returns_to_go=columns[RETURNS_TO_GO],
             timesteps=columns[TIMESTEPS],
             mask=columns[MASK],
@@ -61,8 +62,8 @@ class Window:
     def columns(self) -> Batch:
         """Returns arrays by name: `obs`, or `obs/camera` and `obs/joints` for a composite space."""
         return {
-            **dict(_leaves(OBSERVATIONS, self.observations)),
-            **dict(_leaves(ACTIONS, self.actions)),
+            **dict(column_names(OBSERVATIONS, self.observations)),
+            **dict(column_names(ACTIONS, self.actions)),
             RETURNS_TO_GO: self.returns_to_go,
             TIMESTEPS: self.timesteps,
             MASK: self.mask,
@@ -78,22 +79,6 @@ class Window:
 
     def __len__(self) -> int:
         return len(self.mask)
-
-
-def _leaves(name: str, tree: Tree) -> Iterator[tuple[str, Tree]]:
-    if isinstance(tree, Mapping):
-        yield from ((f"{name}/{path}", leaf) for path, leaf in tree.items())
-    else:
-        yield name, tree
-
-
-def _tree(columns: Mapping[str, Tree], name: str) -> Tree:
-    if name in columns:
-        return columns[name]
-    leaves = {k.removeprefix(f"{name}/"): v for k, v in columns.items() if k.startswith(f"{name}/")}
-    if not leaves:
-        raise KeyError(name)
-    return leaves
 
 
 def gather_windows(

@@ -10,6 +10,8 @@ import numpy as np
 
 from rllib_dt.episodes.episode import DataError, Episode
 from rllib_dt.formats.fragments import Fragment
+from rllib_dt.spaces.trees import at, by_leaf, map_tree
+from rllib_dt.types import Array
 
 IncompletePolicy = Literal["error", "drop", "keep"]
 """What to do with an episode without an end, whose returns-to-go are unknown."""
@@ -194,7 +196,12 @@ def _continues(last: Fragment, stop: int, fragment: Fragment) -> bool:
     if fragment.start is not None:
         return fragment.start == stop
     if last.next_observation is not None:
-        return bool(np.array_equal(last.next_observation, fragment.observations[0]))
+        first = at(fragment.observations, 0)
+        try:
+            equal = map_tree(np.array_equal, last.next_observation, first)
+        except ValueError:  # other leaves
+            return False
+        return all(by_leaf(equal).values())
     return True
 
 
@@ -259,24 +266,28 @@ def _incomplete(chain: Sequence[Fragment]) -> DataError | None:
     )
 
 
+def _concatenate(*parts: Array) -> Array:
+    return np.concatenate(parts)
+
+
 def _join(chain: Sequence[Fragment], name: str) -> Episode:
     first, last = chain[0], chain[-1]
     observations = [fragment.observations for fragment in chain]
     if last.next_observation is not None:
-        observations.append(np.asarray(last.next_observation)[None])
+        observations.append(map_tree(lambda a: np.asarray(a)[None], last.next_observation))
     try:
         return Episode(
             id=name,
             source=first.source,
-            observations=np.concatenate(observations),
-            actions=np.concatenate([fragment.actions for fragment in chain]),
+            observations=map_tree(_concatenate, *observations),
+            actions=map_tree(_concatenate, *(fragment.actions for fragment in chain)),
             rewards=np.concatenate([fragment.rewards for fragment in chain]),
             terminated=last.terminated,
             truncated=last.truncated or not last.terminated,
         )
     except DataError:
         raise
-    except ValueError as error:  # np.concatenate, on shapes that differ between files
+    except ValueError as error:  # shapes or leaves that differ between files
         raise DataError(
             first.source,
             f"its steps have different shapes ({error})",

@@ -1,7 +1,7 @@
 """Reads and writes canonical Parquet, one row per episode (`docs/dataset_format.md`)."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from rllib_dt.episodes.episode import DataError, Episode
 from rllib_dt.formats.columns import (
     array_from_arrow,
     array_from_values,
+    arrow_leaves,
     check_no_nulls,
     is_list,
     tensors,
+    tree_from_values,
 )
 from rllib_dt.formats.expansion import Expansion
 from rllib_dt.formats.fragments import Fragment, ReadOptions, end_flag
@@ -25,7 +27,8 @@ from rllib_dt.formats.ids import ids_from_arrow
 from rllib_dt.formats.parquet_input import ParquetInput
 from rllib_dt.spaces.descriptions import describe_space
 from rllib_dt.spaces.leaves import step_layout
-from rllib_dt.types import Array
+from rllib_dt.spaces.trees import at, by_leaf, from_leaves, is_below, is_composite, leaves
+from rllib_dt.types import Array, Tree
 
 RecordedEpisode = Mapping[str, Any]
 """An episode as passed to `write_episodes`: a dict with the columns of the format."""
@@ -75,7 +78,7 @@ def read(given: ParquetInput) -> Iterator[Fragment]:
         for row in range(len(batch)):
             episode = {name: column.slice(row, 1) for name, column in columns.items()}
             key = None if ids is None else str(ids[row])
-            yield _fragment(episode, source, key, first + row, expansion)
+            yield _fragment(episode, source, key, first + row, expansion, given.options.ignore)
         first += len(batch)
 
 
@@ -85,21 +88,21 @@ def _fragment(
     key: str | None,
     number: int,
     expansion: Expansion,
+    ignore: Collection[str],
 ) -> Fragment:
     """Converts one episode, columns of one row each."""
     where = f"{source}, episode {number if key is None else key}"
-    obs, actions, rewards = (
-        _values(row[name], where, name, expansion) for name in ("obs", "actions", "rewards")
-    )
-    one_more = len(obs) == len(rewards) + 1
+    obs, actions = (_tree(row[name], where, name, expansion, ignore) for name in ("obs", "actions"))
+    rewards = _values(row["rewards"], where, "rewards", expansion)
+    one_more = all(len(array) == len(rewards) + 1 for array in by_leaf(obs).values())
     return Fragment(
         source=source,
         key=key,
         start=0,
-        observations=obs[:-1] if one_more else obs,
+        observations=at(obs, slice(-1)) if one_more else obs,
         actions=actions,
         rewards=rewards,
-        next_observation=obs[-1] if one_more else None,
+        next_observation=at(obs, -1) if one_more else None,
         terminated=end_flag(row["terminated"][0].as_py(), "terminated", where),
         truncated=end_flag(row["truncated"][0].as_py(), "truncated", where),
     )
@@ -141,6 +144,19 @@ def _check_version(schema: pa.Schema, source: str) -> None:
         )
 
 
+def _tree(
+    episode: pa.Array, where: str, name: str, expansion: Expansion, ignore: Collection[str]
+) -> Tree:
+    """Converts one row, a struct of lists of steps for a composite space."""
+    return from_leaves(
+        {
+            path: _values(leaf, where, f"{name}/{path}" if path else name, expansion)
+            for path, leaf in arrow_leaves(episode, where, name)
+            if not (path and is_below(path, ignore))
+        }
+    )
+
+
 def _values(episode: pa.Array, where: str, name: str, expansion: Expansion) -> Array:
     """Converts one row, a list of steps or a tensor, to (T, …) numbers."""
     if isinstance(episode, pa.ExtensionArray) and not episode.null_count:
@@ -164,7 +180,8 @@ def write_episodes(
 
     Args:
         episodes: dicts with `obs` (T+1 or T items), `actions` (T), `rewards` (T), `terminated`
-            and `truncated` (bool), in the environment's units; `episode_id` is optional.
+            and `truncated` (bool), in the environment's units; `episode_id` is optional. Values of
+            a Dict or Tuple space are dicts or tuples of arrays, or lists of one for each step.
         folder: created if needed; it must not hold Parquet files already.
         observation_space: the space of each observation.
         action_space: the space of each action.
@@ -216,9 +233,10 @@ def _episode(given: RecordedEpisode, name: str) -> Episode:
             episode=name,
         )
     where = f"write_episodes, episode {name}"
-    observations, actions, rewards = (
-        array_from_values(given[column], where, column) for column in ("obs", "actions", "rewards")
+    observations, actions = (
+        tree_from_values(_flat(given[column]), where, column) for column in ("obs", "actions")
     )
+    rewards = array_from_values(given["rewards"], where, "rewards")
     return Episode(
         id=name,
         source="write_episodes",
@@ -235,12 +253,41 @@ def _batches(episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
     size = 0
     for episode in episodes:
         batch.append(episode)
-        size += episode.observations.nbytes + episode.actions.nbytes
+        for value in (episode.observations, episode.actions):
+            size += sum(array.nbytes for array in by_leaf(value).values())
         if size > _BYTES_PER_FILE:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _flat(value: Any) -> Any:
+    """Turns a Tuple space's batch, a tuple of arrays or a list of tuples, into dicts by number."""
+    if isinstance(value, tuple):
+        return {str(i): _flat(part) for i, part in enumerate(value)}
+    if isinstance(value, Mapping):
+        return {key: _flat(part) for key, part in value.items()}
+    if isinstance(value, list) and value and isinstance(value[0], tuple | Mapping):
+        return [_flat(step) for step in value]
+    return value
+
+
+def nested_struct(kinds: Mapping[str, pa.DataType]) -> pa.StructType:
+    """Returns the struct whose fields, level by level, are at the paths."""
+    fields: dict[str, Any] = {}
+    for path, kind in kinds.items():
+        first, _, rest = path.partition("/")
+        if rest:
+            fields.setdefault(first, {})[rest] = kind
+        else:
+            fields[first] = kind
+    return pa.struct(
+        [
+            pa.field(name, nested_struct(kind) if isinstance(kind, dict) else kind, nullable=False)
+            for name, kind in fields.items()
+        ]
+    )
 
 
 def _schema(observation_space: gym.Space, action_space: gym.Space) -> pa.Schema:
@@ -263,6 +310,9 @@ def _schema(observation_space: gym.Space, action_space: gym.Space) -> pa.Schema:
 
 
 def _list_of_steps(space: gym.Space) -> pa.DataType:
+    """Returns the type of an episode's values: a struct of lists for a composite space."""
+    if is_composite(space):
+        return nested_struct({path: _list_of_steps(leaf) for path, leaf in leaves(space).items()})
     shape, dtype = step_layout(space)
     kind = pa.from_numpy_dtype(dtype)
     for length in reversed(shape):
@@ -273,13 +323,24 @@ def _list_of_steps(space: gym.Space) -> pa.DataType:
 def _table(episodes: list[Episode], schema: pa.Schema) -> pa.Table:
     columns = {
         "episode_id": pa.array([e.id for e in episodes], pa.string()),
-        "obs": _nested([e.observations for e in episodes]),
-        "actions": _nested([e.actions for e in episodes]),
+        "obs": _column([e.observations for e in episodes], schema.field("obs").type),
+        "actions": _column([e.actions for e in episodes], schema.field("actions").type),
         "rewards": _nested([e.rewards.astype(np.float64) for e in episodes]),
         "terminated": pa.array([e.terminated for e in episodes]),
         "truncated": pa.array([e.truncated for e in episodes]),
     }
     return pa.table(columns, schema=schema)
+
+
+def _column(trees: list[Tree], kind: pa.DataType, path: str = "") -> pa.Array:
+    """Turns trees of arrays (T_i, …) into a column of lists, or of structs of lists."""
+    if not isinstance(kind, pa.StructType):
+        return _nested([by_leaf(tree)[path] for tree in trees])
+    names = [field.name for field in kind]
+    inner = [
+        _column(trees, field.type, f"{path}/{field.name}" if path else field.name) for field in kind
+    ]
+    return pa.StructArray.from_arrays(inner, names=names)
 
 
 def _nested(arrays: list[Array]) -> pa.Array:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from rllib_dt.formats.safe_pickle import (
     RefusedPickleError,
     unpack_array,
 )
-from rllib_dt.types import Array
+from rllib_dt.spaces.trees import from_leaves, is_below
+from rllib_dt.types import Array, Tree
 
 _RAGGED = "record arrays of one shape at every step"
 _SHOWN = 40
@@ -116,6 +117,85 @@ def array_from_arrow(
         shapes = sorted({a.shape[1:] for a in arrays})
         raise DataError(source, f"column {name!r} is ragged: shapes {shapes}", _RAGGED)
     return np.concatenate(arrays)
+
+
+def tree_from_arrow(
+    column: pa.ChunkedArray,
+    source: str,
+    name: str,
+    expansion: Expansion,
+    ignore: Collection[str] = (),
+) -> Tree:
+    """Converts a column like `array_from_arrow`; a struct becomes a tree of its fields.
+
+    Args:
+        column: the column.
+        source: the file, for messages.
+        name: the column's name, for messages.
+        expansion: what the file may take in memory.
+        ignore: paths of fields that are not converted.
+    """
+    found = {
+        path: array_from_arrow(leaf, source, f"{name}/{path}" if path else name, expansion)
+        for path, leaf in arrow_leaves(column, source, name)
+        if not (path and is_below(path, ignore))
+    }
+    return from_leaves(found)
+
+
+def arrow_leaves(
+    column: pa.ChunkedArray | pa.Array, source: str, name: str, path: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Yields the columns that a column of structs is made of, by path; another one is under ""."""
+    kind = column.type
+    if not isinstance(kind, pa.StructType):
+        yield path, column
+        return
+    check_no_nulls(column, source, f"{name}/{path}" if path else name)
+    for field in kind:
+        inner = f"{path}/{field.name}" if path else field.name
+        yield from arrow_leaves(pc.struct_field(column, field.name), source, name, inner)
+
+
+def tree_from_values(
+    values: Any,
+    source: str,
+    name: str,
+    expansion: Expansion | None = None,
+    ignore: Collection[str] = (),
+) -> Tree:
+    """Converts like `array_from_values`; a dict, or a list of dicts, becomes a tree."""
+    found = {
+        path: array_from_values(leaf, source, f"{name}/{path}" if path else name, expansion)
+        for path, leaf in _value_leaves(values, source, name)
+        if not (path and is_below(path, ignore))
+    }
+    return from_leaves(found)
+
+
+def _value_leaves(values: Any, source: str, name: str, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, list | tuple) and len(values) and isinstance(values[0], Mapping):
+        values = _turned(values, source, f"{name}/{path}" if path else name)
+    if not isinstance(values, Mapping):
+        yield path, values
+        return
+    for key, value in values.items():
+        yield from _value_leaves(value, source, name, f"{path}/{key}" if path else str(key))
+
+
+def _turned(values: Sequence[Any], source: str, name: str) -> dict[str, list[Any]]:
+    """Turns a list of dicts into a dict of lists."""
+    for step, value in enumerate(values):
+        if not isinstance(value, Mapping) or value.keys() != values[0].keys():
+            is_dict = isinstance(value, Mapping)
+            has = sorted(map(str, value)) if is_dict else f"a {type(value).__name__}"
+            raise DataError(
+                source,
+                f"{name!r} has the leaves {sorted(map(str, values[0]))} in its first step, but "
+                f"{has} in step {step}",
+                "record every leaf at every step",
+            )
+    return {key: [value[key] for value in values] for key in values[0]}
 
 
 def _chunk(chunk: pa.Array, source: str, name: str) -> Array:

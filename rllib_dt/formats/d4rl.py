@@ -16,7 +16,8 @@ from rllib_dt.formats.fragments import (
     fragments_of_parts,
     one_a_step,
 )
-from rllib_dt.formats.hdf5 import names, open_dataset
+from rllib_dt.formats.hdf5 import names, open_dataset, open_tree
+from rllib_dt.spaces.trees import at, column_names
 from rllib_dt.types import Array
 
 ROWS_AT_ONCE = 500_000
@@ -44,7 +45,7 @@ def read_d4rl(file: IO[bytes], source: str, options: ReadOptions) -> Iterator[Fr
                     "use D4RL's layout (docs/dataset_format.md)",
                 )
             expansion = Expansion(source, file_bytes, options.max_expansion)
-            yield from fragments_of_parts(_tables(data, source, options.time_limit, expansion))
+            yield from fragments_of_parts(_tables(data, source, options, expansion))
     except (OSError, LookupError, RuntimeError, TypeError, OverflowError) as error:
         raise DataError(
             source, f"it is not a complete HDF5 file ({error})", "copy or download it again"
@@ -52,20 +53,24 @@ def read_d4rl(file: IO[bytes], source: str, options: ReadOptions) -> Iterator[Fr
 
 
 def _tables(
-    data: h5py.File, source: str, time_limit: int | None, expansion: Expansion
+    data: h5py.File, source: str, options: ReadOptions, expansion: Expansion
 ) -> Iterator[StepTable]:
     """Reads the file's steps, part by part."""
     terminals = _flags(data, "terminals", source, expansion)
     if "timeouts" in names(data):
         timeouts = _flags(data, "timeouts", source, expansion)
     else:
-        timeouts = _timeouts(terminals, time_limit, source)
+        timeouts = _timeouts(terminals, options.time_limit, source)
     flags = {"terminateds": terminals, "truncateds": timeouts}
-    steps = {
-        name: open_dataset(data, name, source, expansion)
-        for name in ("observations", "actions", "rewards")
+    observations = open_tree(data, "observations", source, expansion, options.ignore)
+    actions = open_tree(data, "actions", source, expansion)
+    rewards = open_dataset(data, "rewards", source, expansion)
+    columns = {
+        **dict(column_names("observations", observations)),
+        **dict(column_names("actions", actions)),
+        "rewards": rewards,
     }
-    lengths = {name: len(values) for name, values in (steps | flags).items()}
+    lengths = {name: len(values) for name, values in (columns | flags).items()}
     if len(set(lengths.values())) > 1:
         raise DataError(
             source,
@@ -76,9 +81,9 @@ def _tables(
         rows = slice(start, start + ROWS_AT_ONCE)
         yield StepTable(
             source=source,
-            observations=steps["observations"][rows],
-            actions=steps["actions"][rows],
-            rewards=one_a_step(steps["rewards"][rows], "rewards", source),
+            observations=at(observations, rows),
+            actions=at(actions, rows),
+            rewards=one_a_step(rewards[rows], "rewards", source),
             terminateds=terminals[rows],
             truncateds=timeouts[rows],
             may_drop_tail=True,

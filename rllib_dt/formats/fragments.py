@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.expansion import DEFAULT_MAX_EXPANSION
-from rllib_dt.types import Array, Batch
+from rllib_dt.spaces.trees import at, by_leaf, column_names, map_tree
+from rllib_dt.types import Array, Batch, Tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +20,13 @@ class ReadOptions:
         names: maps RLlib's column names to the data's own (`input_read_schema`).
         time_limit: the environment's step limit, for D4RL files without `timeouts`.
         max_expansion: how many times its size a file may take when unpacked; see `Expansion`.
+        ignore: paths of observations' leaves that are not read.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
     time_limit: int | None = None
     max_expansion: float = DEFAULT_MAX_EXPANSION
+    ignore: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,8 @@ class Fragment:
         source: the file, for messages.
         key: identifies the episode, or None if only end flags tell episodes apart.
         start: the timestep of the first step, or None if the file does not say.
-        observations: (n, …).
-        actions: (n, …).
+        observations: (n, …), a tree.
+        actions: (n, …), a tree.
         rewards: (n,).
         next_observation: (…) the observation after the last action, or None if not recorded.
         terminated: the environment ended the episode here.
@@ -47,10 +50,10 @@ class Fragment:
     source: str
     key: str | None
     start: int | None
-    observations: Array
-    actions: Array
+    observations: Tree
+    actions: Tree
     rewards: Array
-    next_observation: Array | None = None
+    next_observation: Tree = None
     terminated: bool = False
     truncated: bool = False
     marks_end: bool = True
@@ -71,7 +74,7 @@ class StepTable:
 
     Attributes:
         source: the file, for messages.
-        observations, actions, rewards: (n, …), (n, …), (n,).
+        observations, actions, rewards: (n, …), (n, …), (n,); the first two are trees.
         episode_ids: (n,) or None.
         timesteps: (n,) or None.
         next_observations: (n, …) or None.
@@ -81,19 +84,21 @@ class StepTable:
     """
 
     source: str
-    observations: Array
-    actions: Array
+    observations: Tree
+    actions: Tree
     rewards: Array
     terminateds: Array
     truncateds: Array | None = None
     episode_ids: Array | None = None
     timesteps: Array | None = None
-    next_observations: Array | None = None
+    next_observations: Tree = None
     may_drop_tail: bool = False
 
     def __post_init__(self) -> None:
         lengths = {
-            name: len(value) for name, value in vars(self).items() if isinstance(value, np.ndarray)
+            column: len(array)
+            for name, value in self._trees().items()
+            for column, array in column_names(name, value)
         }
         if len(set(lengths.values())) > 1:
             raise DataError(
@@ -103,6 +108,9 @@ class StepTable:
             )
         if not len(self.rewards):
             raise DataError(self.source, "it is empty", "remove it from the input")
+
+    def _trees(self) -> dict[str, Tree]:
+        return {k: v for k, v in vars(self).items() if isinstance(v, np.ndarray | Mapping)}
 
     def fragments(self) -> Iterator[Fragment]:
         """Yields fragments, split at ends; with ids, grouped by episode in order of appearance."""
@@ -135,16 +143,20 @@ class StepTable:
 
     def _check_order(self, rows: Array, ends: Array) -> None:
         """Refuses rows that do not follow each other, where nothing else tells their order."""
-        following = self.observations[rows[1:]]
-        expected = self.next_observations[rows[:-1]]  # type: ignore[index]
-        if following.shape != expected.shape:
-            raise DataError(
-                self.source,
-                f"observations have the shape {following.shape[1:]}, but the next observations "
-                f"(new_obs) {expected.shape[1:]}",
-                "record both alike, or leave new_obs out",
-            )
-        same = np.asarray(following == expected).all(axis=tuple(range(1, following.ndim)))
+        same = np.ones(len(rows) - 1, bool)
+        nexts = by_leaf(self.next_observations)
+        for path, array in by_leaf(self.observations).items():
+            following = array[rows[1:]]
+            expected = nexts[path][rows[:-1]] if path in nexts else None
+            if expected is None or following.shape != expected.shape:
+                others = sorted(nexts) if expected is None else expected.shape[1:]
+                raise DataError(
+                    self.source,
+                    f"observations {path} have the shape {following.shape[1:]}, but the next "
+                    f"observations (new_obs) {others}",
+                    "record both alike, or leave new_obs out",
+                )
+            same &= np.asarray(following == expected).all(axis=tuple(range(1, following.ndim)))
         wrong = np.flatnonzero(~same & ~ends[:-1])
         if len(wrong):
             first, second = rows[wrong[0]], rows[wrong[0] + 1]
@@ -170,11 +182,11 @@ class StepTable:
             source=self.source,
             key=key,
             start=None if self.timesteps is None else int(self.timesteps[rows[0]]),
-            observations=self.observations[rows],
-            actions=self.actions[rows],
+            observations=at(self.observations, rows),
+            actions=at(self.actions, rows),
             rewards=self.rewards[rows],
             next_observation=(
-                None if self.next_observations is None else self.next_observations[last]
+                None if self.next_observations is None else at(self.next_observations, last)
             ),
             terminated=bool(self.terminateds[last]),
             truncated=truncated,
@@ -195,15 +207,16 @@ class StepTable:
         return self._rows(slice(0, cut)), self._rows(slice(cut, None))
 
     def _rows(self, rows: slice) -> "StepTable | None":
-        columns: Batch = {k: v[rows] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+        columns: Batch = {name: at(value, rows) for name, value in self._trees().items()}
         return replace(self, **columns) if len(columns["rewards"]) else None
 
     def followed_by(self, other: "StepTable") -> "StepTable":
         """Returns a table of this one's rows and then the other's."""
         columns: Batch = {}
-        names = [k for k, v in vars(self).items() if isinstance(v, np.ndarray)]
-        for name in (name for name in names if name != "truncateds"):
-            columns[name] = np.concatenate([getattr(self, name), getattr(other, name)])
+        for name in (name for name in self._trees() if name != "truncateds"):
+            columns[name] = map_tree(
+                lambda *parts: np.concatenate(parts), getattr(self, name), getattr(other, name)
+            )
         flags = self.truncateds, other.truncateds
         if any(value is not None for value in flags):  # a part may mark no truncation
             tables = self, other

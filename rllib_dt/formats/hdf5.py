@@ -6,11 +6,14 @@ password file trained on, so all three are refused before a value is read.
 """
 
 import math
+from collections.abc import Collection, Iterator
 
 import h5py
 
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.expansion import Expansion
+from rllib_dt.spaces.trees import from_leaves, is_below
+from rllib_dt.types import Tree
 
 _MAX_LINKS = 16
 _REMEDY = "copy the data into the file itself (h5repack, or h5py's Group.copy with expand_external)"
@@ -52,6 +55,40 @@ def open_dataset(group: h5py.Group, name: str, source: str, expansion: Expansion
     chunk = math.prod(found.chunks or ()) * found.dtype.itemsize  # unpacked as a whole
     expansion.take(max(declared, chunk), f"dataset {name!r}")
     return found
+
+
+def open_tree(
+    group: h5py.Group, name: str, source: str, expansion: Expansion, ignore: Collection[str] = ()
+) -> Tree:
+    """Opens a dataset, or all those of a group, by their paths below it; see `open_dataset`.
+
+    Args:
+        group, name, source, expansion: see `open_dataset`.
+        ignore: paths that are not opened.
+    """
+    return from_leaves(dict(_open_leaves(group, name, "", source, expansion, ignore)))
+
+
+def _open_leaves(
+    group: h5py.Group,
+    name: str,
+    path: str,
+    source: str,
+    expansion: Expansion,
+    ignore: Collection[str],
+) -> Iterator[tuple[str, h5py.Dataset]]:
+    inner = f"{name}/{path}" if path else name
+    if path and is_below(path, ignore):
+        return
+    found = _follow(group, inner, source, _MAX_LINKS)
+    if not isinstance(found, h5py.Group):
+        yield path, open_dataset(group, inner, source, expansion)
+        return
+    if path.count("/") > _MAX_LINKS:
+        raise DataError(source, f"{inner!r} lies too deep", "use the layout of the format")
+    for each in names(found):
+        below = f"{path}/{each}" if path else each
+        yield from _open_leaves(group, name, below, source, expansion, ignore)
 
 
 def _follow(

@@ -1,17 +1,23 @@
 """Reads RLlib's episode recordings: Parquet with a row of msgpack per `SingleAgentEpisode`."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import msgpack
 import numpy as np
 import pyarrow as pa
 
+try:  # not `msgpack.unpackb`, which msgpack_numpy.patch() replaces by one that reads pickles
+    from msgpack._cmsgpack import unpackb
+except ImportError:  # without the compiled module
+    from msgpack.fallback import unpackb
+
 from rllib_dt.episodes.episode import DataError
-from rllib_dt.formats.columns import is_bytes
+from rllib_dt.formats.columns import is_bytes, tree_from_values
 from rllib_dt.formats.fragments import Fragment, ReadOptions, end_flag
 from rllib_dt.formats.parquet_input import ParquetInput
-from rllib_dt.types import Array
+from rllib_dt.spaces.trees import at, by_leaf, length
+from rllib_dt.types import Tree
 
 # raised when damaged or foreign msgpack bytes are turned into a fragment
 _NO_EPISODE = (
@@ -48,10 +54,10 @@ def read(given: ParquetInput) -> Iterator[Fragment]:
         given.expansion.take(batch.nbytes * _BYTES_PER_BYTE, "column 'item'")
         for item in batch.column(0):
             try:
-                state = msgpack.unpackb(
-                    item.as_py(), object_pairs_hook=_decode_pairs, strict_map_key=False
-                )
-                yield _fragment_from_state(state, given.source)
+                state = unpackb(item.as_py(), object_pairs_hook=_decode_pairs, strict_map_key=False)
+                yield _fragment_from_state(state, given.source, given.options.ignore)
+            except DataError:
+                raise
             except _NO_EPISODE as error:
                 raise DataError(
                     given.source,
@@ -86,23 +92,25 @@ def _decode_array(value: dict) -> Any:
     return array[0]
 
 
-def _fragment_from_state(state: dict, source: str) -> Fragment:
-    observations, actions, rewards = (
-        _after_lookback(state[name], name) for name in ("observations", "actions", "rewards")
+def _fragment_from_state(state: dict, source: str, ignore: Collection[str]) -> Fragment:
+    observations = _after_lookback(state["observations"], "observations", source, ignore)
+    actions, rewards = (
+        _after_lookback(state[name], name, source) for name in ("actions", "rewards")
     )
-    steps = len(rewards)
-    if not len(observations) - 1 == len(actions) == steps:
-        raise ValueError(
-            f"{len(observations)} observations, {len(actions)} actions and {steps} rewards"
-        )
+    steps = length(rewards)
+    observed, acted = (
+        {len(array) for array in by_leaf(value).values()} for value in (observations, actions)
+    )
+    if not (observed == {steps + 1} and acted == {steps}):
+        raise ValueError(f"{observed} observations, {acted} actions and {steps} rewards")
     return Fragment(
         source=source,
         key=_name(state["id_"]),
         start=_timestep(state["t_started"]),
-        observations=observations[:steps],
+        observations=at(observations, slice(steps)),
         actions=actions,
         rewards=rewards,
-        next_observation=observations[steps],
+        next_observation=at(observations, steps),
         terminated=end_flag(state["is_terminated"], "is_terminated", source),
         truncated=end_flag(state["is_truncated"], "is_truncated", source),
     )
@@ -120,9 +128,20 @@ def _timestep(value: object) -> int:
     return int(value)
 
 
-def _after_lookback(buffer: dict, name: str) -> Array:
+def _after_lookback(buffer: dict, name: str, source: str, ignore: Collection[str] = ()) -> Tree:
     # the lookback repeats the end of the previous chunk
-    values = np.asarray(buffer["data"])
-    if values.dtype == object:
-        raise ValueError(f"its {name} are not numbers, or have several shapes")
-    return values[_timestep(buffer.get("lookback", 0)) :]
+    first = _timestep(buffer.get("lookback", 0))
+    if not _is_nested(buffer["data"]):
+        values = np.asarray(buffer["data"])
+        if values.dtype == object:
+            raise ValueError(f"its {name} are not numbers, or have several shapes")
+        return values[first:]
+    values = tree_from_values(buffer["data"], source, name, ignore=ignore)
+    return at(values, slice(first, None))
+
+
+def _is_nested(data: object) -> bool:
+    """Returns whether values are of a Dict space: a dict of batches, or a dict for each step."""
+    return isinstance(data, dict) or (
+        isinstance(data, list) and len(data) > 0 and isinstance(data[0], dict)
+    )

@@ -13,13 +13,14 @@ import numpy as np
 import pyarrow as pa
 
 from rllib_dt.episodes.episode import DataError
-from rllib_dt.formats.columns import array_from_values
+from rllib_dt.formats.columns import tree_from_values
 from rllib_dt.formats.expansion import BoundedStream, Expansion, size_of
 from rllib_dt.formats.fragments import Fragment, ReadOptions
 from rllib_dt.formats.ids import ids_from_values
 from rllib_dt.formats.paths import without_options
 from rllib_dt.formats.steps import END_FLAGS, OPTIONAL, REQUIRED, check_columns, step_table
-from rllib_dt.types import Array, JsonObject
+from rllib_dt.spaces.trees import by_leaf, from_leaves, length
+from rllib_dt.types import Array, JsonObject, Tree
 
 _OTHER_DATA = (".gz", ".zip", ".parquet", ".pq", ".hdf5", ".h5")
 
@@ -51,7 +52,7 @@ def read_sample_batches(file: IO[bytes], source: str, options: ReadOptions) -> I
     try:
         expansion = Expansion(source, size_of(file), options.max_expansion)
         for lines, name in _text_files(file, source, expansion):
-            columns = _columns(lines, name, options.names, expansion)
+            columns = _columns(lines, name, options, expansion)
             yield from step_table(columns, name).fragments()
     except _DAMAGED as error:
         kind = without_options(source).rsplit(".", 1)[-1]
@@ -96,8 +97,9 @@ def _text(stream: IO[bytes], expansion: Expansion) -> Iterable[str]:
 
 
 def _columns(
-    lines: Iterable[str], source: str, names: Mapping[str, str], expansion: Expansion
-) -> dict[str, Array]:
+    lines: Iterable[str], source: str, options: ReadOptions, expansion: Expansion
+) -> dict[str, Tree]:
+    names = options.names
     parsed = [_batch(line, number, source) for number, line in enumerate(lines, 1) if line.strip()]
     for name in ("eps_id", "t", *END_FLAGS):
         _check_everywhere(parsed, names.get(name, name), source)
@@ -107,7 +109,7 @@ def _columns(
         raise DataError(source, "it is empty", "remove it from the input")
     present = set.intersection(*(set(batch) for batch in batches))
     check_columns(present, names, source)
-    columns = {}
+    columns: dict[str, Tree] = {}
     lengths: list[int] | None = None
     for name in (*REQUIRED, *OPTIONAL):
         theirs = names.get(name, name)
@@ -119,29 +121,46 @@ def _columns(
                 parts = np.split(ids, stops[:-1])
             else:
                 parts = [
-                    array_from_values(batch[theirs], source, theirs, expansion) for batch in batches
+                    tree_from_values(batch[theirs], source, theirs, expansion, options.ignore)
+                    for batch in batches
                 ]
-            lengths = lengths or [len(part) for part in parts]
-            _check_lengths(lengths, parts, source, theirs)
-            if len({part.shape[1:] for part in parts}) > 1:
-                shapes = sorted({part.shape[1:] for part in parts})
-                raise DataError(
-                    source,
-                    f"column {theirs!r} is ragged: shapes {shapes}",
-                    "record arrays of one shape at every step",
-                )
-            columns[name] = np.concatenate(parts)
+            lengths = lengths or [length(part) for part in parts]
+            columns[name] = _joined(parts, lengths, source, theirs)
     return columns
+
+
+def _joined(parts: list[Tree], lengths: list[int], source: str, name: str) -> Tree:
+    """Joins a column's batches, leaf by leaf."""
+    joined = {}
+    for path in by_leaf(parts[0]):
+        if any(by_leaf(part).keys() != by_leaf(parts[0]).keys() for part in parts):
+            raise DataError(
+                source,
+                f"column {name!r} has other leaves in some lines",
+                "record every leaf in every line",
+            )
+        arrays = [by_leaf(part)[path] for part in parts]
+        where = f"{name}/{path}" if path else name
+        _check_lengths(lengths, arrays, source, where)
+        if len({array.shape[1:] for array in arrays}) > 1:
+            shapes = sorted({array.shape[1:] for array in arrays})
+            raise DataError(
+                source,
+                f"column {where!r} is ragged: shapes {shapes}",
+                "record arrays of one shape at every step",
+            )
+        joined[path] = np.concatenate(arrays)
+    return from_leaves(joined)
 
 
 def _check_lengths(lengths: list[int], parts: list[Array], source: str, name: str) -> None:
     # batch by batch: a surplus in one could hide a shortage in another, and shift steps
-    for number, (length, part) in enumerate(zip(lengths, parts, strict=True), 1):
-        if len(part) != length:
+    for number, (wanted, part) in enumerate(zip(lengths, parts, strict=True), 1):
+        if len(part) != wanted:
             raise DataError(
                 source,
                 f"its columns have different lengths: batch {number} has {len(part)} values of "
-                f"{name!r}, but {length} of the columns before it",
+                f"{name!r}, but {wanted} of the columns before it",
                 "record every column at every step",
             )
 

@@ -1,16 +1,17 @@
 """Reads Parquet with one row per step, such as RLlib's recordings in columns."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pyarrow as pa
 
 from rllib_dt.episodes.episode import DataError
-from rllib_dt.formats.columns import array_from_arrow, shaped_bytes
+from rllib_dt.formats.columns import shaped_bytes, tree_from_arrow
 from rllib_dt.formats.fragments import Fragment, fragments_of_parts
 from rllib_dt.formats.ids import ids_from_arrow
 from rllib_dt.formats.parquet_input import ParquetInput
 from rllib_dt.formats.steps import OPTIONAL, REQUIRED, check_columns, step_table
-from rllib_dt.types import Array
+from rllib_dt.spaces.trees import is_below
+from rllib_dt.types import Tree
 
 MAX_BYTES_AT_ONCE = 128 * 2**20
 """Larger files are read in parts of about this size."""
@@ -20,12 +21,21 @@ def read(given: ParquetInput) -> Iterator[Fragment]:
     """Yields the fragments of a file with one row per step."""
     names, source = given.options.names, given.source
     present = set(given.schema.names)
-    check_columns(present, names, source)
-    wanted = [n for n in (*REQUIRED, *OPTIONAL) if names.get(n, n) in present]
-    tables = _tables(given, [names.get(name, name) for name in wanted])
+    check_columns(present | {name.split("/", 1)[0] for name in present}, names, source)
+    wanted = {n: _theirs(names.get(n, n), present, given) for n in (*REQUIRED, *OPTIONAL)}
+    wanted = {name: columns for name, columns in wanted.items() if columns}
+    tables = _tables(given, [column for columns in wanted.values() for column in columns])
     absent: dict[str, bool] = {}
     parts = (step_table(_columns(table, wanted, given, absent), source) for table in tables)
     yield from fragments_of_parts(parts)
+
+
+def _theirs(name: str, present: set[str], given: ParquetInput) -> list[str]:
+    """Returns a column's own name in the file, or those of its leaves ("obs/camera")."""
+    if name in present:
+        return [name]
+    within = [c.removeprefix(f"{name}/") for c in present if c.startswith(f"{name}/")]
+    return [f"{name}/{path}" for path in sorted(within) if not is_below(path, given.options.ignore)]
 
 
 def _tables(given: ParquetInput, columns: list[str]) -> Iterator[pa.Table]:
@@ -40,13 +50,18 @@ def _tables(given: ParquetInput, columns: list[str]) -> Iterator[pa.Table]:
 
 
 def _columns(
-    table: pa.Table, wanted: list[str], given: ParquetInput, absent: dict[str, bool]
-) -> dict[str, Array]:
+    table: pa.Table, wanted: Mapping[str, list[str]], given: ParquetInput, absent: dict[str, bool]
+) -> dict[str, Tree]:
     """Converts the columns; `absent` takes note of those that hold nothing, for later parts."""
-    columns = {}
-    for name in wanted:
-        theirs = given.name(name)
+    columns: dict[str, Tree] = {}
+    for name, (theirs, *others) in wanted.items():
         column = table[theirs]
+        if others or theirs != given.name(name):
+            columns[name] = {
+                each.removeprefix(f"{given.name(name)}/"): _values(table[each], name, each, given)
+                for each in (theirs, *others)
+            }
+            continue
         is_empty = name in OPTIONAL and column.null_count == len(column)
         if absent.setdefault(name, is_empty):
             if not is_empty:
@@ -56,10 +71,16 @@ def _columns(
                     "remove the rows or fill the values in",
                 )
             continue
-        convert = ids_from_arrow if name == "eps_id" else array_from_arrow
-        values = convert(column, given.source, theirs, given.expansion)
-        if name != "eps_id" and pa.types.is_fixed_size_binary(column.type):
-            described = given.schema.metadata or {}
-            values = shaped_bytes(values, described, given.source, name, theirs)
-        columns[name] = values
+        columns[name] = _values(column, name, theirs, given)
     return columns
+
+
+def _values(column: pa.ChunkedArray, name: str, theirs: str, given: ParquetInput) -> Tree:
+    """Converts a column of steps: `name` is RLlib's name of it, `theirs` the file's own."""
+    if name == "eps_id":
+        return ids_from_arrow(column, given.source, theirs, given.expansion)
+    values = tree_from_arrow(column, given.source, theirs, given.expansion, given.options.ignore)
+    if pa.types.is_fixed_size_binary(column.type):
+        described = given.schema.metadata or {}
+        return shaped_bytes(values, described, given.source, name, theirs)
+    return values

@@ -6,7 +6,7 @@ import numpy as np
 
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.fragments import StepTable, end_flags, one_a_step
-from rllib_dt.types import Array
+from rllib_dt.types import Array, Tree
 
 REQUIRED = ("obs", "actions", "rewards")
 OPTIONAL = ("eps_id", "t", "new_obs", "terminateds", "truncateds", "dones")
@@ -37,7 +37,7 @@ def check_columns(present: Collection[str], names: Mapping[str, str], source: st
     )
 
 
-def step_table(columns: Mapping[str, Array], source: str) -> StepTable:
+def step_table(columns: Mapping[str, Tree], source: str) -> StepTable:
     """Builds a table from columns under RLlib's names.
 
     Every column of end flags counts. `dones` does not say whether an episode terminated or was

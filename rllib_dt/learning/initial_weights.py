@@ -11,6 +11,7 @@ from rllib_dt.compat import on_every_learner
 from rllib_dt.episodes.statistics import Normalization
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.policy.folders import has_normalization, load_pretrained
+from rllib_dt.spaces.trees import map_tree
 from rllib_dt.types import LearnerGroup
 
 
@@ -36,11 +37,11 @@ class Normalize:
 
     def __call__(self, network: DecisionTransformer) -> None:
         network.set_normalization(
-            torch.as_tensor(self._normalization.observation_mean),
-            torch.as_tensor(self._normalization.observation_std),
+            map_tree(torch.as_tensor, self._normalization.observation_mean),
+            map_tree(torch.as_tensor, self._normalization.observation_std),
             self._normalization.return_scale,
-            torch.as_tensor(self._normalization.action_mean),
-            torch.as_tensor(self._normalization.action_std),
+            map_tree(torch.as_tensor, self._normalization.action_mean),
+            map_tree(torch.as_tensor, self._normalization.action_std),
         )
 
 

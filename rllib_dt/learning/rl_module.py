@@ -15,6 +15,7 @@ from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.policy.context import steps_from_columns
 from rllib_dt.policy.policy import Policy
+from rllib_dt.spaces.trees import unflatten
 from rllib_dt.types import Batch, State
 
 
@@ -24,8 +25,8 @@ class DTTorchRLModule(TorchRLModule):
     `rllib_dt.episodes.windows` names the columns of a batch. `forward_train` returns
     `action_dist_inputs` (B, K, size), the action head's outputs. `forward_inference` and
     `forward_exploration` return `actions` (B, …) for each window's last step, in the environment's
-    units. They differ only if the head can sample: the first takes the likeliest action, the second
-    draws one.
+    units, nested like the action space. They differ only if the head can sample: the first takes
+    the likeliest action, the second draws one.
 
     With `attention="window"` and the columns of `NewSteps` in the batch, only the new steps are
     computed, and their keys and values stay in this module, by slot. They are not part of its
@@ -84,11 +85,15 @@ class DTTorchRLModule(TorchRLModule):
 
     @override(TorchRLModule)
     def _forward_inference(self, batch: Batch, **kwargs: Any) -> Batch:
-        return {Columns.ACTIONS: self._policy.act(steps_from_columns(batch))}
+        return self._actions(batch, sample=False)
 
     @override(TorchRLModule)
     def _forward_exploration(self, batch: Batch, **kwargs: Any) -> Batch:
-        return {Columns.ACTIONS: self._policy.act(steps_from_columns(batch), sample=True)}
+        return self._actions(batch, sample=True)
+
+    def _actions(self, batch: Batch, *, sample: bool) -> Batch:
+        actions = self._policy.act(steps_from_columns(batch), sample=sample)
+        return {Columns.ACTIONS: unflatten(self.action_space, actions)}
 
     @override(TorchRLModule)
     def set_state(self, state: State) -> None:

@@ -22,10 +22,10 @@ _SIZES = {
 class DTModelConfig:
     """Settings of `DecisionTransformer`, named as in Hugging Face's `DecisionTransformerConfig`.
 
-    `context_length`, `attention`, `segment_length`, `image_encoder` and `pretrained` are ours. The
-    other defaults are Hugging Face's, except that `n_positions` is None: the paper adds no position
-    embedding besides the timestep's (Chen et al. 2021, §3). Hugging Face's models have 1024 and use
-    row 0 for every token; see `rllib_dt.policy.folders`.
+    `context_length`, `attention`, `segment_length`, `image_encoder`, `ignore` and `pretrained` are
+    ours. The other defaults are Hugging Face's, except that `n_positions` is None: the paper adds
+    no position embedding besides the timestep's (Chen et al. 2021, §3). Hugging Face's models have
+    1024 and use row 0 for every token; see `rllib_dt.policy.folders`.
 
     Attributes:
         context_length: K, the number of steps that attention spans; 3K tokens.
@@ -55,6 +55,8 @@ class DTModelConfig:
         image_encoder: how images (Boxes of bytes or bits) are read: "nature", the paper's
             convolutions; "small", two of 3 × 3; "linear", as numbers; "auto" takes the first from
             36 pixels in height and width up, and the second below.
+        ignore: leaves of a composite observation that are left out, by path: "mission", or
+            "robot/name" of a Dict within a Dict.
     """
 
     context_length: int = 20
@@ -77,6 +79,7 @@ class DTModelConfig:
     n_positions: int | None = None
     pretrained: str | None = None
     image_encoder: ImageEncoder = "auto"
+    ignore: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -85,6 +88,8 @@ class DTModelConfig:
                 value = value.item()
             if isinstance(value, float) and field.name in _SIZES and value.is_integer():
                 value = int(value)
+            if field.name == "ignore" and isinstance(value, list):  # as plain settings have it
+                value = tuple(value)
             object.__setattr__(self, field.name, value)
 
     @classmethod
@@ -122,6 +127,13 @@ class DTModelConfig:
             raise ValueError(
                 f"activation_function={self.activation_function!r} is not one of {ACTIVATIONS}"
             )
+
+        self.check_ignore()
+
+    def check_ignore(self) -> None:
+        """Raises a ValueError if `ignore` is no list of paths."""
+        if not isinstance(self.ignore, tuple) or not all(isinstance(p, str) for p in self.ignore):
+            raise ValueError(f"ignore={self.ignore!r} must be a list of paths of leaves")
 
     def _check_attention(self) -> None:
         if self.attention not in ATTENTIONS:

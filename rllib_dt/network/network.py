@@ -29,9 +29,11 @@ from rllib_dt.episodes.windows import Window
 from rllib_dt.network.cache import KeyValueCache, RollingCache
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.dropout import Dropout, dropout
-from rllib_dt.spaces.encoders import state_encoder
-from rllib_dt.spaces.heads import action_head
-from rllib_dt.spaces.leaves import num_numbers
+from rllib_dt.spaces.composites import check_spaces, encoded_leaves, number_leaves
+from rllib_dt.spaces.encoders import encoder_of_space
+from rllib_dt.spaces.heads import head_of_space
+from rllib_dt.spaces.trees import ACTION_MASK, by_leaf, leaves
+from rllib_dt.types import Tree
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     # in place, since its input, the output of a Linear, is used nowhere else
@@ -43,7 +45,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 # slices of tokens, by what they hold
 STATE_TOKENS, ACTION_TOKENS = slice(1, None, 3), slice(2, None, 3)
-LAST_TOKEN = slice(-1, None)
+LAST_TOKEN = LAST_STEP = slice(-1, None)
 
 
 def causal_mask(attention_mask: Tensor, num_queries: int, band: int | None = None) -> Tensor:
@@ -276,7 +278,8 @@ class DecisionTransformer(nn.Module):
 
     Args:
         config: the network's settings.
-        observation_space: a Box, Discrete, MultiDiscrete or MultiBinary space.
+        observation_space: a Box, Discrete, MultiDiscrete or MultiBinary space, or a Dict or Tuple
+            of them. A leaf `action_mask` says which actions are legal; others get no probability.
         action_space: the same.
 
     Attributes:
@@ -298,11 +301,21 @@ class DecisionTransformer(nn.Module):
         config.validate()
         self.config = config
         self.observation_space, self.action_space = observation_space, action_space
-        D, S = config.hidden_size, num_numbers(observation_space, config.image_encoder)
-        self.action_head = action_head(action_space, tanh=config.action_tanh)
+        check_spaces(observation_space, action_space, config.ignore)
+        D, S = config.hidden_size, 0
+        # of each leaf that is normalised, its numbers among all S
+        self._numbers: dict[str, slice] = {}
+        counts = number_leaves(observation_space, config.image_encoder, config.ignore)
+        for path, count in counts.items():
+            self._numbers[path] = slice(S, S + count)
+            S += count
+        self._has_mask = ACTION_MASK in leaves(observation_space, config.ignore)
+        self.action_head = head_of_space(action_space, tanh=config.action_tanh)
         self.embed_timestep = nn.Embedding(config.max_ep_len, D)
         self.embed_return = nn.Linear(1, D)
-        self.embed_state = state_encoder(observation_space, D, config.image_encoder)
+        self.embed_state = encoder_of_space(
+            encoded_leaves(observation_space, config.ignore), D, config.image_encoder
+        )
         self.embed_action = nn.Linear(self.action_head.size, D)
         self.embed_ln = nn.LayerNorm(D)
         self.backbone = CausalTransformer(config)
@@ -330,23 +343,26 @@ class DecisionTransformer(nn.Module):
 
     def set_normalization(
         self,
-        observation_mean: Tensor,
-        observation_std: Tensor,
+        observation_mean: Tree,
+        observation_std: Tree,
         return_scale: float,
-        action_mean: Tensor | None = None,
-        action_std: Tensor | None = None,
+        action_mean: Tree = None,
+        action_std: Tree = None,
     ) -> None:
         """Sets the normalisation of inputs.
 
         Args:
-            observation_mean, observation_std: of an observation's shape; ignored if observations
-                are not numbers.
+            observation_mean, observation_std: of an observation's shape, a tree of the leaves that
+                are normalised; ignored if observations are not numbers.
             return_scale: positive.
             action_mean, action_std: of an action's shape, the unit of unbounded components.
         """
-        if len(self.observation_mean):
-            self.observation_mean.copy_(torch.as_tensor(observation_mean).reshape(-1))
-            self.observation_std.copy_(torch.as_tensor(observation_std).reshape(-1))
+        for path, numbers in self._numbers.items():
+            for unit, given in (
+                (self.observation_mean, observation_mean),
+                (self.observation_std, observation_std),
+            ):
+                unit[numbers] = torch.as_tensor(by_leaf(given)[path]).reshape(-1)
         self.return_scale.fill_(return_scale)
         if action_mean is not None and action_std is not None:
             self.action_head.set_statistics(action_mean, action_std)
@@ -356,10 +372,7 @@ class DecisionTransformer(nn.Module):
         B, K = window.timesteps.shape
         # every step past the table uses its last row, in training as in evaluation
         time = self.embed_timestep(window.timesteps.clamp(0, self.config.max_ep_len - 1))
-        states = window.observations
-        if len(self.observation_mean):
-            numbers = states.float() if states.ndim == 3 else states.float().reshape(B, K, -1)
-            states = (numbers - self.observation_mean) / self.observation_std
+        states = self._normalized(window.observations, B, K)
         r = self.embed_return(window.returns_to_go.float() / self.return_scale) + time  # (B, K, D)
         s = self.embed_state(states) + time
         a = self.embed_action(self.action_head.features(window.actions)) + time
@@ -367,10 +380,40 @@ class DecisionTransformer(nn.Module):
         embedded: Tensor = self.embed_ln(tokens)
         return embedded
 
+    def _normalized(self, observations: Tree, B: int, K: int) -> Tree:
+        """Replaces the leaves that are numbers, (B, K, …), by (B, K, S) normalised ones."""
+        if not self._numbers:
+            return observations
+        if not isinstance(observations, Mapping):
+            states = observations
+            numbers = states.float() if states.ndim == 3 else states.float().reshape(B, K, -1)
+            return (numbers - self.observation_mean) / self.observation_std
+        normalized = dict(observations)
+        for path, part in self._numbers.items():
+            numbers = normalized[path].float().reshape(B, K, -1)
+            normalized[path] = (numbers - self.observation_mean[part]) / self.observation_std[part]
+        return normalized
+
+    def _action_outputs(self, tokens: Tensor, window: Window, steps: slice) -> Tensor:
+        """Computes the head's outputs; forbidden actions get no probability.
+
+        Args:
+            tokens: (B, Q, D), the state tokens of Q of the window's steps.
+            window: (B, K) steps.
+            steps: which Q steps.
+        """
+        outputs = self.action_head.squash(self.predict_action(tokens))
+        if not self._has_mask:
+            return outputs
+        legal = window.observations[ACTION_MASK][:, steps] != 0
+        # where a mask allows nothing, as in padding, it is disregarded
+        forbidden = ~legal & legal.any(dim=-1, keepdim=True)
+        return outputs.masked_fill(forbidden, torch.finfo(outputs.dtype).min)
+
     def forward(
         self,
-        observations: Tensor,
-        actions: Tensor,
+        observations: Tree,
+        actions: Tree,
         returns_to_go: Tensor,
         timesteps: Tensor,
         mask: Tensor | None = None,
@@ -436,7 +479,8 @@ class DecisionTransformer(nn.Module):
                 state_preds = self.predict_state(x[:, ACTION_TOKENS]).float()
                 state_preds = state_preds * self.observation_std + self.observation_mean
             return_preds = self.predict_return(x[:, ACTION_TOKENS]).float() * self.return_scale
-        outputs = self.action_head.squash(self.predict_action(action_tokens))
+        steps = LAST_STEP if last_only else slice(None)
+        outputs = self._action_outputs(action_tokens, window, steps)
         return DTOutput(
             action_preds=self.action_head.decode(outputs),
             action_outputs=outputs,
@@ -448,8 +492,8 @@ class DecisionTransformer(nn.Module):
         )
 
     @torch.no_grad()
-    def act(self, window: Window, *, sample: bool = False) -> Tensor:
-        """Picks the action of each window's last step: (B, A) or, Discrete, (B,).
+    def act(self, window: Window, *, sample: bool = False) -> Tree:
+        """Picks the action of each window's last step: (B, A) or, Discrete, (B,); a tree.
 
         That step's value in `window.actions` has no effect. Dropout is on in train mode only.
         """
@@ -459,7 +503,7 @@ class DecisionTransformer(nn.Module):
     @torch.no_grad()
     def step(
         self, cache: RollingCache, slots: Tensor, window: Window, *, sample: bool = False
-    ) -> Tensor:
+    ) -> Tree:
         """Picks the next action of B running episodes, computing 3 new tokens for each.
 
         Needs `attention="window"`; the actions are those predicted from the whole episodes.
@@ -472,7 +516,7 @@ class DecisionTransformer(nn.Module):
             sample: draw the action, if the head can.
 
         Returns:
-            (B, A) or, Discrete, (B,).
+            (B, A) or, Discrete, (B,); a tree.
         """
         # the new tokens: a of the previous step, R and s of the current one
         tokens = self.embed(window)[:, 2:5]
@@ -483,7 +527,7 @@ class DecisionTransformer(nn.Module):
             cache,
             queries=LAST_TOKEN,
         )
-        outputs = self.action_head.squash(self.predict_action(out.last_hidden_state))
+        outputs = self._action_outputs(out.last_hidden_state, window, LAST_STEP)
         return self.action_head.act(outputs[:, 0], sample=sample)
 
     def _position_ids(self, tokens: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.policy.context import Contexts
 from rllib_dt.policy.policy import Policy, as_tensors
-from rllib_dt.types import Array
+from rllib_dt.spaces.trees import map_tree, rows, unflatten
+from rllib_dt.types import Value
 
 
 class Actor:
@@ -39,34 +40,37 @@ class Actor:
         self._contexts = Contexts(
             num_envs, network.config, network.observation_space, network.action_space, rule
         )
-        self._actions: list[Array | None] = [None] * num_envs
+        self._spaces = network.observation_space, network.action_space
+        self._actions: list[Value | None] = [None] * num_envs
 
     def reset(self, slots: Sequence[int] | None = None) -> None:
         """Makes the next observation the first of a new episode, in the given slots or in all."""
         for slot in self._slots if slots is None else slots:
             self._actions[slot] = None
 
-    def predict(self, observations: ArrayLike, rewards: ArrayLike = 0.0) -> Array:
+    def predict(self, observations: Value, rewards: ArrayLike = 0.0) -> Value:
         """Picks the next actions.
 
         Args:
-            observations: (N, …), the current observation of each environment.
+            observations: (N, …), the current observation of each environment; of a Dict or Tuple
+                space a dict or tuple of (N, …).
             rewards: (N,) or one number, the reward of the previous step; ignored where an episode
                 begins.
 
         Returns:
-            (N, …) actions, in the environment's units.
+            (N, …) actions, in the environment's units, or dicts and tuples of them.
         """
+        num_envs = len(self._slots)
+        seen = rows(self._spaces[0], observations, num_envs)
         given = np.broadcast_to(np.asarray(rewards, np.float64), self._slots.shape)
-        for slot, observation, reward in zip(
-            self._slots.tolist(), np.asarray(observations), given.tolist(), strict=True
-        ):
+        for slot, reward in zip(self._slots.tolist(), given.tolist(), strict=True):
             action = self._actions[slot]
             if action is None:
-                self._contexts.begin(slot, observation, self._target_return)
+                self._contexts.begin(slot, seen[slot], self._target_return)
             else:
-                self._contexts.append(slot, action, reward, observation)
+                self._contexts.append(slot, action, reward, seen[slot])
         steps = as_tensors(self._contexts.steps(self._slots, self._policy.version), self._device)
-        actions: Array = self._policy.act(steps, sample=self._sample).cpu().numpy()
-        self._actions = list(actions)
+        chosen = self._policy.act(steps, sample=self._sample)
+        actions = unflatten(self._spaces[1], map_tree(lambda leaf: leaf.cpu().numpy(), chosen))
+        self._actions = list(rows(self._spaces[1], actions, num_envs))
         return actions

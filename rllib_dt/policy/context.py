@@ -21,11 +21,9 @@ from rllib_dt.episodes.windows import (
     gather_windows,
 )
 from rllib_dt.network.config import DTModelConfig
-from rllib_dt.spaces.leaves import step_layout
-from rllib_dt.types import Array, Batch, Tree
-
-Layout = tuple[tuple[int, ...], np.dtype]
-"""Shape and dtype of one step's value."""
+from rllib_dt.spaces.composites import layouts
+from rllib_dt.spaces.trees import column_names, flatten, from_leaves
+from rllib_dt.types import Array, Batch, Tree, Value
 
 # the columns of `NewSteps` besides those of its window
 SLOTS, NEW_STEPS = "slots", "new_steps"
@@ -59,6 +57,13 @@ def steps_from_columns(columns: Mapping[str, Tree]) -> Window | NewSteps:
     return NewSteps(window=window, slots=columns[SLOTS], counts=columns[NEW_STEPS])
 
 
+def _empty(name: str, layout: Tree, rows: int) -> dict[str, Array]:
+    return {
+        column: np.zeros((rows, *shape), dtype)
+        for column, (shape, dtype) in column_names(name, layout)
+    }
+
+
 class ContextBuffer:
     """The recent past of each of S running episodes, as flat arrays.
 
@@ -68,7 +73,7 @@ class ContextBuffer:
     Args:
         num_slots: S.
         context_length: K.
-        observation_layout, action_layout: shape and dtype of one step's value.
+        observation_layout, action_layout: shape and dtype of one step's value; a tree.
         rule: how rewards reduce the return-to-go; undiscounted by default.
     """
 
@@ -76,8 +81,8 @@ class ContextBuffer:
         self,
         num_slots: int,
         context_length: int,
-        observation_layout: Layout,
-        action_layout: Layout,
+        observation_layout: Tree,
+        action_layout: Tree,
         rule: ReturnRule | None = None,
     ):
         self._context_length = context_length
@@ -86,24 +91,26 @@ class ContextBuffer:
         self._rule.check_acting()
         rows = num_slots * self._capacity
         self._columns: dict[str, Array] = {
-            OBSERVATIONS: np.zeros((rows, *observation_layout[0]), observation_layout[1]),
-            ACTIONS: np.zeros((rows, *action_layout[0]), action_layout[1]),
+            **_empty(OBSERVATIONS, observation_layout, rows),
+            **_empty(ACTIONS, action_layout, rows),
             RETURNS_TO_GO: np.zeros((rows, 1), np.float32),
         }
+        self._action_columns = [name for name, _ in column_names(ACTIONS, action_layout)]
         self._row = np.zeros(num_slots, np.int64)
         self._timestep = np.zeros(num_slots, np.int64)
         # float64, so that a thousand subtractions do not drift from the training's sum
         self._return_to_go = np.zeros(num_slots, np.float64)
 
-    def begin(self, slot: int, observation: Array, target_return: float) -> None:
+    def begin(self, slot: int, observation: Tree, target_return: float) -> None:
         """Forgets the slot's past and stores the first observation of a new episode."""
         self._row[slot], self._timestep[slot] = slot * self._capacity, 0
         self._return_to_go[slot] = target_return
         self._put(slot, observation)
 
-    def append(self, slot: int, action: Array, reward: float, observation: Array) -> None:
+    def append(self, slot: int, action: Tree, reward: float, observation: Tree) -> None:
         """Stores the result of one environment step."""
-        self._columns[ACTIONS][self._row[slot]] = action
+        for name, value in column_names(ACTIONS, action):
+            self._columns[name][self._row[slot]] = value
         self._return_to_go[slot] = self._rule.step(self._return_to_go[slot], reward)
         self._advance(slot)
         self._put(slot, observation)
@@ -131,10 +138,12 @@ class ContextBuffer:
                 column[front : front + keep] = column[front + self._capacity - keep :][:keep]
             self._row[slot] = front + keep
 
-    def _put(self, slot: int, observation: Array) -> None:
+    def _put(self, slot: int, observation: Tree) -> None:
         row = self._row[slot]
-        self._columns[OBSERVATIONS][row] = observation
-        self._columns[ACTIONS][row] = 0
+        for name, value in column_names(OBSERVATIONS, observation):
+            self._columns[name][row] = value
+        for name in self._action_columns:
+            self._columns[name][row] = 0
         self._columns[RETURNS_TO_GO][row] = self._return_to_go[slot]
 
 
@@ -163,20 +172,29 @@ class Contexts:
         self._is_incremental = model.attention == "window"
         # one step more than matters: the step before the first new one
         self._length = model.receptive_steps + int(self._is_incremental)
-        layouts = step_layout(observation_space), step_layout(action_space)
-        self._buffer = ContextBuffer(num_slots, self._length, *layouts, rule)
+        self._spaces = observation_space, action_space
+        self._ignore = model.ignore
+        shapes = (
+            from_leaves(layouts(observation_space, model.ignore)),
+            from_leaves(layouts(action_space)),
+        )
+        self._buffer = ContextBuffer(num_slots, self._length, *shapes, rule)
         # slots whose steps are in the policy's cache, except for the newest
         self._known: set[int] = set()
         self._version: int | None = None
 
-    def begin(self, slot: int, observation: Array, target_return: float) -> None:
+    def begin(self, slot: int, observation: Value, target_return: float) -> None:
         """Starts a new episode in a slot."""
         self._known.discard(slot)
-        self._buffer.begin(slot, observation, target_return)
+        self._buffer.begin(slot, self._observed(observation), target_return)
 
-    def append(self, slot: int, action: Array, reward: float, observation: Array) -> None:
+    def append(self, slot: int, action: Value, reward: float, observation: Value) -> None:
         """Stores the result of one environment step."""
-        self._buffer.append(slot, action, reward, observation)
+        taken = flatten(self._spaces[1], action)
+        self._buffer.append(slot, taken, reward, self._observed(observation))
+
+    def _observed(self, observation: Value) -> Tree:
+        return flatten(self._spaces[0], observation, self._ignore)
 
     def steps(self, slots: Array, version: int | None = None) -> Window | NewSteps:
         """Returns what the policy has to read for the next action of each slot.

@@ -8,6 +8,7 @@ from rllib_dt.episodes.windows import Window
 from rllib_dt.network.cache import RollingCache
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.policy.context import NewSteps
+from rllib_dt.types import Tree
 
 
 class Policy:
@@ -32,7 +33,7 @@ class Policy:
         self._cache = None
         self.version += 1
 
-    def act(self, steps: Window | NewSteps, *, sample: bool = False) -> Tensor:
+    def act(self, steps: Window | NewSteps, *, sample: bool = False) -> Tree:
         """Picks each episode's next action.
 
         Args:
@@ -40,13 +41,13 @@ class Policy:
             sample: draw the action, if the head can, instead of taking the likeliest.
 
         Returns:
-            (B, …) actions in the environment's units.
+            (B, …) actions in the environment's units; a tree.
         """
         if isinstance(steps, Window):
             return self.network.act(steps, sample=sample)
         return self._catch_up(steps, sample)
 
-    def _catch_up(self, new: NewSteps, sample: bool) -> Tensor:
+    def _catch_up(self, new: NewSteps, sample: bool) -> Tree:
         """Feeds new steps one by one; the last one is new to every episode."""
         cache = self._cache_for(int(new.slots.max()) + 1)
         num_steps = new.window.mask.shape[1] - 1

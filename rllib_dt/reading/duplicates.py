@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from rllib_dt.episodes.episode import DataError, Episode, EpisodeName, named
+from rllib_dt.spaces.trees import by_leaf
 
 DuplicatesPolicy = Literal["keep", "drop", "error"]
 """What to do with an episode whose observations, actions and rewards equal an earlier one's."""
@@ -74,7 +75,9 @@ def without(episodes: Iterator[Episode], left_out: frozenset[EpisodeName]) -> It
 def _digest(episode: Episode) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     steps = len(episode)
-    for values in (episode.observations[:steps], episode.actions, episode.rewards):
-        digest.update(f"{values.dtype.str}{values.shape}".encode())
-        digest.update(np.ascontiguousarray(values).data)
+    for tree in (episode.observations, episode.actions, episode.rewards):
+        for array in by_leaf(tree).values():
+            values = array[:steps]
+            digest.update(f"{values.dtype.str}{values.shape}".encode())
+            digest.update(np.ascontiguousarray(values).data)
     return digest.digest()

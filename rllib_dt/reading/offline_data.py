@@ -21,7 +21,7 @@ from rllib_dt.formats.remote_files import RemoteReadError
 from rllib_dt.reading.stream import ChunkRecipe, start_feeder
 from rllib_dt.reading.supply import ResidentSupply, StreamedSupply, Supply
 from rllib_dt.reading.survey import ReadingSettings, Survey, survey
-from rllib_dt.spaces.leaves import step_layout
+from rllib_dt.spaces.composites import step_bytes
 from rllib_dt.types import ActorHandle
 
 logger = logging.getLogger(__name__)
@@ -210,9 +210,8 @@ def _capacity(config: DataSettings) -> int:
     """Returns the pool's capacity in steps, from the settings or else from the cluster."""
     if config.pool_capacity_steps is not None:
         return int(config.pool_capacity_steps)
-    layouts = map(step_layout, (config.observation_space, config.action_space))
-    arrays = [int(np.prod(shape)) * dtype.itemsize for shape, dtype in layouts]
-    arrays[0] //= config.frame_stack or 1  # each frame is held once
+    observed = step_bytes(config.observation_space, config.dt_model_config.ignore)
+    observed //= config.frame_stack or 1  # each frame is held once
     size: float | None = config.pool_capacity_bytes
     if size is None:
         stores = [
@@ -222,7 +221,7 @@ def _capacity(config: DataSettings) -> int:
         # rounded down to a power of two: Ray sizes its store by the memory that happens to be
         # free, and a resumed run should get the same capacity
         size = 2.0 ** math.floor(math.log2(size))
-    return max(1, int(size / (sum(arrays) + _BYTES_BESIDE_SPACES)))
+    return max(1, int(size / (observed + step_bytes(config.action_space) + _BYTES_BESIDE_SPACES)))
 
 
 def _check_scale(scale: float, returns: NDArray[np.float64]) -> None:

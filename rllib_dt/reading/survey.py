@@ -1,7 +1,6 @@
 """The first pass over the input: checks, statistics, and the pool if the data fits it."""
 
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -21,7 +20,7 @@ from rllib_dt.reading.duplicates import Duplicates, DuplicatesPolicy
 from rllib_dt.reading.holdout import Holdout, distinct_places
 from rllib_dt.reading.passes import Passes
 from rllib_dt.reading.tasks import group_files
-from rllib_dt.spaces.leaves import looks_normalized, num_numbers, step_layout
+from rllib_dt.spaces.composites import look_normalized, number_leaves, step_bytes
 from rllib_dt.types import Paths
 
 logger = logging.getLogger(__name__)
@@ -163,7 +162,7 @@ def _report(duplicates: Duplicates, config: ReadingSettings) -> None:
 
 def _ask_for_unit(config: ReadingSettings, statistics: Statistics, source: str) -> None:
     """Refuses to guess whether recorded actions are in the environment's units."""
-    if config.actions_in_input_normalized is None and looks_normalized(
+    if config.actions_in_input_normalized is None and look_normalized(
         config.action_space, statistics.largest_action
     ):
         raise DataError(
@@ -184,6 +183,7 @@ def _passes(config: ReadingSettings, inputs: str | list[str]) -> Passes:
             names=config.input_read_schema or {},
             time_limit=config.time_limit,
             max_expansion=config.max_expansion,
+            ignore=config.dt_model_config.ignore,
         ),
         filesystem=filesystem,
         incomplete=config.incomplete,
@@ -198,13 +198,13 @@ def _passes(config: ReadingSettings, inputs: str | list[str]) -> Passes:
 
 
 def _statistics(config: ReadingSettings) -> Statistics:
-    numbers = num_numbers(config.observation_space, config.dt_model_config.image_encoder)
-    return Statistics(with_observations=numbers > 0)
+    model = config.dt_model_config
+    return Statistics(number_leaves(config.observation_space, model.image_encoder, model.ignore))
 
 
 def _steps_at_once(config: ReadingSettings) -> int:
-    shape, dtype = step_layout(config.observation_space)
-    size = max(1, math.prod(shape) * dtype.itemsize // (config.frame_stack or 1))
+    held = step_bytes(config.observation_space, config.dt_model_config.ignore)
+    size = max(1, held // (config.frame_stack or 1))
     return max(1, min(_STEPS_AT_ONCE, _BYTES_AT_ONCE // size))
 
 

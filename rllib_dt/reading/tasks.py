@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +15,8 @@ from rllib_dt.compat import map_with_retries, quiet_ray_data
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.files import read_file
 from rllib_dt.formats.fragments import Fragment, ReadOptions
-from rllib_dt.types import JsonObject
+from rllib_dt.spaces.trees import by_leaf, from_leaves
+from rllib_dt.types import JsonObject, Tree
 
 logger = logging.getLogger(__name__)
 
@@ -160,10 +162,10 @@ def _to_row(fragment: Fragment) -> JsonObject:
     for name in _ARRAYS:
         value = getattr(fragment, name)
         if value is not None:
-            array = np.asarray(value, order="C")
-            header[name] = [array.dtype.str, array.shape]
+            arrays = {path: np.asarray(a, order="C") for path, a in by_leaf(value).items()}
+            header[name] = [[path, a.dtype.str, a.shape] for path, a in arrays.items()]
             # not a memoryview: pyarrow 26 never frees one that became part of a binary column
-            row[name] = array.tobytes()
+            row[name] = b"".join(array.tobytes() for array in arrays.values())
     return {**row, "error": None, "header": json.dumps(header)}
 
 
@@ -175,7 +177,15 @@ def _fragments(table: pa.Table) -> Iterator[Fragment]:
         header = json.loads(table["header"][row].as_py())
         for name in _ARRAYS:
             if name in header:
-                dtype, shape = header[name]
-                data = table[name][row].as_buffer()
-                header[name] = np.frombuffer(data, np.dtype(dtype)).reshape(shape)
+                header[name] = _tree(header[name], table[name][row].as_buffer())
         yield Fragment(**header)
+
+
+def _tree(described: list[tuple[str, str, list[int]]], data: pa.Buffer) -> Tree:
+    """Rebuilds a tree from the bytes of its arrays, one after another, without copying them."""
+    arrays, start = {}, 0
+    for path, name, shape in described:
+        dtype, count = np.dtype(name), math.prod(shape)
+        arrays[path] = np.frombuffer(data, dtype, count, start).reshape(shape)
+        start += count * dtype.itemsize
+    return from_leaves(arrays)

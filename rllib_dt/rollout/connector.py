@@ -12,7 +12,8 @@ from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.episodes.windows import OBSERVATIONS
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.policy.context import Contexts
-from rllib_dt.types import Batch
+from rllib_dt.spaces.trees import rows
+from rllib_dt.types import Batch, Value
 
 TARGET_RETURN = "target_return"
 """Key in an episode's `custom_data` for the return that the policy is asked for."""
@@ -66,7 +67,8 @@ class DecisionTransformerContext(ConnectorV2):
         shared_data: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Batch:
-        observations = np.asarray(batch[OBSERVATIONS])
+        space = self.input_observation_space
+        observations = rows(space, batch[OBSERVATIONS], len(episodes))
         contexts = self._contexts_for(episodes)
         slots = [self._follow(contexts, e, o) for e, o in zip(episodes, observations, strict=True)]
         version = getattr(rl_module, "cache_version", None)
@@ -87,9 +89,7 @@ class DecisionTransformerContext(ConnectorV2):
             self._followed = {}
         return self._contexts
 
-    def _follow(
-        self, contexts: Contexts, episode: SingleAgentEpisode, observation: np.ndarray
-    ) -> int:
+    def _follow(self, contexts: Contexts, episode: SingleAgentEpisode, observation: Value) -> int:
         slot, seen = self._followed.get(episode.id_, (None, -1))
         if slot is None or episode.t not in (seen, seen + 1):
             slot = self._replay(contexts, episode, observation)
@@ -98,9 +98,7 @@ class DecisionTransformerContext(ConnectorV2):
         self._followed[episode.id_] = (slot, episode.t)
         return slot
 
-    def _replay(
-        self, contexts: Contexts, episode: SingleAgentEpisode, observation: np.ndarray
-    ) -> int:
+    def _replay(self, contexts: Contexts, episode: SingleAgentEpisode, observation: Value) -> int:
         steps = episode.t - episode.t_started
         if episode.t_started > 0:
             raise RuntimeError(
@@ -134,6 +132,6 @@ def _append(
     slot: int,
     episode: SingleAgentEpisode,
     step: int,
-    observation: np.ndarray,
+    observation: Value,
 ) -> None:
     contexts.append(slot, episode.get_actions(step), episode.get_rewards(step), observation)

@@ -23,7 +23,8 @@ from rllib_dt.rollout.jobs import (
     EvaluationJob,
     RunnerEvent,
 )
-from rllib_dt.types import Array, State
+from rllib_dt.spaces.trees import rows
+from rllib_dt.types import State, Value
 
 logger = logging.getLogger(__name__)
 
@@ -153,8 +154,8 @@ class DTEnvRunner(SingleAgentEnvRunner):
             self._make_on_episode_callback("on_episode_step", slot, self._ongoing_episodes)
             yield slot, result.ended
 
-    def _compute_actions(self, slots: list[int]) -> tuple[Array, Array]:
-        """Returns (len(slots), …) actions as the module made them and as environments get them."""
+    def _compute_actions(self, slots: list[int]) -> tuple[list[Value], list[Value]]:
+        """Returns the slots' actions as the module made them and as environments get them."""
         explore = self.config.explore
         # one dict for both pipelines: the first stores in it how the second splits batches
         shared: dict[str, Any] = {
@@ -167,7 +168,9 @@ class DTEnvRunner(SingleAgentEnvRunner):
         forward = self.module.forward_exploration if explore else self.module.forward_inference
         to_env = self._module_to_env(batch=forward(to_module), **shared)
         actions = to_env[Columns.ACTIONS]
-        return actions, to_env.get(Columns.ACTIONS_FOR_ENV, actions)
+        for_env = to_env.get(Columns.ACTIONS_FOR_ENV, actions)
+        space, count = self.env.single_action_space, len(slots)
+        return rows(space, actions, count), rows(space, for_env, count)
 
     def _finish(self, slot: int, job: EvaluationJob) -> EpisodeResult:
         self._make_on_episode_callback("on_episode_end", slot, self._ongoing_episodes)

@@ -19,12 +19,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import gymnasium as gym
 import numpy as np
+import tree
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector.utils import batch_space, iterate
 from ray.rllib.utils.annotations import override
 
 from rllib_dt.compat import first_info
-from rllib_dt.spaces.leaves import is_image, out_of_space
+from rllib_dt.spaces.leaves import is_image, out_of_space, step_layout_or_none
+from rllib_dt.spaces.trees import by_leaf, flatten, leaves
 from rllib_dt.types import Array, Value
 
 logger = logging.getLogger(__name__)
@@ -142,13 +144,16 @@ class SlotEnvs(ABC):
     def _checked(self, result: R) -> R:
         """Refuses a result that would spoil the other slots' results."""
         if isinstance(result, ResetResult | StepResult):
-            self._check_observation(np.asarray(result.observation))
+            space = self.vector.single_observation_space
+            found = flatten(space, result.observation)
+            for path, leaf in leaves(space).items():
+                if step_layout_or_none(leaf) is not None:
+                    self._check_observation(np.asarray(by_leaf(found)[path]), leaf)
         if isinstance(result, StepResult) and not abs(result.reward) <= _LARGEST_FLOAT32:
             raise ValueError(f"the reward is {result.reward}, not finite in 32 bits")
         return result
 
-    def _check_observation(self, observation: Array) -> None:
-        space = self.vector.single_observation_space
+    def _check_observation(self, observation: Array, space: gym.Space) -> None:
         if space.shape != observation.shape:
             raise ValueError(
                 f"the observation has shape {observation.shape}, but the space has {space.shape}"
@@ -178,9 +183,10 @@ class SlotEnvs(ABC):
 
 def _finite(action: Value) -> Value:
     """Returns an action; raises a ValueError if it is not finite, as after extreme observations."""
-    values = np.asarray(action)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ValueError(f"the policy's action is not finite: {action}; see the observations")
+    for leaf in tree.flatten(action):
+        values = np.asarray(leaf)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ValueError(f"the policy's action is not finite: {action}; see the observations")
     return action
 
 
@@ -295,12 +301,12 @@ class SubprocessEnvs(SlotEnvs):
                 yield slot, self._attempt(slot, "step", self._end_step, None)
 
     def _begin_step(self, env: AsyncVectorEnv, action: Value) -> None:
-        env.step_async(np.asarray(_finite(action))[None])
+        env.step_async(tree.map_structure(lambda leaf: np.asarray(leaf)[None], _finite(action)))
 
     def _end_step(self, env: AsyncVectorEnv, _: None) -> StepResult:
         observations, rewards, terminateds, truncateds, infos = env.step_wait(self._timeout)
         return StepResult(
-            observations[0],
+            _first(env, observations),
             float(rewards[0]),
             bool(terminateds[0]),
             bool(truncateds[0]),
@@ -316,11 +322,16 @@ class SubprocessEnvs(SlotEnvs):
     def _reset(self, env: AsyncVectorEnv, seed: int) -> ResetResult:
         env.reset_async(seed=[seed], options={"reset_mask": np.ones(1, bool)})
         observations, infos = env.reset_wait(self._timeout)
-        return ResetResult(observations[0], first_info(env, infos))
+        return ResetResult(_first(env, observations), first_info(env, infos))
 
     @override(SlotEnvs)
     def _close(self, env: AsyncVectorEnv) -> None:
         env.close(terminate=True)
+
+
+def _first(env: AsyncVectorEnv, observations: Value) -> Value:
+    """Returns the observation of a vector's only environment, nested like its space."""
+    return next(iter(iterate(env.observation_space, observations)))
 
 
 class _SlotsAsVector(VectorEnv):

@@ -41,6 +41,29 @@ def _(space: gym.spaces.MultiBinary) -> dict[str, object]:
     return {"type": "MultiBinary", "n": n}
 
 
+@describe_space.register
+def _(space: gym.spaces.Dict) -> dict[str, object]:
+    return {
+        "type": "Dict",
+        "spaces": {str(name): describe_space(inner) for name, inner in space.spaces.items()},
+    }
+
+
+@describe_space.register
+def _(space: gym.spaces.Tuple) -> dict[str, object]:
+    return {"type": "Tuple", "spaces": [describe_space(inner) for inner in space.spaces]}
+
+
+@describe_space.register
+def _(space: gym.spaces.Text) -> dict[str, object]:
+    return {
+        "type": "Text",
+        "min_length": space.min_length,
+        "max_length": space.max_length,
+        "charset": "".join(sorted(space.character_set)),
+    }
+
+
 def space_from_description(description: Mapping[str, Any]) -> gym.Space:
     """Rebuilds a space from `describe_space`'s output; raises a ValueError for any other dict."""
     kind = description.get("type")
@@ -54,9 +77,20 @@ def space_from_description(description: Mapping[str, Any]) -> gym.Space:
         shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])
         low, high = (_bounds(description[k], shape, dtype) for k in ("low", "high"))
         return gym.spaces.Box(low, high, shape, dtype.type)
+    if kind == "Dict":
+        inner = description["spaces"]
+        return gym.spaces.Dict({name: space_from_description(inner[name]) for name in inner})
+    if kind == "Tuple":
+        return gym.spaces.Tuple([space_from_description(each) for each in description["spaces"]])
+    if kind == "Text":
+        return gym.spaces.Text(
+            description["max_length"],
+            min_length=description["min_length"],
+            charset=description["charset"],
+        )
     raise ValueError(
-        f"{description} does not describe a space; wanted type Box, Discrete, MultiDiscrete or "
-        "MultiBinary"
+        f"{description} does not describe a space; wanted type Box, Discrete, MultiDiscrete, "
+        "MultiBinary, Dict, Tuple or Text"
     )
 
 
@@ -85,3 +119,17 @@ def _(space: gym.spaces.Box, other: gym.Space) -> bool:
         return False
     bounds = ((space.low, other.low), (space.high, other.high))
     return all(np.allclose(a, b, rtol=BOUND_TOLERANCE, atol=BOUND_TOLERANCE) for a, b in bounds)
+
+
+@same_space.register
+def _(space: gym.spaces.Dict, other: gym.Space) -> bool:
+    if not isinstance(other, gym.spaces.Dict) or space.spaces.keys() != other.spaces.keys():
+        return False
+    return all(same_space(inner, other.spaces[name]) for name, inner in space.spaces.items())
+
+
+@same_space.register
+def _(space: gym.spaces.Tuple, other: gym.Space) -> bool:
+    if not isinstance(other, gym.spaces.Tuple) or len(space.spaces) != len(other.spaces):
+        return False
+    return all(map(same_space, space.spaces, other.spaces))

@@ -4,6 +4,7 @@ Numbers are normalised by the network and embedded by one linear layer; categori
 embedding each; images pass through convolutions.
 """
 
+from collections.abc import Mapping
 from functools import singledispatch
 
 import gymnasium as gym
@@ -62,6 +63,50 @@ def _(
 @state_encoder.register
 def _(space: gym.spaces.MultiBinary, width: int, image_encoder: ImageEncoder = "auto") -> nn.Module:
     return Bits(int(np.prod(space.shape)), width)
+
+
+def encoder_of_space(
+    leaves: Mapping[str, gym.Space], width: int, image_encoder: ImageEncoder = "auto"
+) -> nn.Module:
+    """Returns a module that maps a tree of observations to (B, K, D); see `state_encoder`.
+
+    Args:
+        leaves: the space's leaves by path; a leaf space alone is under "".
+        width: D.
+        image_encoder: see `DTModelConfig`.
+    """
+    if list(leaves) == [""]:
+        return state_encoder(leaves[""], width, image_encoder)
+    return SummedEncoders(
+        {path: state_encoder(leaf, width, image_encoder) for path, leaf in leaves.items()}
+    )
+
+
+class SummedEncoders(nn.Module):
+    """Adds up the embeddings of a composite observation's leaves.
+
+    Args:
+        encoders: the encoder of each leaf, by path.
+    """
+
+    def __init__(self, encoders: Mapping[str, nn.Module]):
+        super().__init__()
+        self._paths = list(encoders)
+        self.encoders = nn.ModuleDict({module_name(path): e for path, e in encoders.items()})
+
+    def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """Maps (B, K, …) leaves by path to (B, K, D)."""
+        first, *others = (
+            encoder(observations[path])
+            for path, encoder in zip(self._paths, self.encoders.values(), strict=True)
+        )
+        total: Tensor = sum(others, start=first)
+        return total
+
+
+def module_name(path: str) -> str:
+    """Returns a name for a leaf's module: torch allows no dots, and no names of its own."""
+    return "/" + path.replace("%", "%25").replace(".", "%2E")
 
 
 class Categories(nn.Module):

@@ -1,12 +1,12 @@
 """What the package needs to know about a leaf space in numpy: one function per question.
 
-To support a new space, register it with each function here and in `descriptions`, with
-`encoders.state_encoder` (if it can be observed) and with `heads.action_head` (if it can be acted
-in). Unregistered spaces are refused by name.
+Composite spaces are asked leaf by leaf; see `composites`. To support a new leaf space, register it
+with each function here and in `descriptions`, with `encoders.state_encoder` (if it can be observed)
+and with `heads.action_head` (if it can be acted in). Unregistered spaces are refused by name.
 """
 
 from functools import singledispatch
-from typing import Literal
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -106,7 +106,7 @@ def _(space: gym.spaces.MultiBinary) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def num_numbers(space: gym.Space, image_encoder: ImageEncoder = "auto") -> int:
-    """Returns S, how many numbers of an observation the network normalises; 0 for other spaces.
+    """Returns how many numbers of an observation leaf the network normalises; 0 for other spaces.
 
     Images are scaled by a constant instead, and categories have no order.
     """
@@ -123,6 +123,48 @@ def is_image(space: gym.Space) -> bool:
         and space.dtype in (np.uint8, np.bool_)
         and 2 <= len(space.shape) <= 4
     )
+
+
+def step_layout_or_none(space: gym.Space) -> tuple[tuple[int, ...], np.dtype] | None:
+    """Returns the `step_layout`, or None of a leaf that has none and can only be left out."""
+    try:
+        return step_layout(space)
+    except UnsupportedSpaceError:
+        return None
+
+
+@singledispatch
+def choice_counts(space: gym.Space) -> tuple[int, ...] | None:
+    """Returns how many values each category of an action has, if a mask can forbid some."""
+    return None
+
+
+@choice_counts.register
+def _(space: gym.spaces.Discrete) -> tuple[int, ...] | None:
+    return (int(space.n),)
+
+
+@choice_counts.register
+def _(space: gym.spaces.MultiDiscrete) -> tuple[int, ...] | None:
+    return tuple(int(n) for n in space.nvec.ravel())
+
+
+def forbidden(space: gym.Space, actions: Array, masks: Array) -> int | None:
+    """Returns the first step whose action its mask forbids, or None.
+
+    Args:
+        space: a space with `choice_counts`.
+        actions: (T, …).
+        masks: (T, Σn), 0 where a value is forbidden; of several categories one after another.
+    """
+    counts = choice_counts(space)
+    assert counts is not None
+    first = np.cumsum(counts) - counts
+    start: Any = space.start
+    index = np.asarray(actions).reshape(len(actions), -1) - np.asarray(start).ravel() + first
+    legal = np.take_along_axis(masks.reshape(len(masks), -1), index.astype(np.int64), axis=1) != 0
+    bad = np.flatnonzero(~legal.all(axis=1))
+    return int(bad[0]) if len(bad) else None
 
 
 @singledispatch

@@ -1,0 +1,136 @@
+"""What the package needs to know about a whole space: the questions of `leaves`, leaf by leaf."""
+
+from collections.abc import Collection
+
+import gymnasium as gym
+import numpy as np
+
+from rllib_dt.spaces.leaves import (
+    ImageEncoder,
+    UnsupportedSpaceError,
+    check_action_space,
+    check_observation_space,
+    choice_counts,
+    looks_normalized,
+    num_numbers,
+    step_layout,
+)
+from rllib_dt.spaces.trees import ACTION_MASK, bad_names, by_leaf, is_below, is_composite, leaves
+from rllib_dt.types import Tree
+
+Layout = tuple[tuple[int, ...], np.dtype]
+"""Shape and dtype of one step's value."""
+
+
+def check_spaces(
+    observation_space: gym.Space, action_space: gym.Space, ignore: Collection[str] = ()
+) -> None:
+    """Raises an `UnsupportedSpaceError` if the network cannot use the spaces.
+
+    Args:
+        observation_space, action_space: the spaces.
+        ignore: paths of observations' leaves to leave out.
+    """
+    names = bad_names(observation_space) + bad_names(action_space)
+    if names:
+        raise UnsupportedSpaceError(
+            f"the names {names} of leaves are empty or hold a slash, which separates the levels of "
+            "a path; rename them in the environment and in the data"
+        )
+    _check_ignored(observation_space, ignore)
+    observed = leaves(observation_space, ignore)
+    if not set(observed) - {ACTION_MASK}:
+        raise UnsupportedSpaceError(f"no leaf of {observation_space} is left to observe")
+    for path, leaf in observed.items():
+        try:
+            check_observation_space(leaf)
+        except UnsupportedSpaceError as error:
+            raise _at(path, error) from None
+    acted = leaves(action_space)
+    if not acted:
+        raise UnsupportedSpaceError(f"{action_space} has no leaf to act in")
+    for path, leaf in acted.items():
+        try:
+            check_action_space(leaf)
+        except UnsupportedSpaceError as error:
+            raise UnsupportedSpaceError(f"leaf {path!r}: {error}" if path else error) from None
+    if ACTION_MASK in observed:
+        _check_mask(observed[ACTION_MASK], action_space)
+
+
+def _check_ignored(space: gym.Space, ignore: Collection[str]) -> None:
+    known = leaves(space)
+    for path in ignore:
+        if not any(is_below(leaf, [path]) for leaf in known if leaf):
+            has = sorted(known) if is_composite(space) else "no leaves"
+            raise UnsupportedSpaceError(
+                f"DTModelConfig(ignore={list(ignore)}): observations have no leaf {path!r}; "
+                f"{space} has {has}"
+            )
+
+
+def _at(path: str, error: UnsupportedSpaceError) -> UnsupportedSpaceError:
+    if not path:
+        return error
+    return UnsupportedSpaceError(
+        f"leaf {path!r}: {error}; or leave it out with DTModelConfig(ignore=[{path!r}])"
+    )
+
+
+def _check_mask(mask: gym.Space, action_space: gym.Space) -> None:
+    counts = choice_counts(action_space)
+    if counts is None:
+        problem = f"the actions are {action_space}, of which no single ones can be forbidden"
+    elif int(np.prod(mask.shape or ())) != sum(counts) or len(mask.shape or ()) != 1:
+        problem = f"it is {mask}, but the actions are {action_space}, of {sum(counts)} values"
+    else:
+        return
+    raise UnsupportedSpaceError(
+        f"leaf {ACTION_MASK!r} says which actions are legal, but {problem}; give one number for "
+        f"each value, or leave it out with DTModelConfig(ignore=[{ACTION_MASK!r}])"
+    )
+
+
+def layouts(space: gym.Space, ignore: Collection[str] = ()) -> dict[str, Layout]:
+    """Returns each leaf's `step_layout`, by path."""
+    return {path: step_layout(leaf) for path, leaf in leaves(space, ignore).items()}
+
+
+def step_bytes(space: gym.Space, ignore: Collection[str] = ()) -> int:
+    """Returns the bytes of one step's value in the pool."""
+    return sum(
+        int(np.prod(shape)) * dtype.itemsize for shape, dtype in layouts(space, ignore).values()
+    )
+
+
+def encoded_leaves(space: gym.Space, ignore: Collection[str] = ()) -> dict[str, gym.Space]:
+    """Returns the observations' leaves that the network reads as such: all but the action mask."""
+    return {path: leaf for path, leaf in leaves(space, ignore).items() if path != ACTION_MASK}
+
+
+def number_leaves(
+    space: gym.Space, image_encoder: ImageEncoder = "auto", ignore: Collection[str] = ()
+) -> dict[str, int]:
+    """Returns how many numbers the network normalises, of each leaf that has any."""
+    counts = {
+        path: num_numbers(leaf, image_encoder)
+        for path, leaf in encoded_leaves(space, ignore).items()
+    }
+    return {path: count for path, count in counts.items() if count}
+
+
+def look_normalized(space: gym.Space, largest: Tree) -> bool:
+    """Returns whether recorded actions could be normalised ones; see `looks_normalized`.
+
+    Args:
+        space: the action space.
+        largest: the largest absolute value recorded in each component.
+    """
+    found = by_leaf(largest)
+    # a leaf that is wider than [-1, 1] could be told apart, whatever was recorded
+    wider = [
+        path
+        for path, leaf in leaves(space).items()
+        if looks_normalized(leaf, np.zeros_like(found[path]))
+    ]
+    return bool(wider) and all(looks_normalized(leaves(space)[path], found[path]) for path in wider)

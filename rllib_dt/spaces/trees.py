@@ -1,0 +1,155 @@
+"""Composite spaces: their leaves by path, and values as trees.
+
+A tree is one array for a leaf space. For a Dict or Tuple space it is a flat mapping from the path
+of each leaf ("joints/position", or "0" in a Tuple) to its array; so a column, a window and a batch
+have the same names everywhere.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import tree
+
+from rllib_dt.types import Tree, Value
+
+ACTION_MASK = "action_mask"
+"""The leaf of an observation that says which actions are legal, as RLlib's examples have it."""
+
+
+def is_composite(space: gym.Space) -> bool:
+    """Returns whether a space is made of others."""
+    return isinstance(space, gym.spaces.Dict | gym.spaces.Tuple)
+
+
+def leaves(space: gym.Space, ignore: Collection[str] = ()) -> dict[str, gym.Space]:
+    """Returns a space's leaves by path, in a fixed order; a leaf space is its own, under "".
+
+    Args:
+        space: any space.
+        ignore: paths to leave out, each with everything below it.
+    """
+    if not is_composite(space):
+        return {"": space}
+    found = tree.flatten_with_path(_structure(space))
+    return {path: leaf for path, leaf in _named(found) if not is_below(path, ignore)}
+
+
+def is_below(path: str, paths: Collection[str]) -> bool:
+    """Returns whether a path is one of the others, or below one."""
+    return any(path == other or path.startswith(f"{other}/") for other in paths)
+
+
+def flatten(space: gym.Space, value: Value, ignore: Collection[str] = ()) -> Tree:
+    """Turns a value of a space, or a batch of them, into a tree.
+
+    Raises:
+        ValueError: the value lacks a leaf of the space, or has others.
+    """
+    if not is_composite(space):
+        return value
+    structure = _structure(space)
+    try:
+        found = tree.flatten_up_to(structure, value, check_types=False)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the value does not have the leaves {list(leaves(space))}") from error
+    paths = leaves(space)
+    pairs = zip(paths, found, strict=True)
+    return {path: leaf for path, leaf in pairs if not is_below(path, ignore)}
+
+
+def unflatten(space: gym.Space, value: Tree) -> Value:
+    """Turns a tree back into a value of the space: dicts and tuples."""
+    if not is_composite(space):
+        return value
+    return tree.unflatten_as(_structure(space), [value[path] for path in leaves(space)])
+
+
+def by_leaf(value: Tree) -> dict[str, Any]:
+    """Returns a tree's arrays by path; a single array is under ""."""
+    return dict(value) if isinstance(value, Mapping) else {"": value}
+
+
+def from_leaves(arrays: Mapping[str, Any]) -> Tree:
+    """Builds a tree; the inverse of `by_leaf`."""
+    return arrays[""] if list(arrays) == [""] else dict(arrays)
+
+
+def map_tree(function: Callable[..., Any], value: Tree, *others: Tree) -> Tree:
+    """Applies a function to the arrays of trees that have the same leaves.
+
+    Raises:
+        ValueError: the leaves differ.
+    """
+    if not isinstance(value, Mapping):
+        if any(isinstance(other, Mapping) for other in others):
+            raise ValueError("one has leaves, the other is a single array")
+        return function(value, *others)
+    for other in others:
+        theirs = set(other) if isinstance(other, Mapping) else {"(a single array)"}
+        if theirs != set(value):
+            raise ValueError(f"the leaves {sorted(value)} and {sorted(theirs)} differ")
+    return {
+        path: function(array, *(other[path] for other in others)) for path, array in value.items()
+    }
+
+
+def at(value: Tree, index: Any) -> Tree:
+    """Indexes the first axes of every array of a tree."""
+    return map_tree(lambda array: array[index], value)
+
+
+def rows(space: gym.Space, batch: Value, count: int) -> list[Value]:
+    """Splits a batch of values, nested like the space, into the values."""
+    arrays = map_tree(np.asarray, flatten(space, batch))
+    return [unflatten(space, at(arrays, row)) for row in range(count)]
+
+
+def column_names(name: str, value: Tree) -> Iterator[tuple[str, Any]]:
+    """Yields a tree's arrays with the names of their columns: "obs", or "obs/camera", …"""
+    for path, array in by_leaf(value).items():
+        yield f"{name}/{path}" if path else name, array
+
+
+def columns_of(name: str, columns: Mapping[str, Any]) -> Tree:
+    """Picks a tree out of named columns; the inverse of `column_names`.
+
+    Raises:
+        KeyError: there is no such column.
+    """
+    if name in columns:
+        return columns[name]
+    prefix = f"{name}/"
+    found = {k.removeprefix(prefix): v for k, v in columns.items() if k.startswith(prefix)}
+    if not found:
+        raise KeyError(name)
+    return found
+
+
+def length(value: Tree) -> int:
+    """Returns the number of steps in a tree; that of its first array."""
+    return len(next(iter(by_leaf(value).values())))
+
+
+def _structure(space: gym.Space) -> Any:
+    if isinstance(space, gym.spaces.Dict):
+        return {key: _structure(inner) for key, inner in space.spaces.items()}
+    if isinstance(space, gym.spaces.Tuple):
+        return tuple(_structure(inner) for inner in space.spaces)
+    return space
+
+
+def _named(found: list[tuple[tuple[Any, ...], gym.Space]]) -> Iterator[tuple[str, gym.Space]]:
+    for path, leaf in found:
+        yield "/".join(map(str, path)), leaf
+
+
+def bad_names(space: gym.Space) -> list[str]:
+    """Lists keys of Dict spaces that no path can hold: empty ones, and those with a "/"."""
+    if isinstance(space, gym.spaces.Dict):
+        own = [str(key) for key in space.spaces if not key or "/" in str(key)]
+        return own + [name for inner in space.spaces.values() for name in bad_names(inner)]
+    if isinstance(space, gym.spaces.Tuple):
+        return [name for inner in space.spaces for name in bad_names(inner)]
+    return []
