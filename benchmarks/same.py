@@ -146,9 +146,12 @@ def current_names(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def largest_difference(a: Any, b: Any) -> float:
-    """Returns the largest difference of numbers in two structures; infinite if these differ."""
+    """Returns the largest difference of numbers in two structures; infinite if these differ.
+
+    `b` may have names that `a` does not: a later tree reports more.
+    """
     if isinstance(a, dict) and isinstance(b, dict):
-        if a.keys() != b.keys():
+        if not a.keys() <= b.keys():
             return float("inf")
         return max((largest_difference(a[k], b[k]) for k in a), default=0.0)
     if isinstance(a, list) and isinstance(b, list) and a and isinstance(a[0], dict):

@@ -300,6 +300,7 @@ MODEL_ACCEPTED = {
     "pretrained": {"None"},
     "image_encoder": set(),
     "ignore": set(),
+    "encoders": set(),
 }
 
 

@@ -41,13 +41,13 @@ def check_spaces(config: "DTConfig") -> None:
             f"gymnasium.wrappers.FrameStackObservation(env, {frames})"
         )
     try:
-        config.dt_model_config.check_ignore()
+        config.dt_model_config.check_leaves()
     except ValueError as error:
         config.refuse(f"rl_module(model_config=…): {error}")
         return
     try:
         composites.check_spaces(
-            config.observation_space, config.action_space, config.dt_model_config.ignore
+            config.observation_space, config.action_space, config.dt_model_config.choice
         )
     except UnsupportedSpaceError as error:
         config.refuse(str(error))

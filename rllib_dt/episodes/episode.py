@@ -13,6 +13,7 @@ from rllib_dt.spaces.leaves import (
     forbidden,
     out_of_space,
     step_layout,
+    text_to_bytes,
     unsquash_actions,
 )
 from rllib_dt.spaces.trees import ACTION_MASK, by_leaf, column_names, from_leaves, leaves
@@ -106,6 +107,8 @@ class Episode:
         return DataError(self.source, problem, remedy, episode=self.id)
 
     def _check_finite(self, name: str, values: Array) -> None:
+        if values.dtype.kind == "S" and values.ndim == 1 and name.startswith("observations"):
+            return  # text, which only a leaf of text may hold
         if values.dtype.kind not in "biuf":  # complex numbers and durations count as numbers
             raise self.error(
                 f"{name} hold {values.dtype}, not numbers",
@@ -163,6 +166,8 @@ class Episode:
 
     def _observed(self, path: str, leaf: gym.Space, frame_stack: int | None) -> Array:
         name, values = self._part("observations", self.observations, path)
+        if values.dtype.kind == "S":
+            values = self._text(name, values, leaf)
         if frame_stack is not None:
             values = self._stacked(values, leaf, frame_stack)
         values = self._cast_shape(name, values, leaf)
@@ -173,6 +178,16 @@ class Episode:
                     f"{problem}{_of(path)}", "check that the environment belongs to this data"
                 )
         return self._converted(name, values, step_layout(leaf)[1])
+
+    def _text(self, name: str, values: Array, leaf: gym.Space) -> Array:
+        if not isinstance(leaf, gym.spaces.Text):
+            raise self.error(f"{name} hold text, but the space is {leaf}", "record numbers")
+        try:
+            return text_to_bytes(leaf, values)
+        except ValueError as error:
+            raise self.error(
+                f"{name}: {error}", "raise the space's max_length, or shorten the texts"
+            ) from error
 
     def _acted(self, path: str, leaf: gym.Space, normalized: bool) -> Array:
         name, values = self._part("actions", self.actions, path)

@@ -1,7 +1,7 @@
 """Reads and writes canonical Parquet, one row per episode (`docs/dataset_format.md`)."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from rllib_dt.formats.ids import ids_from_arrow
 from rllib_dt.formats.parquet_input import ParquetInput
 from rllib_dt.spaces.descriptions import describe_space
 from rllib_dt.spaces.leaves import step_layout
-from rllib_dt.spaces.trees import at, by_leaf, from_leaves, is_below, is_composite, leaves
+from rllib_dt.spaces.trees import LeafChoice, at, by_leaf, from_leaves, is_composite, leaves
 from rllib_dt.types import Array, Tree
 
 RecordedEpisode = Mapping[str, Any]
@@ -78,7 +78,7 @@ def read(given: ParquetInput) -> Iterator[Fragment]:
         for row in range(len(batch)):
             episode = {name: column.slice(row, 1) for name, column in columns.items()}
             key = None if ids is None else str(ids[row])
-            yield _fragment(episode, source, key, first + row, expansion, given.options.ignore)
+            yield _fragment(episode, source, key, first + row, given)
         first += len(batch)
 
 
@@ -87,12 +87,15 @@ def _fragment(
     source: str,
     key: str | None,
     number: int,
-    expansion: Expansion,
-    ignore: Collection[str],
+    given: ParquetInput,
 ) -> Fragment:
     """Converts one episode, columns of one row each."""
     where = f"{source}, episode {number if key is None else key}"
-    obs, actions = (_tree(row[name], where, name, expansion, ignore) for name in ("obs", "actions"))
+    expansion = given.expansion
+    obs, actions = (
+        _tree(row[name], where, name, expansion, given.options.choice_of(name))
+        for name in ("obs", "actions")
+    )
     rewards = _values(row["rewards"], where, "rewards", expansion)
     one_more = all(len(array) == len(rewards) + 1 for array in by_leaf(obs).values())
     return Fragment(
@@ -145,14 +148,14 @@ def _check_version(schema: pa.Schema, source: str) -> None:
 
 
 def _tree(
-    episode: pa.Array, where: str, name: str, expansion: Expansion, ignore: Collection[str]
+    episode: pa.Array, where: str, name: str, expansion: Expansion, choice: LeafChoice
 ) -> Tree:
     """Converts one row, a struct of lists of steps for a composite space."""
     return from_leaves(
         {
             path: _values(leaf, where, f"{name}/{path}" if path else name, expansion)
             for path, leaf in arrow_leaves(episode, where, name)
-            if not (path and is_below(path, ignore))
+            if not choice.skips(path)
         }
     )
 
@@ -215,7 +218,9 @@ def _checked(
     episodes: Iterable[RecordedEpisode], observation_space: gym.Space, action_space: gym.Space
 ) -> Iterator[Episode]:
     for number, given in enumerate(episodes):
-        episode = _episode(given, str(given.get("episode_id", number)))
+        texts = [p for p, s in leaves(observation_space).items() if isinstance(s, gym.spaces.Text)]
+        choice = LeafChoice(texts=tuple(texts))
+        episode = _episode(given, str(given.get("episode_id", number)), choice)
         if not (episode.terminated or episode.truncated):
             raise episode.error(
                 "it is neither terminated nor truncated", "write whole episodes only"
@@ -223,7 +228,7 @@ def _checked(
         yield episode.conform(observation_space, action_space)
 
 
-def _episode(given: RecordedEpisode, name: str) -> Episode:
+def _episode(given: RecordedEpisode, name: str, choice: LeafChoice) -> Episode:
     missing = [column for column in EPISODE_COLUMNS if column not in given]
     if missing:
         raise DataError(
@@ -233,9 +238,8 @@ def _episode(given: RecordedEpisode, name: str) -> Episode:
             episode=name,
         )
     where = f"write_episodes, episode {name}"
-    observations, actions = (
-        tree_from_values(_flat(given[column]), where, column) for column in ("obs", "actions")
-    )
+    observations = tree_from_values(_flat(given["obs"]), where, "obs", choice=choice)
+    actions = tree_from_values(_flat(given["actions"]), where, "actions")
     rewards = array_from_values(given["rewards"], where, "rewards")
     return Episode(
         id=name,

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from rllib_dt.formats.safe_pickle import (
     RefusedPickleError,
     unpack_array,
 )
-from rllib_dt.spaces.trees import from_leaves, is_below
+from rllib_dt.spaces.trees import EVERYTHING, LeafChoice, from_leaves
 from rllib_dt.types import Array, Tree
 
 _RAGGED = "record arrays of one shape at every step"
@@ -124,7 +124,7 @@ def tree_from_arrow(
     source: str,
     name: str,
     expansion: Expansion,
-    ignore: Collection[str] = (),
+    choice: LeafChoice = EVERYTHING,
 ) -> Tree:
     """Converts a column like `array_from_arrow`; a struct becomes a tree of its fields.
 
@@ -133,14 +133,27 @@ def tree_from_arrow(
         source: the file, for messages.
         name: the column's name, for messages.
         expansion: what the file may take in memory.
-        ignore: paths of fields that are not converted.
+        choice: which fields are converted.
     """
-    found = {
-        path: array_from_arrow(leaf, source, f"{name}/{path}" if path else name, expansion)
-        for path, leaf in arrow_leaves(column, source, name)
-        if not (path and is_below(path, ignore))
-    }
+    found = {}
+    for path, leaf in arrow_leaves(column, source, name):
+        where = f"{name}/{path}" if path else name
+        if choice.skips(path):
+            continue
+        if path in choice.texts and is_text(plain_type(leaf.type)):
+            check_no_nulls(leaf, source, where)
+            found[path] = text_array(plain(leaf, where, expansion).to_pylist(), source, where)
+        else:
+            found[path] = array_from_arrow(leaf, source, where, expansion)
     return from_leaves(found)
+
+
+def text_array(values: Iterable[object], source: str, name: str) -> Array:
+    """Converts text to (n,) bytes of one length, as numpy pads them."""
+    texts = list(values)
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError(source, f"column {name!r} does not hold text", "record text at every step")
+    return np.array([str(text).encode() for text in texts], np.bytes_)
 
 
 def arrow_leaves(
@@ -162,14 +175,18 @@ def tree_from_values(
     source: str,
     name: str,
     expansion: Expansion | None = None,
-    ignore: Collection[str] = (),
+    choice: LeafChoice = EVERYTHING,
 ) -> Tree:
     """Converts like `array_from_values`; a dict, or a list of dicts, becomes a tree."""
-    found = {
-        path: array_from_values(leaf, source, f"{name}/{path}" if path else name, expansion)
-        for path, leaf in _value_leaves(values, source, name)
-        if not (path and is_below(path, ignore))
-    }
+    found = {}
+    for path, leaf in _value_leaves(values, source, name):
+        where = f"{name}/{path}" if path else name
+        if choice.skips(path):
+            continue
+        if path in choice.texts and not isinstance(leaf, str | np.ndarray):
+            found[path] = text_array(leaf, source, where)
+        else:
+            found[path] = array_from_values(leaf, source, where, expansion)
     return from_leaves(found)
 
 
@@ -297,6 +314,11 @@ def plain(column: pa.ChunkedArray, name: str, expansion: Expansion) -> pa.Chunke
             lengths = pc.binary_length(chunk.dictionary).take(chunk.indices)
             expansion.take(pc.sum(lengths).as_py() or 0, f"column {name!r}")
     return column.cast(kind.value_type)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Returns a type, or that of a dictionary's values."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def is_text(kind: pa.DataType) -> bool:

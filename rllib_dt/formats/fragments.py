@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.expansion import DEFAULT_MAX_EXPANSION
-from rllib_dt.spaces.trees import at, by_leaf, column_names, map_tree
+from rllib_dt.spaces.trees import EVERYTHING, LeafChoice, at, by_leaf, column_names, map_tree
 from rllib_dt.types import Array, Batch, Tree
 
 
@@ -20,13 +20,17 @@ class ReadOptions:
         names: maps RLlib's column names to the data's own (`input_read_schema`).
         time_limit: the environment's step limit, for D4RL files without `timeouts`.
         max_expansion: how many times its size a file may take when unpacked; see `Expansion`.
-        ignore: paths of observations' leaves that are not read.
+        observed: what is read of composite observations.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
     time_limit: int | None = None
     max_expansion: float = DEFAULT_MAX_EXPANSION
-    ignore: tuple[str, ...] = ()
+    observed: LeafChoice = EVERYTHING
+
+    def choice_of(self, column: str) -> LeafChoice:
+        """Returns what is read of one of RLlib's columns."""
+        return self.observed if column in ("obs", "new_obs") else EVERYTHING
 
 
 @dataclass(frozen=True, kw_only=True)

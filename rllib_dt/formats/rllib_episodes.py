@@ -1,6 +1,6 @@
 """Reads RLlib's episode recordings: Parquet with a row of msgpack per `SingleAgentEpisode`."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgpack
@@ -16,7 +16,7 @@ from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.columns import is_bytes, tree_from_values
 from rllib_dt.formats.fragments import Fragment, ReadOptions, end_flag
 from rllib_dt.formats.parquet_input import ParquetInput
-from rllib_dt.spaces.trees import at, by_leaf, length
+from rllib_dt.spaces.trees import EVERYTHING, LeafChoice, at, by_leaf, length
 from rllib_dt.types import Tree
 
 # raised when damaged or foreign msgpack bytes are turned into a fragment
@@ -55,7 +55,7 @@ def read(given: ParquetInput) -> Iterator[Fragment]:
         for item in batch.column(0):
             try:
                 state = unpackb(item.as_py(), object_pairs_hook=_decode_pairs, strict_map_key=False)
-                yield _fragment_from_state(state, given.source, given.options.ignore)
+                yield _fragment_from_state(state, given.source, given.options.observed)
             except DataError:
                 raise
             except _NO_EPISODE as error:
@@ -92,17 +92,17 @@ def _decode_array(value: dict) -> Any:
     return array[0]
 
 
-def _fragment_from_state(state: dict, source: str, ignore: Collection[str]) -> Fragment:
-    observations = _after_lookback(state["observations"], "observations", source, ignore)
+def _fragment_from_state(state: dict, source: str, observed: LeafChoice) -> Fragment:
+    observations = _after_lookback(state["observations"], "observations", source, observed)
     actions, rewards = (
         _after_lookback(state[name], name, source) for name in ("actions", "rewards")
     )
     steps = length(rewards)
-    observed, acted = (
+    counts = [
         {len(array) for array in by_leaf(value).values()} for value in (observations, actions)
-    )
-    if not (observed == {steps + 1} and acted == {steps}):
-        raise ValueError(f"{observed} observations, {acted} actions and {steps} rewards")
+    ]
+    if counts != [{steps + 1}, {steps}]:
+        raise ValueError(f"{counts[0]} observations, {counts[1]} actions and {steps} rewards")
     return Fragment(
         source=source,
         key=_name(state["id_"]),
@@ -128,7 +128,7 @@ def _timestep(value: object) -> int:
     return int(value)
 
 
-def _after_lookback(buffer: dict, name: str, source: str, ignore: Collection[str] = ()) -> Tree:
+def _after_lookback(buffer: dict, name: str, source: str, choice: LeafChoice = EVERYTHING) -> Tree:
     # the lookback repeats the end of the previous chunk
     first = _timestep(buffer.get("lookback", 0))
     if not _is_nested(buffer["data"]):
@@ -136,7 +136,7 @@ def _after_lookback(buffer: dict, name: str, source: str, ignore: Collection[str
         if values.dtype == object:
             raise ValueError(f"its {name} are not numbers, or have several shapes")
         return values[first:]
-    values = tree_from_values(buffer["data"], source, name, ignore=ignore)
+    values = tree_from_values(buffer["data"], source, name, choice=choice)
     return at(values, slice(first, None))
 
 

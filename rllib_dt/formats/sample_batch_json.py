@@ -121,7 +121,9 @@ def _columns(
                 parts = np.split(ids, stops[:-1])
             else:
                 parts = [
-                    tree_from_values(batch[theirs], source, theirs, expansion, options.ignore)
+                    tree_from_values(
+                        batch[theirs], source, theirs, expansion, options.choice_of(name)
+                    )
                     for batch in batches
                 ]
             lengths = lengths or [length(part) for part in parts]

@@ -10,7 +10,7 @@ from rllib_dt.formats.fragments import Fragment, fragments_of_parts
 from rllib_dt.formats.ids import ids_from_arrow
 from rllib_dt.formats.parquet_input import ParquetInput
 from rllib_dt.formats.steps import OPTIONAL, REQUIRED, check_columns, step_table
-from rllib_dt.spaces.trees import is_below
+from rllib_dt.spaces.trees import LeafChoice
 from rllib_dt.types import Tree
 
 MAX_BYTES_AT_ONCE = 128 * 2**20
@@ -22,7 +22,7 @@ def read(given: ParquetInput) -> Iterator[Fragment]:
     names, source = given.options.names, given.source
     present = set(given.schema.names)
     check_columns(present | {name.split("/", 1)[0] for name in present}, names, source)
-    wanted = {n: _theirs(names.get(n, n), present, given) for n in (*REQUIRED, *OPTIONAL)}
+    wanted = {name: _theirs(name, present, given) for name in (*REQUIRED, *OPTIONAL)}
     wanted = {name: columns for name, columns in wanted.items() if columns}
     tables = _tables(given, [column for columns in wanted.values() for column in columns])
     absent: dict[str, bool] = {}
@@ -32,10 +32,11 @@ def read(given: ParquetInput) -> Iterator[Fragment]:
 
 def _theirs(name: str, present: set[str], given: ParquetInput) -> list[str]:
     """Returns a column's own name in the file, or those of its leaves ("obs/camera")."""
-    if name in present:
-        return [name]
-    within = [c.removeprefix(f"{name}/") for c in present if c.startswith(f"{name}/")]
-    return [f"{name}/{path}" for path in sorted(within) if not is_below(path, given.options.ignore)]
+    theirs, choice = given.name(name), given.options.choice_of(name)
+    if theirs in present:
+        return [theirs]
+    within = [c.removeprefix(f"{theirs}/") for c in present if c.startswith(f"{theirs}/")]
+    return [f"{theirs}/{path}" for path in sorted(within) if not choice.skips(path)]
 
 
 def _tables(given: ParquetInput, columns: list[str]) -> Iterator[pa.Table]:
@@ -79,7 +80,11 @@ def _values(column: pa.ChunkedArray, name: str, theirs: str, given: ParquetInput
     """Converts a column of steps: `name` is RLlib's name of it, `theirs` the file's own."""
     if name == "eps_id":
         return ids_from_arrow(column, given.source, theirs, given.expansion)
-    values = tree_from_arrow(column, given.source, theirs, given.expansion, given.options.ignore)
+    choice = given.options.choice_of(name)
+    path = theirs.removeprefix(given.name(name)).removeprefix("/")
+    if path:  # the column is a leaf
+        choice = LeafChoice(texts=("",) if path in choice.texts else ())
+    values = tree_from_arrow(column, given.source, theirs, given.expansion, choice)
     if pa.types.is_fixed_size_binary(column.type):
         described = given.schema.metadata or {}
         return shaped_bytes(values, described, given.source, name, theirs)

@@ -7,6 +7,8 @@ from numbers import Real
 from typing import Any, Literal
 
 from rllib_dt.spaces.leaves import IMAGE_ENCODERS, ImageEncoder
+from rllib_dt.spaces.own import imported, name_of
+from rllib_dt.spaces.trees import LeafChoice
 
 ATTENTIONS = ("context", "window")
 ACTIVATIONS = ("relu", "silu", "gelu", "tanh", "gelu_new")
@@ -22,10 +24,10 @@ _SIZES = {
 class DTModelConfig:
     """Settings of `DecisionTransformer`, named as in Hugging Face's `DecisionTransformerConfig`.
 
-    `context_length`, `attention`, `segment_length`, `image_encoder`, `ignore` and `pretrained` are
-    ours. The other defaults are Hugging Face's, except that `n_positions` is None: the paper adds
-    no position embedding besides the timestep's (Chen et al. 2021, §3). Hugging Face's models have
-    1024 and use row 0 for every token; see `rllib_dt.policy.folders`.
+    `context_length`, `attention`, `segment_length`, `image_encoder`, `ignore`, `encoders` and
+    `pretrained` are ours. The other defaults are Hugging Face's, except that `n_positions` is None:
+    the paper adds no position embedding besides the timestep's (Chen et al. 2021, §3). Hugging
+    Face's models have 1024 and use row 0 for every token; see `rllib_dt.policy.folders`.
 
     Attributes:
         context_length: K, the number of steps that attention spans; 3K tokens.
@@ -57,6 +59,9 @@ class DTModelConfig:
             36 pixels in height and width up, and the second below.
         ignore: leaves of a composite observation that are left out, by path: "mission", or
             "robot/name" of a Dict within a Dict.
+        encoders: an encoder of one's own for some leaves of an observation, by path:
+            {"camera": "my_package.MyEncoder"} ("" if the space has no leaves); see
+            `docs/extending.md`.
     """
 
     context_length: int = 20
@@ -80,6 +85,7 @@ class DTModelConfig:
     pretrained: str | None = None
     image_encoder: ImageEncoder = "auto"
     ignore: tuple[str, ...] = ()
+    encoders: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -90,6 +96,8 @@ class DTModelConfig:
                 value = int(value)
             if field.name == "ignore" and isinstance(value, list):  # as plain settings have it
                 value = tuple(value)
+            if field.name == "encoders" and isinstance(value, Mapping):
+                value = {path: name_of(encoder) for path, encoder in value.items()}
             object.__setattr__(self, field.name, value)
 
     @classmethod
@@ -128,12 +136,26 @@ class DTModelConfig:
                 f"activation_function={self.activation_function!r} is not one of {ACTIVATIONS}"
             )
 
-        self.check_ignore()
+        self.check_leaves()
 
-    def check_ignore(self) -> None:
-        """Raises a ValueError if `ignore` is no list of paths."""
+    @property
+    def choice(self) -> LeafChoice:
+        """Which leaves of an observation the network reads, and which by an encoder of its own."""
+        return LeafChoice(ignore=self.ignore, own=tuple(self.encoders))
+
+    def check_leaves(self) -> None:
+        """Raises a ValueError if `ignore` or `encoders` are not paths of leaves."""
         if not isinstance(self.ignore, tuple) or not all(isinstance(p, str) for p in self.ignore):
             raise ValueError(f"ignore={self.ignore!r} must be a list of paths of leaves")
+        if not isinstance(self.encoders, Mapping):
+            raise ValueError(f"encoders={self.encoders!r} must be a dict from paths to encoders")
+        for path, encoder in self.encoders.items():
+            if not isinstance(path, str) or not isinstance(encoder, str):
+                raise ValueError(
+                    f"encoders={self.encoders!r} must be a dict from paths of leaves to the names "
+                    "of modules, such as {'camera': 'my_package.MyEncoder'}"
+                )
+            imported(encoder)
 
     def _check_attention(self) -> None:
         if self.attention not in ATTENTIONS:

@@ -30,7 +30,7 @@ from rllib_dt.network.cache import KeyValueCache, RollingCache
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.dropout import Dropout, dropout
 from rllib_dt.spaces.composites import check_spaces, encoded_leaves, number_leaves
-from rllib_dt.spaces.encoders import encoder_of_space
+from rllib_dt.spaces.encoders import OwnEncoder, encoder_of_space
 from rllib_dt.spaces.heads import head_of_space
 from rllib_dt.spaces.trees import ACTION_MASK, by_leaf, leaves
 from rllib_dt.types import Tree
@@ -301,11 +301,11 @@ class DecisionTransformer(nn.Module):
         config.validate()
         self.config = config
         self.observation_space, self.action_space = observation_space, action_space
-        check_spaces(observation_space, action_space, config.ignore)
+        check_spaces(observation_space, action_space, config.choice)
         D, S = config.hidden_size, 0
         # of each leaf that is normalised, its numbers among all S
         self._numbers: dict[str, slice] = {}
-        counts = number_leaves(observation_space, config.image_encoder, config.ignore)
+        counts = number_leaves(observation_space, config.image_encoder, config.choice)
         for path, count in counts.items():
             self._numbers[path] = slice(S, S + count)
             S += count
@@ -314,7 +314,10 @@ class DecisionTransformer(nn.Module):
         self.embed_timestep = nn.Embedding(config.max_ep_len, D)
         self.embed_return = nn.Linear(1, D)
         self.embed_state = encoder_of_space(
-            encoded_leaves(observation_space, config.ignore), D, config.image_encoder
+            encoded_leaves(observation_space, config.ignore),
+            D,
+            config.image_encoder,
+            config.encoders,
         )
         self.embed_action = nn.Linear(self.action_head.size, D)
         self.embed_ln = nn.LayerNorm(D)
@@ -334,7 +337,10 @@ class DecisionTransformer(nn.Module):
         # normal weights, zero biases; projections into the residual stream shrink with depth
         # (Radford et al. 2019, §2.3), as in transformers' `_init_weights`
         std, depth = self.config.initializer_range, self.config.n_layer
+        own = {id(m) for e in self.modules() if isinstance(e, OwnEncoder) for m in e.modules()}
         for name, module in self.named_modules():
+            if id(module) in own:  # a user's encoder begins as its constructor leaves it
+                continue
             if isinstance(module, nn.Linear | nn.Embedding):
                 residual = name.endswith("c_proj")
                 nn.init.normal_(module.weight, std=std / math.sqrt(2 * depth) if residual else std)

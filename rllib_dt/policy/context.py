@@ -22,7 +22,8 @@ from rllib_dt.episodes.windows import (
 )
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.spaces.composites import layouts
-from rllib_dt.spaces.trees import column_names, flatten, from_leaves
+from rllib_dt.spaces.leaves import as_array
+from rllib_dt.spaces.trees import by_leaf, column_names, flatten, from_leaves, leaves
 from rllib_dt.types import Array, Batch, Tree, Value
 
 # the columns of `NewSteps` besides those of its window
@@ -174,6 +175,11 @@ class Contexts:
         self._length = model.receptive_steps + int(self._is_incremental)
         self._spaces = observation_space, action_space
         self._ignore = model.ignore
+        self._texts = {
+            path: leaf
+            for path, leaf in leaves(observation_space, model.ignore).items()
+            if isinstance(leaf, gym.spaces.Text)
+        }
         shapes = (
             from_leaves(layouts(observation_space, model.ignore)),
             from_leaves(layouts(action_space)),
@@ -194,7 +200,13 @@ class Contexts:
         self._buffer.append(slot, taken, reward, self._observed(observation))
 
     def _observed(self, observation: Value) -> Tree:
-        return flatten(self._spaces[0], observation, self._ignore)
+        value = flatten(self._spaces[0], observation, self._ignore)
+        if not self._texts:
+            return value
+        found = by_leaf(value)
+        for path, leaf in self._texts.items():
+            found[path] = as_array(leaf, found[path])
+        return from_leaves(found)
 
     def steps(self, slots: Array, version: int | None = None) -> Window | NewSteps:
         """Returns what the policy has to read for the next action of each slot.

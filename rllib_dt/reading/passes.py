@@ -104,7 +104,7 @@ class Passes:
             self.action_space,
             actions_normalized=self.actions_normalized,
             frame_stack=self.frame_stack,
-            ignore=self.options.ignore,
+            ignore=self.options.observed.ignore,
         )
         if len(episode) > self.max_ep_len:
             raise episode.error(

@@ -21,6 +21,7 @@ from rllib_dt.reading.holdout import Holdout, distinct_places
 from rllib_dt.reading.passes import Passes
 from rllib_dt.reading.tasks import group_files
 from rllib_dt.spaces.composites import look_normalized, number_leaves, step_bytes
+from rllib_dt.spaces.trees import LeafChoice, leaves
 from rllib_dt.types import Paths
 
 logger = logging.getLogger(__name__)
@@ -183,7 +184,7 @@ def _passes(config: ReadingSettings, inputs: str | list[str]) -> Passes:
             names=config.input_read_schema or {},
             time_limit=config.time_limit,
             max_expansion=config.max_expansion,
-            ignore=config.dt_model_config.ignore,
+            observed=_chosen(config),
         ),
         filesystem=filesystem,
         incomplete=config.incomplete,
@@ -197,9 +198,18 @@ def _passes(config: ReadingSettings, inputs: str | list[str]) -> Passes:
     )
 
 
+def _chosen(config: ReadingSettings) -> LeafChoice:
+    """Returns which leaves of observations are read, and which of them as text."""
+    choice = config.dt_model_config.choice
+    observed = leaves(config.observation_space, choice.ignore)
+    texts = [path for path, leaf in observed.items() if isinstance(leaf, gym.spaces.Text)]
+    return replace(choice, texts=tuple(texts))
+
+
 def _statistics(config: ReadingSettings) -> Statistics:
     model = config.dt_model_config
-    return Statistics(number_leaves(config.observation_space, model.image_encoder, model.ignore))
+    numbers = number_leaves(config.observation_space, model.image_encoder, model.choice)
+    return Statistics(numbers)
 
 
 def _steps_at_once(config: ReadingSettings) -> int:

@@ -25,7 +25,13 @@ from gymnasium.vector.utils import batch_space, iterate
 from ray.rllib.utils.annotations import override
 
 from rllib_dt.compat import first_info
-from rllib_dt.spaces.leaves import is_image, out_of_space, step_layout_or_none
+from rllib_dt.spaces.leaves import (
+    as_array,
+    is_image,
+    out_of_space,
+    step_layout,
+    step_layout_or_none,
+)
 from rllib_dt.spaces.trees import by_leaf, flatten, leaves
 from rllib_dt.types import Array, Value
 
@@ -148,15 +154,16 @@ class SlotEnvs(ABC):
             found = flatten(space, result.observation)
             for path, leaf in leaves(space).items():
                 if step_layout_or_none(leaf) is not None:
-                    self._check_observation(np.asarray(by_leaf(found)[path]), leaf)
+                    self._check_observation(as_array(leaf, by_leaf(found)[path]), leaf)
         if isinstance(result, StepResult) and not abs(result.reward) <= _LARGEST_FLOAT32:
             raise ValueError(f"the reward is {result.reward}, not finite in 32 bits")
         return result
 
     def _check_observation(self, observation: Array, space: gym.Space) -> None:
-        if space.shape != observation.shape:
+        shape, _ = step_layout(space)
+        if shape != observation.shape:
             raise ValueError(
-                f"the observation has shape {observation.shape}, but the space has {space.shape}"
+                f"the observation has shape {observation.shape}, but the space has {shape}"
             )
         if observation.dtype.kind not in "biuf":
             raise ValueError(f"the observation holds {observation.dtype}, not numbers")

@@ -15,7 +15,16 @@ from rllib_dt.spaces.leaves import (
     num_numbers,
     step_layout,
 )
-from rllib_dt.spaces.trees import ACTION_MASK, bad_names, by_leaf, is_below, is_composite, leaves
+from rllib_dt.spaces.trees import (
+    ACTION_MASK,
+    EVERYTHING,
+    LeafChoice,
+    bad_names,
+    by_leaf,
+    is_below,
+    is_composite,
+    leaves,
+)
 from rllib_dt.types import Tree
 
 Layout = tuple[tuple[int, ...], np.dtype]
@@ -23,13 +32,13 @@ Layout = tuple[tuple[int, ...], np.dtype]
 
 
 def check_spaces(
-    observation_space: gym.Space, action_space: gym.Space, ignore: Collection[str] = ()
+    observation_space: gym.Space, action_space: gym.Space, choice: LeafChoice = EVERYTHING
 ) -> None:
     """Raises an `UnsupportedSpaceError` if the network cannot use the spaces.
 
     Args:
         observation_space, action_space: the spaces.
-        ignore: paths of observations' leaves to leave out.
+        choice: which leaves of observations are left out, or have encoders of their own.
     """
     names = bad_names(observation_space) + bad_names(action_space)
     if names:
@@ -37,13 +46,16 @@ def check_spaces(
             f"the names {names} of leaves are empty or hold a slash, which separates the levels of "
             "a path; rename them in the environment and in the data"
         )
-    _check_ignored(observation_space, ignore)
-    observed = leaves(observation_space, ignore)
+    _check_paths(observation_space, choice)
+    observed = leaves(observation_space, choice.ignore)
     if not set(observed) - {ACTION_MASK}:
         raise UnsupportedSpaceError(f"no leaf of {observation_space} is left to observe")
     for path, leaf in observed.items():
         try:
-            check_observation_space(leaf)
+            if path in choice.own:
+                step_layout(leaf)
+            else:
+                check_observation_space(leaf)
         except UnsupportedSpaceError as error:
             raise _at(path, error) from None
     acted = leaves(action_space)
@@ -58,13 +70,20 @@ def check_spaces(
         _check_mask(observed[ACTION_MASK], action_space)
 
 
-def _check_ignored(space: gym.Space, ignore: Collection[str]) -> None:
+def _check_paths(space: gym.Space, choice: LeafChoice) -> None:
+    """Refuses paths that the space does not have."""
     known = leaves(space)
-    for path in ignore:
+    for path in choice.own:
+        if path not in leaves(space, choice.ignore):
+            raise UnsupportedSpaceError(
+                f"DTModelConfig(encoders=…): observations have no leaf {path!r} that is not "
+                f"ignored; {space} has {sorted(known)}"
+            )
+    for path in choice.ignore:
         if not any(is_below(leaf, [path]) for leaf in known if leaf):
             has = sorted(known) if is_composite(space) else "no leaves"
             raise UnsupportedSpaceError(
-                f"DTModelConfig(ignore={list(ignore)}): observations have no leaf {path!r}; "
+                f"DTModelConfig(ignore={list(choice.ignore)}): observations have no leaf {path!r}; "
                 f"{space} has {has}"
             )
 
@@ -73,7 +92,8 @@ def _at(path: str, error: UnsupportedSpaceError) -> UnsupportedSpaceError:
     if not path:
         return error
     return UnsupportedSpaceError(
-        f"leaf {path!r}: {error}; or leave it out with DTModelConfig(ignore=[{path!r}])"
+        f"leaf {path!r}: {error}; or leave it out with DTModelConfig(ignore=[{path!r}]), or give "
+        f"it an encoder of your own, DTModelConfig(encoders={{{path!r}: …}}) (docs/extending.md)"
     )
 
 
@@ -109,12 +129,13 @@ def encoded_leaves(space: gym.Space, ignore: Collection[str] = ()) -> dict[str, 
 
 
 def number_leaves(
-    space: gym.Space, image_encoder: ImageEncoder = "auto", ignore: Collection[str] = ()
+    space: gym.Space, image_encoder: ImageEncoder = "auto", choice: LeafChoice = EVERYTHING
 ) -> dict[str, int]:
     """Returns how many numbers the network normalises, of each leaf that has any."""
     counts = {
         path: num_numbers(leaf, image_encoder)
-        for path, leaf in encoded_leaves(space, ignore).items()
+        for path, leaf in encoded_leaves(space, choice.ignore).items()
+        if path not in choice.own
     }
     return {path: count for path, count in counts.items() if count}
 

@@ -18,6 +18,7 @@ from rllib_dt.spaces.leaves import (
     check_observation_space,
     num_numbers,
 )
+from rllib_dt.spaces.own import imported
 
 NATURE_PIXELS = 36
 """The least height and width for the convolutions of Mnih et al. 2015; smaller ones vanish."""
@@ -66,7 +67,10 @@ def _(space: gym.spaces.MultiBinary, width: int, image_encoder: ImageEncoder = "
 
 
 def encoder_of_space(
-    leaves: Mapping[str, gym.Space], width: int, image_encoder: ImageEncoder = "auto"
+    leaves: Mapping[str, gym.Space],
+    width: int,
+    image_encoder: ImageEncoder = "auto",
+    own: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """Returns a module that maps a tree of observations to (B, K, D); see `state_encoder`.
 
@@ -74,12 +78,45 @@ def encoder_of_space(
         leaves: the space's leaves by path; a leaf space alone is under "".
         width: D.
         image_encoder: see `DTModelConfig`.
+        own: the names of users' encoders by path; see `DTModelConfig.encoders`.
     """
-    if list(leaves) == [""]:
-        return state_encoder(leaves[""], width, image_encoder)
-    return SummedEncoders(
-        {path: state_encoder(leaf, width, image_encoder) for path, leaf in leaves.items()}
-    )
+    own = own or {}
+    encoders = {
+        path: OwnEncoder(own[path], leaf, width)
+        if path in own
+        else state_encoder(leaf, width, image_encoder)
+        for path, leaf in leaves.items()
+    }
+    return encoders[""] if list(encoders) == [""] else SummedEncoders(encoders)
+
+
+class OwnEncoder(nn.Module):
+    """Holds a user's own encoder, and checks what it returns.
+
+    Args:
+        name: its class, such as "my_package.MyEncoder"; it is called with the leaf and the width.
+        space: the leaf.
+        width: D.
+    """
+
+    def __init__(self, name: str, space: gym.Space, width: int):
+        super().__init__()
+        module = imported(name)(space, width)
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"encoders: {name} made a {type(module).__name__}, no torch.nn.Module")
+        self.module = module
+        self._name, self._width = name, width
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Maps (B, K, …) values of the leaf, as recorded, to (B, K, D)."""
+        embedded: Tensor = self.module(values)
+        wanted = (*values.shape[:2], self._width)
+        if embedded.shape != wanted:
+            raise ValueError(
+                f"encoders: {self._name} returned {tuple(embedded.shape)} for values of shape "
+                f"{tuple(values.shape)}, wanted {tuple(wanted)}"
+            )
+        return embedded
 
 
 class SummedEncoders(nn.Module):

@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_dt.types import Array
+from rllib_dt.types import Array, Value
 
 BOUND_TOLERANCE = 1e-5
 """Relative to a Box's range; float32 recordings of float64 bounds differ in the last digits."""
@@ -125,6 +125,40 @@ def is_image(space: gym.Space) -> bool:
     )
 
 
+@step_layout.register
+def _(space: gym.spaces.Text) -> tuple[tuple[int, ...], np.dtype]:
+    return (space.max_length * max(len(c.encode()) for c in space.character_set),), np.dtype("u1")
+
+
+@singledispatch
+def as_array(space: gym.Space, value: Value) -> Array:
+    """Turns an environment's value of a leaf into an array of its `step_layout`."""
+    return np.asarray(value)
+
+
+@as_array.register
+def _(space: gym.spaces.Text, value: Value) -> Array:
+    """Returns UTF-8, padded with zeros."""
+    texts = np.asarray([str(value).encode()], np.bytes_)
+    padded: Array = text_to_bytes(space, texts)[0]
+    return padded
+
+
+def text_to_bytes(space: gym.spaces.Text, texts: Array) -> Array:
+    """Turns (T,) bytes of UTF-8 into (T, W) uint8, padded with zeros.
+
+    Raises:
+        ValueError: a text is longer than the space allows.
+    """
+    width = step_layout(space)[0][0]
+    if texts.dtype.itemsize > width:
+        longest = max(texts.tolist(), key=len)
+        raise ValueError(f"the text {longest!r} is longer than {space} allows")
+    padded = np.zeros((len(texts), width), np.uint8)
+    padded[:, : texts.dtype.itemsize] = texts.view(np.uint8).reshape(len(texts), -1)
+    return padded
+
+
 def step_layout_or_none(space: gym.Space) -> tuple[tuple[int, ...], np.dtype] | None:
     """Returns the `step_layout`, or None of a leaf that has none and can only be left out."""
     try:
@@ -214,6 +248,11 @@ def _(space: gym.spaces.Discrete, values: Array, name: str = "action") -> str | 
 def _(space: gym.spaces.MultiDiscrete, values: Array, name: str = "action") -> str | None:
     bad = _out_of_range(values, np.asarray(space.start), space.nvec)
     return _describe_first(space, values, bad, name) if bad.any() else None
+
+
+@out_of_space.register
+def _(space: gym.spaces.Text, values: Array, name: str = "action") -> str | None:
+    return None  # bytes
 
 
 @out_of_space.register

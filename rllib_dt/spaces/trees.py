@@ -6,6 +6,7 @@ have the same names everywhere.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +17,28 @@ from rllib_dt.types import Tree, Value
 
 ACTION_MASK = "action_mask"
 """The leaf of an observation that says which actions are legal, as RLlib's examples have it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeafChoice:
+    """What is read of a composite observation, and how.
+
+    Attributes:
+        ignore: paths of leaves that are left out, each with all below it.
+        own: paths of leaves that a user's own encoder reads.
+        texts: paths of leaves that hold text; "" is an observation without leaves.
+    """
+
+    ignore: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+
+    def skips(self, path: str) -> bool:
+        """Returns whether a leaf is left out."""
+        return bool(path) and is_below(path, self.ignore)
+
+
+EVERYTHING = LeafChoice()
 
 
 def is_composite(space: gym.Space) -> bool:
