@@ -1,6 +1,5 @@
-"""Dict and Tuple spaces, nested: values as trees, recordings in every format, networks, actions."""
+"""Dict and Tuple spaces, nested: values as trees, recordings in every format, networks."""
 
-import itertools
 import json
 
 import gymnasium as gym
@@ -10,19 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Text
+from gymnasium.spaces import Box, Discrete, Text
 from gymnasium.vector.utils import concatenate, create_empty_array
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-from torch import nn
 
-from rllib_dt import DT, DTConfig, DTModelConfig, Window, write_episodes
+from rllib_dt import DT, Window, write_episodes
 from rllib_dt.episodes.episode import DataError, Episode
 from rllib_dt.policy.actor import Actor
-from rllib_dt.spaces import composites
 from rllib_dt.spaces.descriptions import describe_space, same_space, space_from_description
-from rllib_dt.spaces.leaves import UnsupportedSpaceError
 from rllib_dt.spaces.trees import (
     LeafChoice,
     at,
@@ -34,59 +29,22 @@ from rllib_dt.spaces.trees import (
     map_tree,
     unflatten,
 )
-from tests.conftest import TINY
-from tests.environments import Masked, Sampled
+from tests.composites import (
+    ARM,
+    OBSERVED,
+    ROBOT,
+    K,
+    batched,
+    config_of,
+    equal,
+    make,
+    nested,
+    windows,
+)
+from tests.environments import Sampled
 from tests.recordings import read, refused
 from tests.test_spaces import action_spaces, inside, network, observation_spaces, seeds
 from tests.training import same, weights
-
-K = 4
-ROBOT = gym.spaces.Dict(
-    camera=Box(0, 255, (6, 5, 3), np.uint8),
-    joints=gym.spaces.Dict(position=Box(-2.0, 2.0, (3,)), grip=Discrete(3, start=1)),
-    pair=gym.spaces.Tuple([MultiBinary(2), Box(-1.0, 1.0, ())]),
-)
-ARM = gym.spaces.Dict(
-    move=Box(-2.0, 2.0, (2,)),
-    rest=gym.spaces.Tuple([Discrete(3, start=2), gym.spaces.Dict(push=MultiDiscrete([2, 4]))]),
-)
-OBSERVED = ["camera", "joints/grip", "joints/position", "pair/0", "pair/1"]
-
-
-def nested(inner):
-    def inside(spaces):
-        names = st.sampled_from(["a", "b", "items", "x.y", "type", "%", "Ünï"])
-        return st.one_of(
-            st.dictionaries(names, spaces, min_size=1, max_size=3).map(gym.spaces.Dict),
-            st.lists(spaces, min_size=1, max_size=3).map(gym.spaces.Tuple),
-        )
-
-    return inside(st.recursive(inner, inside, max_leaves=4))
-
-
-def batched(space, seed, steps):
-    """`steps` values of a space as nested arrays, the way that gymnasium batches them."""
-    space.seed(seed)
-    values = [space.sample() for _ in range(steps)]
-    return concatenate(space, values, create_empty_array(space, steps)), values
-
-
-def equal(one, other):
-    return all(by_leaf(map_tree(np.array_equal, one, other)).values())
-
-
-def make(observation_space, action_space, lengths=(7, 5, 3, 6)):
-    return [
-        dict(
-            obs=batched(observation_space, length, length + 1)[0],
-            actions=batched(action_space, length + 100, length)[0],
-            rewards=np.ones(length),
-            terminated=True,
-            truncated=False,
-        )
-        for length in lengths
-    ]
-
 
 # ---- trees
 
@@ -348,24 +306,6 @@ def test_a_single_array_is_no_composite_and_the_other_way_round():
 # ---- networks
 
 
-def windows(observation_space, action_space, seed, batch=3):
-    """Windows whose first row is padded by 2 steps."""
-
-    def column(space, seed):
-        tree = flatten(space, batched(space, seed, batch * K)[0])
-        return map_tree(lambda a: torch.from_numpy(a).reshape(batch, K, *a.shape[1:]), tree)
-
-    mask = torch.ones(batch, K, dtype=torch.bool)
-    mask[0, :2] = False
-    return Window(
-        observations=column(observation_space, seed),
-        actions=column(action_space, seed + 1),
-        returns_to_go=torch.randn(batch, K, 1, generator=torch.Generator().manual_seed(seed)),
-        timesteps=torch.arange(K).expand(batch, K) * mask,
-        mask=mask,
-    )
-
-
 @pytest.mark.semantics(14, 15)
 @settings(max_examples=30, deadline=None)
 @given(nested(observation_spaces), nested(action_spaces), seeds)
@@ -386,8 +326,8 @@ def test_padding_changes_nothing_and_actions_are_legal(observation_space, action
     torch.testing.assert_close(
         total, sum(v for name, v in sums.items() if name.startswith("action_loss/"))
     )
-    for sample in (False, True):
-        taken = net.act(window, sample=sample)
+    for temperature in (0.0, 1.0):
+        taken = net.act(window, temperature=temperature)
         for path, space in leaves(action_space).items():
             assert all(inside(space, value) for value in taken[path].numpy())
 
@@ -434,272 +374,9 @@ def test_one_leaf_in_a_dict_computes_what_the_leaf_alone_does():
     assert torch.equal(alone.predict(window).action_outputs, wrapped.predict(inside).action_outputs)
 
 
-# ---- which actions are legal
-
-LEGAL = gym.spaces.Dict(action_mask=MultiBinary(5), seen=Box(-1.0, 1.0, (3,)))
-
-
-@pytest.mark.parametrize("actions", [Discrete(5, start=2), MultiDiscrete([2, 3], start=[1, 0])])
-def test_forbidden_actions_have_no_probability(actions):
-    net = network(LEGAL, actions)
-    window = windows(LEGAL, actions, 0)
-    # what is recorded is legal, and of each category one more value at most
-    mask = net.action_head.features(window.actions)
-    window.observations["action_mask"].copy_(mask)
-    out = net.predict(window, only_actions=True).action_outputs
-    probabilities = out.masked_fill(mask != 0, -1e30).exp()
-    assert not probabilities.any()
-    # only one value is legal: the loss is zero, and so is the accuracy's miss
-    losses = net.action_head.losses(out, window.actions)
-    assert torch.equal(losses, torch.zeros_like(losses))
-    for sample in (False, True):
-        assert torch.equal(net.act(window, sample=sample), window.actions[:, -1])
-    # the mask itself is no input
-    assert list(net.embed_state.encoders) == ["/seen"]
-    window.observations["action_mask"].zero_()  # allows nothing, as in padding
-    assert net.predict(window).action_outputs.isfinite().all()
-    assert net.predict(window).action_outputs.abs().max() < 1e3
-
-
-def test_a_recorded_action_that_its_mask_forbids_is_refused():
-    masks = np.ones((4, 5), np.int8)
-    masks[2, 3] = 0
-    parts = dict(id="e", source="f", rewards=np.zeros(4), terminated=True, truncated=False)
-    observations = {"action_mask": masks, "seen": np.zeros((4, 3))}
-    episode = Episode(observations=observations, actions=np.array([2, 3, 5, 6]), **parts)
-    message = r"the action 5 at step 2 is forbidden by its action_mask \[1 1 1 0 1\]; .*ignore="
-    with pytest.raises(DataError, match=message):
-        episode.conform(LEGAL, Discrete(5, start=2))
-    episode.conform(LEGAL, Discrete(5, start=2), ignore=["action_mask"])
-    multi = Episode(observations=observations, actions=np.array([[0, 0]] * 4), **parts)
-    multi.conform(LEGAL, MultiDiscrete([2, 3]))
-    multi = Episode(observations=observations, actions=np.array([[0, 1]] * 4), **parts)
-    with pytest.raises(DataError, match=r"the action \[0 1\] at step 2 is forbidden"):
-        multi.conform(LEGAL, MultiDiscrete([2, 3]))
-
-
-@pytest.mark.parametrize(
-    ("observations", "actions", "ignore", "message"),
-    [
-        (gym.spaces.Dict(a=Discrete(2), mission=Text(9)), Discrete(2), (), "leaf 'mission': Text"),
-        (gym.spaces.Dict(a=gym.spaces.Sequence(Discrete(2))), Discrete(2), (), "leaf 'a': Sequ"),
-        (LEGAL, Box(-1, 1, (2,)), (), "leaf 'action_mask' says which actions are legal, but the"),
-        (
-            LEGAL,
-            Discrete(4),
-            (),
-            r"it is MultiBinary\(5\), but the actions are Discrete\(4\), of 4",
-        ),
-        (LEGAL, Discrete(5), ("sen",), r"have no leaf 'sen'; .* has \['action_mask', 'seen'\]"),
-        (LEGAL, Discrete(5), ("seen",), "no leaf of .* is left to observe"),
-        (Discrete(2), Discrete(5), ("seen",), "have no leaf 'seen'; .* has no leaves"),
-        (gym.spaces.Dict({"a/b": Discrete(2)}), Discrete(2), (), r"names \['a/b'\] of leaves"),
-        (Discrete(2), gym.spaces.Dict(a=Text(3)), (), "leaf 'a': Text spaces .* as actions"),
-        (Discrete(2), gym.spaces.Dict({}), (), "has no leaf to act in"),
-    ],
-)
-def test_spaces_that_cannot_be_used_are_refused_by_leaf(observations, actions, ignore, message):
-    with pytest.raises(UnsupportedSpaceError, match=message):
-        composites.check_spaces(observations, actions, LeafChoice(ignore=ignore))
-    config = DTConfig().environment(observation_space=observations, action_space=actions)
-    config.offline_data(input_="nowhere").rl_module(model_config={"ignore": list(ignore)})
-    with pytest.raises(ValueError, match=message):
-        config.validate()
-
-
-# ---- encoders of one's own
-
-
-class Letters(nn.Module):
-    """Adds up embeddings of a text's bytes; zeros are padding."""
-
-    def __init__(self, space, width):
-        super().__init__()
-        assert isinstance(space, Text)
-        self.table = nn.Embedding(256, width)
-        nn.init.constant_(self.table.weight, 0.5)
-
-    def forward(self, values):
-        letters = values.long()
-        return (self.table(letters) * (letters != 0)[..., None]).sum(dim=-2)
-
-
-class Raw(nn.Module):
-    def __init__(self, space, width):
-        super().__init__()
-        self.linear = nn.Linear(int(np.prod(space.shape)), width)
-
-    def forward(self, values):
-        return self.linear(values.flatten(2).float())
-
-
-class Flat(Raw):
-    def forward(self, values):
-        return super().forward(values)[:, 0]
-
-
-def make_something(space, width):
-    return "no module"
-
-
-NAMED = "tests.test_composites."
-SPOKEN = gym.spaces.Dict(seen=Box(-1.0, 1.0, (2, 2)), words=Text(6, charset="abcö "))
-
-
-def test_an_encoder_of_ones_own_reads_raw_values_and_keeps_its_weights():
-    own = {"words": Letters, "seen": NAMED + "Raw"}
-    net = network(SPOKEN, Discrete(2), encoders=own)
-    assert net.config.encoders == {"words": NAMED + "Letters", "seen": NAMED + "Raw"}
-    assert len(net.observation_mean) == 0  # nothing is normalised
-    letters = net.embed_state.encoders["/words"].module
-    assert (letters.table.weight == 0.5).all()  # as its constructor left it
-    tree = {
-        "seen": torch.ones(1, 1, 2, 2),
-        "words": torch.tensor([[[97, 98, 0, 0] + [0] * 8]], dtype=torch.uint8),
-    }
-    raw = net.embed_state.encoders["/seen"].module
-    want = raw(tree["seen"]) + 2 * letters.table.weight[0]
-    torch.testing.assert_close(net.embed_state(tree), want)
-    alone = network(Box(0.0, 1.0, (3,)), Discrete(2), encoders={"": Raw})
-    assert isinstance(alone.embed_state.module, Raw)
-
-
-@pytest.mark.parametrize(
-    ("own", "message"),
-    [
-        ({"words": "nowhere.Encoder"}, "'nowhere.Encoder' cannot be imported .No module"),
-        ({"words": NAMED + "Nothing"}, "Nothing' cannot be imported .module .* has no attribute"),
-        ({"words": "Encoder"}, "'Encoder' cannot be imported by other processes; define"),
-        ({"wrds": NAMED + "Letters"}, r"no leaf 'wrds' that is not ignored; .*\['seen', 'words'\]"),
-        ({"words": 3}, "must be a dict from paths of leaves to the names"),
-        (["words"], "must be a dict from paths to encoders"),
-        ({"seen": NAMED + "Raw"}, "leaf 'words': Text spaces .*ignore=.*or give it an encoder"),
-    ],
-)
-def test_encoders_that_cannot_be_used_are_refused(own, message):
-    config = DTConfig().environment(observation_space=SPOKEN, action_space=Discrete(2))
-    config.offline_data(input_="nowhere").rl_module(model_config={"encoders": own})
-    with pytest.raises(ValueError, match=message):
-        config.validate()
-
-
-def test_what_an_encoder_returns_is_checked():
-    with pytest.raises(ValueError, match=r"make_something made a str, no torch.nn.Module"):
-        network(SPOKEN, Discrete(2), ignore=["words"], encoders={"seen": NAMED + "make_something"})
-    net = network(SPOKEN, Discrete(2), ignore=["words"], encoders={"seen": Flat})
-    message = r"Flat returned \(3, 16\) for values of shape \(3, 4, 2, 2\), wanted \(3, 4, 16\)"
-    with pytest.raises(ValueError, match=message):
-        net.predict(windows(gym.spaces.Dict(seen=SPOKEN["seen"]), Discrete(2), 0))
-
-
-def spoken_rows():
-    SPOKEN.seed(0)
-    rows = []
-    for length in (5, 7, 3):
-        for t in range(length):
-            value = SPOKEN.sample()
-            rows.append(
-                dict(
-                    obs={"seen": value["seen"].tolist(), "words": value["words"]},
-                    actions=t % 2,
-                    rewards=1.0,
-                    terminateds=t == length - 1,
-                )
-            )
-    return rows
-
-
-def write_spoken(folder, form):
-    rows = spoken_rows()
-    if form == "json":
-        (folder / "a.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    elif form == "structs":
-        pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
-    elif form == "columns":
-        flat = [row | {f"obs/{k}": v for k, v in row["obs"].items()} for row in rows]
-        table = pa.Table.from_pylist(flat).drop_columns(["obs"])
-        pq.write_table(table, folder / "a.parquet")
-    else:
-        ends = [-1] + [i for i, row in enumerate(rows) if row["terminateds"]]
-        episodes = [rows[a + 1 : b + 1] for a, b in itertools.pairwise(ends)]
-        write_episodes(
-            [
-                dict(
-                    obs=[row["obs"] for row in episode],
-                    actions=[row["actions"] for row in episode],
-                    rewards=[1.0] * len(episode),
-                    terminated=True,
-                    truncated=False,
-                )
-                for episode in episodes
-            ],
-            folder,
-            SPOKEN,
-            Discrete(2),
-        )
-    return folder
-
-
-@pytest.mark.parametrize("form", ["json", "structs", "columns", "canonical"])
-def test_text_travels_as_padded_bytes(tmp_path, form):
-    path = write_spoken(tmp_path, form)
-    episodes = read(path, observed=LeafChoice(texts=("words",))).episodes
-    words = [row["obs"]["words"] for row in spoken_rows()]
-    got = []
-    for episode in episodes:
-        checked = episode.conform(SPOKEN, Discrete(2)).observations["words"]
-        assert (checked.dtype, checked.shape[1:]) == (np.uint8, (12,))
-        got += [bytes(row).rstrip(b"\0").decode() for row in checked]
-    assert got == words
-    if form != "canonical":
-        with refused("words.* holds text or bytes|words.* holds values that are not numbers"):
-            read(path)
-        short = gym.spaces.Dict(seen=SPOKEN["seen"], words=Text(1, charset="a"))
-        with pytest.raises(DataError, match=r"observations/words: the text .* is longer than Text"):
-            episodes[0].conform(short, Discrete(2))
-        numbers = gym.spaces.Dict(seen=SPOKEN["seen"], words=Box(0, 1, ()))
-        with pytest.raises(DataError, match="observations/words hold text, but the space is Box"):
-            episodes[0].conform(numbers, Discrete(2))
-
-
-@pytest.mark.parametrize("attention", ["context", "window"])
-def test_an_encoder_of_ones_own_trains_saves_and_evaluates(cluster, tmp_path, attention):
-    spaces = {"observation_space": SPOKEN, "action_space": Discrete(2)}
-    (tmp_path / "data").mkdir()
-    data = write_spoken(tmp_path / "data", "structs")
-    own = {"words": NAMED + "Letters"}
-    config = config_of(Sampled, spaces, data, attention=attention, encoders=own)
-    algo = config.build_algo()
-    before = weights(algo)["embed_state.encoders./words.module.table.weight"]
-    algo.train()
-    kept = weights(algo)
-    assert not torch.equal(kept["embed_state.encoders./words.module.table.weight"], before)
-    evaluated = algo.evaluate()["env_runners"]
-    assert (evaluated["num_episodes"], evaluated["num_episodes_failed"]) == (3, 0)
-    path = algo.save_to_path(tmp_path / "checkpoint")
-    algo.stop()
-    restored = DT.from_checkpoint(path)
-    assert same(weights(restored), kept)
-    restored.train()
-    restored.stop()
-
-
 # ---- the whole way
 
 WITH_TEXT = gym.spaces.Dict(robot=ROBOT, mission=Text(12))
-
-
-def config_of(env, spaces, data, **model):
-    return (
-        DTConfig()
-        .environment(env, env_config=spaces)
-        .offline_data(input_=str(data), dataset_num_iters_per_learner=2)
-        .rl_module(model_config=DTModelConfig(**(TINY | model)))
-        .training(train_batch_size_per_learner=4, lr=1e-3)
-        .env_runners(num_envs_per_env_runner=2)
-        .evaluation(target_returns=[7.0], evaluation_duration=3)
-        .debugging(seed=0)
-    )
 
 
 @pytest.mark.parametrize("attention", ["context", "window"])
@@ -754,54 +431,6 @@ def test_two_learners_train_on_composites(cluster, tmp_path):
     )
     assert same(*(state.get() for state in states))
     algo.stop()
-
-
-def masked_episodes():
-    env, episodes = Masked({}), []
-    for seed in range(4):
-        observation, _ = env.reset(seed=seed)
-        seen, actions, ended = [observation], [], False
-        while not ended:
-            actions.append(2 + int(np.flatnonzero(observation["action_mask"])[0]))
-            observation, _, ended, *_ = env.step(actions[-1])
-            seen.append(observation)
-        episodes.append(
-            dict(
-                obs=seen,
-                actions=actions,
-                rewards=np.ones(len(actions)),
-                terminated=True,
-                truncated=False,
-            )
-        )
-    return episodes
-
-
-@pytest.mark.parametrize("attention", ["context", pytest.param("window", marks=pytest.mark.slow)])
-def test_an_illegal_action_is_never_taken(cluster, tmp_path, attention):
-    """10,000 steps in all: 40 episodes through RLlib, and 4 times 2,000 steps without it."""
-    env = Masked({})
-    write_episodes(masked_episodes(), tmp_path, env.observation_space, env.action_space)
-    config = config_of(Masked, {}, tmp_path, attention=attention, context_length=3)
-    config.evaluation(target_returns=[50.0], evaluation_duration=20).env_runners(explore=True)
-    algo = config.build_algo()
-    first = algo.train()["learners"]["default_policy"]["action_loss"]
-    assert np.isfinite(first)
-    evaluated = algo.evaluate()["env_runners"]
-    assert (evaluated["num_episodes"], evaluated["num_episodes_failed"]) == (20, 0)
-    net = algo.get_module().network
-    algo.stop()
-    for sample in (False, True):
-        actor = Actor(net, 50.0, sample=sample)
-        observation, _ = env.reset(seed=5)
-        reward = 0.0
-        for _ in range(2000):
-            batch = {name: leaf[None] for name, leaf in observation.items()}
-            action = actor.predict(batch, reward)
-            observation, reward, ended, *_ = env.step(action[0])
-            if ended:
-                actor.reset()
-                observation, _ = env.reset()
 
 
 def test_an_actor_plays_the_episodes_of_rllibs_evaluation(cluster, tmp_path):

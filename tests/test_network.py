@@ -159,8 +159,8 @@ def test_discrete_actions_round_trip_with_any_start(start):
     head = action_head(space, tanh=True)
     actions = torch.arange(3) + start
     assert torch.equal(head.features(actions), torch.eye(3))
-    assert torch.equal(head.act(torch.eye(3) * 5, sample=False), actions)
-    assert set(head.act(torch.zeros(200, 3), sample=True).tolist()) == set(actions.tolist())
+    assert torch.equal(head.act(torch.eye(3) * 5), actions)
+    assert set(head.act(torch.zeros(200, 3), temperature=1.0).tolist()) == set(actions.tolist())
     logits = torch.tensor([[[1.0, 2.0, 0.0]]])
     want = -torch.log_softmax(logits[0, 0], 0)[1]
     got = head.losses(logits, actions[1].view(1, 1))

@@ -263,6 +263,7 @@ ACCEPTED = {
     "score_reference": {"None"},
     "seed": {"None", "zero"},
     "target_returns": {"None", "negative", "zero"},
+    "temperature": {"None", "zero"},
     "time_limit": {"None"},
     "top_fraction": {"None"},
     "torch_compile_learner": {"True"},

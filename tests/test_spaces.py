@@ -178,8 +178,8 @@ def test_padding_changes_nothing_and_actions_are_legal(observation_space, action
     torch.testing.assert_close(losses[0], losses[1])
     assert losses[0].isfinite()
     torch.manual_seed(seed % 1000)
-    for sample in (False, True):
-        for action in net.act(window, sample=sample).numpy():
+    for temperature in (0.0, 1.0):
+        for action in net.act(window, temperature=temperature).numpy():
             assert inside(action_space, action)
 
 
@@ -193,7 +193,7 @@ def test_a_head_recognises_the_recorded_action(space, seed):
     assert features.shape == (1, 6, head.size)
     sure = features if isinstance(space, Box) else (features - 0.5) * 1000
     torch.testing.assert_close(head.losses(sure, actions), torch.zeros(1, 6), atol=1e-4, rtol=0)
-    picked = head.act(sure, sample=False)
+    picked = head.act(sure)
     assert picked.shape == actions.shape
     torch.testing.assert_close(picked.double(), actions.double(), rtol=1e-5, atol=1e-5)
     mask = torch.ones(1, 6, dtype=torch.bool)
@@ -229,7 +229,7 @@ def test_unbounded_components_have_the_datas_unit():
     raw = torch.tensor([[3.0, 3.0, -3.0]])
     squashed = head.squash(raw)
     torch.testing.assert_close(squashed, raw.tanh().where(BOUNDED, raw))
-    acted = head.act(squashed, sample=False)
+    acted = head.act(squashed)
     torch.testing.assert_close(acted, torch.tensor([[2 * float(raw[0, 0].tanh()), 25.0, 0.0]]))
 
 
@@ -409,3 +409,39 @@ def test_training_evaluation_and_restoring_work_in_every_space(cluster, tmp_path
     assert same(weights(restored), kept)
     restored.train()
     restored.stop()
+
+
+@pytest.mark.parametrize(
+    ("space", "logits", "values"),
+    [
+        (Discrete(3, start=1), [1.0, 0.0, -1.0], [1, 2, 3]),
+        (MultiDiscrete([3, 1]), [1.0, 0.0, -1.0, 0.0], [0, 1, 2]),
+        (MultiBinary(1), [1.0], [1, 0]),
+    ],
+)
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_temperature_divides_the_logits(space, logits, values, temperature):
+    head = action_head(space, tanh=True)
+    outputs = torch.tensor(logits).expand(20_000, len(logits))
+    torch.manual_seed(0)
+    drawn = head.act(outputs, temperature=temperature).reshape(20_000, -1)[:, 0]
+    of_values = [1.0, 0.0] if isinstance(space, MultiBinary) else [1.0, 0.0, -1.0]
+    want = torch.softmax(torch.tensor(of_values) / temperature, 0)
+    got = torch.tensor([(drawn == value).float().mean() for value in values])
+    torch.testing.assert_close(got, want, atol=0.015, rtol=0)
+    assert (head.act(outputs).reshape(20_000, -1)[:, 0] == values[0]).all()
+
+
+@pytest.mark.parametrize(("temperature", "varies"), [(0.0, False), (None, True), (5.0, True)])
+def test_evaluation_draws_at_its_temperature(cluster, temperature, varies):
+    config = space_config("categories").env_runners(explore=True)
+    config.evaluation(temperature=temperature)
+    algo = config.build_algo()
+    algo.evaluate()
+    runner = algo.eval_env_runner_group.local_env_runner
+    assert runner.module.temperature == (temperature or 1.0)
+    runner.module.network.predict_action.weight.data.zero_()
+    runner._compute_actions([0])
+    taken = {tuple(runner._compute_actions([0])[0][0]) for _ in range(20)}
+    assert (len(taken) > 1) is varies
+    algo.stop()

@@ -45,7 +45,7 @@ def expected(algo, episodes):
             actions = torch.as_tensor(np.asarray(episode["actions"])[part])[None]
             head = network.action_head
             losses += head.losses(out.action_outputs, actions.float())[0].tolist()
-            right += (head.act(out.action_outputs, sample=False) == actions)[0].tolist()
+            right += (head.act(out.action_outputs) == actions)[0].tolist()
     return np.mean(losses), np.mean(right)
 
 

@@ -52,7 +52,7 @@ def recorded(space, steps, seed):
 
 def outputs_and_actions(net, data):
     outputs = net(**data, only_actions=True).action_outputs[0]
-    return outputs, net.action_head.act(outputs, sample=False)
+    return outputs, net.action_head.act(outputs)
 
 
 @pytest.mark.semantics(26)
@@ -69,7 +69,7 @@ def test_the_cache_is_exact_over_a_thousand_steps_with_resets_in_some_slots(spac
     times = [0] * 4
     act = net.action_head.act  # replaced by a function that keeps the outputs
     outputs_of_step = []
-    net.action_head.act = lambda x, sample: outputs_of_step.append(x) or act(x, sample=sample)
+    net.action_head.act = lambda x, **kw: outputs_of_step.append(x) or act(x, **kw)
     compared = 0
     while times[2] < 1000:
         slots = rng.permutation(4)[: rng.integers(1, 5)]

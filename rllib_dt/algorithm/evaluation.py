@@ -232,6 +232,7 @@ class MeasuredAlgorithm(OfflineAlgorithm):
                     evaluation.evaluation_duration,
                     evaluation.score_reference,
                     evaluation.explore,
+                    evaluation.temperature,
                 )
             ),
             "validation": repr((held, config.seed)),

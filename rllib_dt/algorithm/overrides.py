@@ -49,6 +49,7 @@ _OF_EVALUATION = {
     "score_reference",
     "seed",
     "target_returns",
+    "temperature",
     "validate_env_runners_after_construction",
     # shared with training: `DTConfig.get_evaluation_config_object` warns of other values
     "clip_rewards",

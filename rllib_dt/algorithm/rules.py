@@ -88,6 +88,7 @@ NUMBERS = {
     "evaluation_num_env_runners": _COUNT_OR_0,
     "evaluation_sample_timeout_s": _or(_SECONDS, None),
     "num_envs_per_env_runner": _COUNT,
+    "temperature": _or(_Rule("0, or from 1e-3 to 1e3", lambda v: v == 0 or 1e-3 <= v <= 1e3), None),
     # resources
     "num_cpus_per_learner": _or(_RESOURCE, "auto"),
     "num_gpus_per_learner": _RESOURCE,

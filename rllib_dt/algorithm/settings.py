@@ -55,6 +55,7 @@ class DTSettings(AlgorithmConfig):
         self.precision: Literal["fp32", "bf16"] = "fp32"
         self.target_returns: list[float] | None = None
         self.score_reference: list[float] | None = None
+        self.temperature: float | None = None
         self.time_limit: int | None = None
         self.incomplete: IncompletePolicy = "error"
         self.duplicates: DuplicatesPolicy = "keep"
@@ -212,6 +213,7 @@ class DTSettings(AlgorithmConfig):
         *,
         target_returns: Sequence[float] | float | None = NotProvided,
         score_reference: Sequence[float] | None = NotProvided,
+        temperature: float | None = NotProvided,
         **kwargs: Any,
     ) -> "Self":
         """Configures evaluation.
@@ -221,13 +223,20 @@ class DTSettings(AlgorithmConfig):
                 and the median episode return of the data.
             score_reference: (random, expert) returns, to report the normalised score
                 100 · (return - random) / (expert - random) as well.
+            temperature: 0 takes the likeliest actions; otherwise actions that are categories or
+                bits are drawn, from logits that are divided by it. None (the default) is 0, or 1
+                with `env_runners(explore=True)`.
             kwargs: RLlib's own settings: `evaluation_interval`, `evaluation_duration` (episodes
                 for each target), `evaluation_num_env_runners`, …
         """
         super().evaluation(**_without_numpy(kwargs))
         if isinstance(target_returns, Real):
             target_returns = [float(target_returns)]
-        return self._set(target_returns=target_returns, score_reference=score_reference)
+        return self._set(
+            target_returns=target_returns,
+            score_reference=score_reference,
+            temperature=temperature,
+        )
 
     @override(AlgorithmConfig)
     def rl_module(

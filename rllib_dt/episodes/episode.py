@@ -30,6 +30,10 @@ def _of(path: str) -> str:
     return f" (leaf {path!r})" if path else ""
 
 
+def _without_ones(shape: tuple[int, ...]) -> list[int]:
+    return [size for size in shape if size != 1]
+
+
 def _limits(dtype: np.dtype) -> tuple[int, int]:
     limits = np.iinfo(dtype)
     return int(limits.min), int(limits.max)
@@ -282,8 +286,8 @@ class Episode:
 
     def _cast_shape(self, name: str, values: Array, space: gym.Space) -> Array:
         shape = step_layout(space)[0]
-        # a recording may store a Discrete action, or a single number, with an axis of length 1
-        if values.shape[1:] != shape and values[0].size == 1 and int(np.prod(shape)) == 1:
+        # a recording may store a Discrete action with an axis of length 1, or grey images without
+        if values.shape[1:] != shape and _without_ones(values.shape[1:]) == _without_ones(shape):
             return values.reshape(len(values), *shape)
         if values.shape[1:] != shape:
             raise self.error(

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.expansion import Expansion
+from rllib_dt.formats.images import decode_images, is_encoded
 from rllib_dt.formats.parquet_footer import Footer
 from rllib_dt.formats.safe_pickle import (
     PackedTooLargeError,
@@ -109,7 +110,10 @@ def array_from_arrow(
     column = plain(column, name, expansion)
     kind = column.type
     if is_text(kind) or is_bytes(kind):
-        return stack([unpack(v, source, name, expansion) for v in column.to_pylist()], source, name)
+        values = column.to_pylist()
+        if values and is_encoded(values[0]):
+            return decode_images(values, source, name, expansion)
+        return stack([unpack(v, source, name, expansion) for v in values], source, name)
     arrays = [_chunk(chunk, source, name) for chunk in column.chunks]
     if not arrays:
         return np.empty(0)
@@ -159,10 +163,17 @@ def text_array(values: Iterable[object], source: str, name: str) -> Array:
 def arrow_leaves(
     column: pa.ChunkedArray | pa.Array, source: str, name: str, path: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """Yields the columns that a column of structs is made of, by path; another one is under ""."""
+    """Yields the columns that a column of structs is made of, by path; another one is under "".
+
+    A struct of `bytes` and `path`, as data sets of Hugging Face have for an image, is one leaf.
+    """
     kind = column.type
     if not isinstance(kind, pa.StructType):
         yield path, column
+        return
+    names = {field.name for field in kind}
+    if names == {"bytes", "path"} and is_bytes(plain_type(kind.field("bytes").type)):
+        yield path, pc.struct_field(column, "bytes")
         return
     check_no_nulls(column, source, f"{name}/{path}" if path else name)
     for field in kind:

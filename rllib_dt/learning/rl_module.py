@@ -34,9 +34,11 @@ class DTTorchRLModule(TorchRLModule):
 
     Attributes:
         network: the `DecisionTransformer`.
+        temperature: what `forward_exploration` divides logits by.
         autocast_dtype: the dtype that `forward_train` computes in, or None for fp32.
     """
 
+    temperature: float = 1.0
     autocast_dtype: torch.dtype | None = None
 
     @override(RLModule)
@@ -85,14 +87,14 @@ class DTTorchRLModule(TorchRLModule):
 
     @override(TorchRLModule)
     def _forward_inference(self, batch: Batch, **kwargs: Any) -> Batch:
-        return self._actions(batch, sample=False)
+        return self._actions(batch, temperature=0.0)
 
     @override(TorchRLModule)
     def _forward_exploration(self, batch: Batch, **kwargs: Any) -> Batch:
-        return self._actions(batch, sample=True)
+        return self._actions(batch, temperature=self.temperature)
 
-    def _actions(self, batch: Batch, *, sample: bool) -> Batch:
-        actions = self._policy.act(steps_from_columns(batch), sample=sample)
+    def _actions(self, batch: Batch, *, temperature: float) -> Batch:
+        actions = self._policy.act(steps_from_columns(batch), temperature=temperature)
         return {Columns.ACTIONS: unflatten(self.action_space, actions)}
 
     @override(TorchRLModule)

@@ -21,7 +21,8 @@ class Actor:
         target_return: the return to ask for, in reward units.
         num_envs: N.
         rule: how rewards reduce the return-to-go, as in training; undiscounted by default.
-        sample: draw actions, if the head can, instead of taking the likeliest.
+        temperature: 0 takes the likeliest action; otherwise categories and bits are drawn, from
+            logits that are divided by it.
     """
 
     def __init__(
@@ -31,11 +32,11 @@ class Actor:
         num_envs: int = 1,
         *,
         rule: ReturnRule | None = None,
-        sample: bool = False,
+        temperature: float = 0.0,
     ):
         self._policy = Policy(network.eval())
         self._device = next(network.parameters()).device
-        self._target_return, self._sample = target_return, sample
+        self._target_return, self._temperature = target_return, temperature
         self._slots = np.arange(num_envs)
         self._contexts = Contexts(
             num_envs, network.config, network.observation_space, network.action_space, rule
@@ -70,7 +71,7 @@ class Actor:
             else:
                 self._contexts.append(slot, action, reward, seen[slot])
         steps = as_tensors(self._contexts.steps(self._slots, self._policy.version), self._device)
-        chosen = self._policy.act(steps, sample=self._sample)
+        chosen = self._policy.act(steps, temperature=self._temperature)
         actions = unflatten(self._spaces[1], map_tree(lambda leaf: leaf.cpu().numpy(), chosen))
         self._actions = list(rows(self._spaces[1], actions, num_envs))
         return actions

@@ -33,28 +33,30 @@ class Policy:
         self._cache = None
         self.version += 1
 
-    def act(self, steps: Window | NewSteps, *, sample: bool = False) -> Tree:
+    def act(self, steps: Window | NewSteps, *, temperature: float = 0.0) -> Tree:
         """Picks each episode's next action.
 
         Args:
             steps: what to act on, as tensors on the network's device.
-            sample: draw the action, if the head can, instead of taking the likeliest.
+            temperature: 0 takes the likeliest action; see `ActionHead.act`.
 
         Returns:
             (B, …) actions in the environment's units; a tree.
         """
         if isinstance(steps, Window):
-            return self.network.act(steps, sample=sample)
-        return self._catch_up(steps, sample)
+            return self.network.act(steps, temperature=temperature)
+        return self._catch_up(steps, temperature)
 
-    def _catch_up(self, new: NewSteps, sample: bool) -> Tree:
+    def _catch_up(self, new: NewSteps, temperature: float) -> Tree:
         """Feeds new steps one by one; the last one is new to every episode."""
         cache = self._cache_for(int(new.slots.max()) + 1)
         num_steps = new.window.mask.shape[1] - 1
         for step in range(num_steps - 1):
             rows = new.counts >= num_steps - step
             self.network.step(cache, new.slots[rows], new.window[rows, step : step + 2])
-        return self.network.step(cache, new.slots, new.window[:, num_steps - 1 :], sample=sample)
+        return self.network.step(
+            cache, new.slots, new.window[:, num_steps - 1 :], temperature=temperature
+        )
 
     def _cache_for(self, num_slots: int) -> RollingCache:
         if self._cache is None:

@@ -156,7 +156,10 @@ class DTEnvRunner(SingleAgentEnvRunner):
 
     def _compute_actions(self, slots: list[int]) -> tuple[list[Value], list[Value]]:
         """Returns the slots' actions as the module made them and as environments get them."""
-        explore = self.config.explore
+        temperature = self.config.temperature
+        explore = self.config.explore if temperature is None else temperature > 0
+        if temperature:
+            self.module.temperature = temperature
         # one dict for both pipelines: the first stores in it how the second splits batches
         shared: dict[str, Any] = {
             "rl_module": self.module,

@@ -54,8 +54,14 @@ class ActionHead(nn.Module, ABC):
         """Returns each step's loss, (…,) float, for `actions` in the environment's units."""
 
     @abstractmethod
-    def act(self, outputs: Tensor, *, sample: bool) -> Tree:
-        """Returns actions in the environment's units: the likeliest, or with `sample` drawn."""
+    def act(self, outputs: Tensor, *, temperature: float = 0.0) -> Tree:
+        """Returns actions in the environment's units.
+
+        Args:
+            outputs: (…, size).
+            temperature: 0 takes the likeliest; otherwise categories are drawn, from logits that are
+                divided by it.
+        """
 
     @abstractmethod
     def metric_sums(self, outputs: Tensor, actions: Tree, mask: Tensor) -> dict[str, Tensor]:
@@ -143,8 +149,8 @@ class BoxHead(ActionHead):
         error = outputs.to(self.middle.dtype) - self.features(actions)
         return (error * self.has_range).square().mean(dim=-1)
 
-    def act(self, outputs: Tensor, *, sample: bool) -> Tensor:
-        """Returns actions within the bounds; deterministic, so `sample` is ignored."""
+    def act(self, outputs: Tensor, *, temperature: float = 0.0) -> Tensor:
+        """Returns actions within the bounds; deterministic at any temperature."""
         actions = self.decode(outputs).clamp(self.low, self.high)
         return _shaped(actions, self._shape)
 
@@ -190,9 +196,17 @@ class LogitsHead(ActionHead):
     def metric_sums(self, outputs: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Counts, as `action_accuracy`, the steps whose likeliest action is the recorded one."""
         rank = len(self.shape)
-        chosen = _flat(self.act(outputs, sample=False), rank)
+        chosen = _flat(self.act(outputs), rank)
         correct = (chosen == _flat(actions, rank)).all(dim=-1)
         return {"action_accuracy": (correct & mask).sum()}
+
+
+def _chosen(logits: Tensor, temperature: float) -> Tensor:
+    """Returns the likeliest of (…, n) categories, or with a temperature drawn ones."""
+    if not temperature:
+        return logits.argmax(dim=-1)
+    drawn: Tensor = torch.distributions.Categorical(logits=logits / temperature).sample()  # type: ignore[no-untyped-call]
+    return drawn
 
 
 class DiscreteHead(LogitsHead):
@@ -213,13 +227,9 @@ class DiscreteHead(LogitsHead):
         logits = self.decode(outputs).flatten(0, -2)
         return F.cross_entropy(logits, index.flatten(), reduction="none").view(index.shape)
 
-    def act(self, outputs: Tensor, *, sample: bool) -> Tensor:
+    def act(self, outputs: Tensor, *, temperature: float = 0.0) -> Tensor:
         """Returns (…,) actions: the likeliest, or drawn ones."""
-        logits = self.decode(outputs)
-        if sample:
-            drawn: Tensor = torch.distributions.Categorical(logits=logits).sample()  # type: ignore[no-untyped-call]
-            return drawn + self.start
-        return logits.argmax(dim=-1) + self.start
+        return _chosen(self.decode(outputs), temperature) + self.start
 
     def _index(self, actions: Tensor) -> Tensor:
         """Converts actions to (…,) long in [0, n); those of padded steps become legal ones."""
@@ -254,14 +264,9 @@ class MultiDiscreteHead(LogitsHead):
             total = total + part.view(total.shape)
         return total
 
-    def act(self, outputs: Tensor, *, sample: bool) -> Tensor:
+    def act(self, outputs: Tensor, *, temperature: float = 0.0) -> Tensor:
         """Returns (…) actions: the likeliest, or drawn ones."""
-        chosen = [
-            torch.distributions.Categorical(logits=logits).sample()  # type: ignore[no-untyped-call]
-            if sample
-            else logits.argmax(dim=-1)
-            for logits in self._parts(outputs)
-        ]
+        chosen = [_chosen(logits, temperature) for logits in self._parts(outputs)]
         return _shaped(torch.stack(chosen, dim=-1) + self.starts, self.shape)
 
     def _parts(self, outputs: Tensor) -> tuple[Tensor, ...]:
@@ -293,10 +298,10 @@ class MultiBinaryHead(LogitsHead):
         logits = self.decode(outputs)
         return F.binary_cross_entropy_with_logits(logits, bits, reduction="none").sum(dim=-1)
 
-    def act(self, outputs: Tensor, *, sample: bool) -> Tensor:
+    def act(self, outputs: Tensor, *, temperature: float = 0.0) -> Tensor:
         """Returns (…) bits, int8: the likeliest, or drawn ones."""
         logits = self.decode(outputs)
-        ones = torch.bernoulli(logits.sigmoid()) if sample else (logits > 0)
+        ones = torch.bernoulli((logits / temperature).sigmoid()) if temperature else (logits > 0)
         return _shaped(ones.to(torch.int8), self.shape)
 
 
@@ -343,9 +348,12 @@ class CompositeHead(ActionHead):
             total = total + head.losses(part, actions[path])
         return total
 
-    def act(self, outputs: Tensor, *, sample: bool) -> Tree:
+    def act(self, outputs: Tensor, *, temperature: float = 0.0) -> Tree:
         """Returns (…) actions by path."""
-        return {path: head.act(part, sample=sample) for path, head, part in self._parts(outputs)}
+        return {
+            path: head.act(part, temperature=temperature)
+            for path, head, part in self._parts(outputs)
+        }
 
     def metric_sums(self, outputs: Tensor, actions: Tree, mask: Tensor) -> dict[str, Tensor]:
         """Returns each leaf's loss and metrics, summed over valid steps."""
