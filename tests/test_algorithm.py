@@ -10,7 +10,7 @@ from gymnasium.spaces import Box, Text
 
 from rllib_dt import DT, DTConfig, write_episodes
 from rllib_dt.learning.finite import NonFiniteLossError, NonFiniteWeightsError
-from rllib_dt.learning.learner import warmup_factor
+from rllib_dt.learning.learner import cosine_factor, warmup_factor
 from tests.conftest import cartpole_config, make_episodes, tiny_config
 from tests.environments import Lengths
 from tests.training import NO_DROPOUT, learner_results, same, weights
@@ -92,6 +92,20 @@ def test_warm_up_scales_the_learning_rate_and_continues_after_a_restore(
     restored = DT.from_checkpoint(tmp_path / "ck")
     assert learner_results(restored)["learning_rate"] == pytest.approx(1e-2 * 6 / 10)
     restored.stop()
+
+
+def test_a_cosine_falls_from_the_warm_up_to_a_tenth(cluster, tiny_data):
+    factors = [cosine_factor(update, 2, 10) for update in (0, 2, 4, 6, 8, 10, 99)]
+    assert factors == pytest.approx([1, 1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0.1, 0.1])
+    config = tiny_config(tiny_data[0]).training(
+        lr=1e-2, warmup_steps=2, lr_decay="cosine", lr_decay_updates=6
+    )
+    algo = config.build_algo()
+    for update in (2, 5):  # the last of three updates in each iteration
+        learned = algo.train()["learners"]["default_policy"]
+        want = 1e-2 * warmup_factor(update, 2) * cosine_factor(update, 2, 6)
+        assert learned["learning_rate"] == pytest.approx(want)
+    algo.stop()
 
 
 @pytest.mark.trap(18)

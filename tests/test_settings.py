@@ -41,6 +41,8 @@ def with_setting(name, value):
     config = tiny_config("nowhere")
     if name == "frame_stack":
         config.environment(observation_space=Box(-1.0, 1.0, (2, 3)))
+    if name == "lr_decay_updates":
+        config.training(lr_decay="cosine")
     attribute = f"_{name}" if isinstance(getattr(type(config), name, None), property) else name
     setattr(config, attribute, value)
     return config
@@ -138,6 +140,12 @@ def test_settings_that_would_train_wrongly_are_refused_by_name(change, message):
         (
             lambda c: c.rl_module(rl_module_spec=RLModuleSpec(module_class=TorchRLModule)),
             "module_class=<class .*TorchRLModule'> is no subclass of rllib_dt.DTTorchRLModule",
+        ),
+        (lambda c: c.training(lr_decay="cosine"), "give both, or neither"),
+        (lambda c: c.training(lr_decay_updates=9), "give both, or neither"),
+        (
+            lambda c: c.training(lr_decay="cosine", lr_decay_updates=9, warmup_steps=9),
+            "lr_decay_updates=9 is not more than warmup_steps=9",
         ),
         (lambda c: setattr(c, "clip_rewards", 1e-300), "clip_rewards=1e-300 must be True, False"),
     ],
@@ -242,6 +250,8 @@ ACCEPTED = {
     "log_level": set(),
     "log_sys_usage": {"True"},
     "lr": {"zero"},
+    "lr_decay": {"None"},
+    "lr_decay_updates": set(),
     "max_expansion": {"huge"},
     "max_num_env_runner_restarts": {"zero"},
     "min_time_s_per_iteration": {"None", "zero"},

@@ -84,6 +84,7 @@ def check_training(config: "DTConfig") -> None:
     if not isinstance(betas, list) or len(betas) != 2 or not all(map(_is_share, betas)):
         config.refuse(f"adam_betas={betas!r} must be two numbers in [0, 1)")
     clip = config.clip_rewards
+    _check_decay(config)
     is_bound = is_number(clip) and clip >= SMALLEST_FLOAT32
     if not (clip is None or isinstance(clip, bool) or is_bound):
         config.refuse(
@@ -98,6 +99,21 @@ def check_training(config: "DTConfig") -> None:
         config.refuse(
             "torch_compile_learner_what_to_compile='complete_update' would compile RLlib's loop "
             "as well; leave it at 'forward_train'"
+        )
+
+
+def _check_decay(config: "DTConfig") -> None:
+    if config.lr_decay not in (None, "cosine"):
+        config.refuse(f"lr_decay={config.lr_decay!r} must be 'cosine' or None")
+    if (config.lr_decay is None) != (config.lr_decay_updates is None):
+        config.refuse(
+            f"lr_decay={config.lr_decay!r} and lr_decay_updates={config.lr_decay_updates!r}: give "
+            "both, or neither"
+        )
+    elif config.lr_decay and (config.lr_decay_updates or 0) <= config.warmup_steps:
+        config.refuse(
+            f"lr_decay_updates={config.lr_decay_updates} is not more than "
+            f"warmup_steps={config.warmup_steps}, after which the decay begins"
         )
 
 

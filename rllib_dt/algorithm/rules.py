@@ -66,6 +66,7 @@ def _or(rule: _Rule, other: Any) -> _Rule:
 NUMBERS = {
     "return_scale": _or(_SCALE, None),
     "warmup_steps": _COUNT_OR_0,
+    "lr_decay_updates": _or(_COUNT, None),
     "weight_decay": _AT_LEAST_0,
     "grad_clip": _or(_POSITIVE, None),
     "gamma": _SHARE,

@@ -47,6 +47,8 @@ class DTSettings(AlgorithmConfig):
         self.delay_between_env_runner_restarts_s = 1.0
         # ours; the methods below describe them
         self.warmup_steps = 0
+        self.lr_decay: Literal["cosine"] | None = None
+        self.lr_decay_updates: int | None = None
         self.weight_decay = 1e-4
         self.weight_decay_on: Literal["all", "matrices"] = "all"
         self.adam_betas = [0.9, 0.999]
@@ -77,6 +79,8 @@ class DTSettings(AlgorithmConfig):
         self,
         *,
         warmup_steps: int = NotProvided,
+        lr_decay: Literal["cosine"] | None = NotProvided,
+        lr_decay_updates: int | None = NotProvided,
         weight_decay: float = NotProvided,
         weight_decay_on: Literal["all", "matrices"] = NotProvided,
         adam_betas: Sequence[float] = NotProvided,
@@ -89,6 +93,9 @@ class DTSettings(AlgorithmConfig):
 
         Args:
             warmup_steps: updates over which the learning rate rises linearly.
+            lr_decay: how the learning rate falls after the warm-up: None (as `lr` says), or
+                "cosine", by a half cosine to a tenth, as in the paper's Atari experiments.
+            lr_decay_updates: the update at which the cosine ends.
             weight_decay: AdamW's weight decay.
             weight_decay_on: the parameters that decay: "all", norms and biases included (as in the
                 paper's code for Gym), or "matrices", the weights of linear layers and convolutions
@@ -107,6 +114,8 @@ class DTSettings(AlgorithmConfig):
         return self._set(
             adam_betas=adam_betas,
             warmup_steps=warmup_steps,
+            lr_decay=lr_decay,
+            lr_decay_updates=lr_decay_updates,
             weight_decay=weight_decay,
             weight_decay_on=weight_decay_on,
             return_scale=return_scale,

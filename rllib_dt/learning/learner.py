@@ -1,6 +1,7 @@
 """`DTTorchLearner`: masked loss, AdamW with warm-up, and metrics."""
 
 import logging
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,16 @@ _SECONDS_TO_ANSWER = 2.0
 def warmup_factor(update: int, warmup_steps: int) -> float:
     """Returns min((update + 1) / warmup_steps, 1) for update = 0, 1, … (kzl @ e2d82e6, gym)."""
     return min((update + 1) / warmup_steps, 1.0) if warmup_steps else 1.0
+
+
+def cosine_factor(update: int, warmup_steps: int, decay_updates: int) -> float:
+    """Returns what multiplies the rate of update = 0, 1, …: a half cosine, at least 0.1.
+
+    It falls from 1 after the warm-up to 0.1 before `decay_updates`, and stays there (Chen et al.
+    2021, §A.1; kzl @ e2d82e6, atari).
+    """
+    progress = (update - warmup_steps) / max(1, decay_updates - warmup_steps)
+    return max(0.1, 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0))))
 
 
 class DTTorchLearner(TorchLearner):
@@ -286,7 +297,11 @@ class DTTorchLearner(TorchLearner):
         if self._lr_schedule.use_schedule:
             # reading the count waits for the device, so it is done for a schedule only
             base = self._lr_schedule.update(timestep=self.progress.steps + int(call.steps))
-        return float(base) * warmup_factor(self.progress.updates, self.config.warmup_steps)
+        updates, warmup = self.progress.updates, self.config.warmup_steps
+        rate = float(base) * warmup_factor(updates, warmup)
+        if self.config.lr_decay == "cosine":
+            rate *= cosine_factor(updates, warmup, self.config.lr_decay_updates)
+        return rate
 
     def check_weights(self) -> None:
         """Raises a NonFiniteWeightsError if a weight is not finite; all learners have the same."""
