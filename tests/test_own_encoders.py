@@ -4,6 +4,7 @@ import itertools
 import json
 
 import gymnasium as gym
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -127,6 +128,13 @@ def write_spoken(folder, form):
     rows = spoken_rows()
     if form == "json":
         (folder / "a.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif form == "hdf5":
+        with h5py.File(folder / "a.hdf5", "w") as file:
+            file["observations/seen"] = np.array([row["obs"]["seen"] for row in rows])
+            file["observations/words"] = [row["obs"]["words"] for row in rows]
+            for theirs, ours in (("actions",) * 2, ("rewards",) * 2, ("terminals", "terminateds")):
+                file[theirs] = np.array([row[ours] for row in rows])
+            file["timeouts"] = np.zeros(len(rows), bool)
     elif form == "structs":
         pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
     elif form == "columns":
@@ -154,7 +162,7 @@ def write_spoken(folder, form):
     return folder
 
 
-@pytest.mark.parametrize("form", ["json", "structs", "columns", "canonical"])
+@pytest.mark.parametrize("form", ["json", "structs", "columns", "canonical", "hdf5"])
 def test_text_travels_as_padded_bytes(tmp_path, form):
     path = write_spoken(tmp_path, form)
     episodes = read(path, observed=LeafChoice(texts=("words",))).episodes
@@ -166,7 +174,9 @@ def test_text_travels_as_padded_bytes(tmp_path, form):
         got += [bytes(row).rstrip(b"\0").decode() for row in checked]
     assert got == words
     if form != "canonical":
-        with refused("words.* holds text or bytes|words.* holds values that are not numbers"):
+        with refused(
+            "words.* holds text or bytes|words.* holds values that are not numbers|ignore"
+        ):
             read(path)
         short = gym.spaces.Dict(seen=SPOKEN["seen"], words=Text(1, charset="a"))
         with pytest.raises(DataError, match=r"observations/words: the text .* is longer than Text"):
@@ -174,6 +184,14 @@ def test_text_travels_as_padded_bytes(tmp_path, form):
         numbers = gym.spaces.Dict(seen=SPOKEN["seen"], words=Box(0, 1, ()))
         with pytest.raises(DataError, match="observations/words hold text, but the space is Box"):
             episodes[0].conform(numbers, Discrete(2))
+
+
+def test_one_long_text_is_not_padded_without_a_limit(tmp_path):
+    rows = [row | {"obs": row["obs"] | {"words": "a"}} for row in spoken_rows()] * 100
+    rows[3]["obs"] = rows[3]["obs"] | {"words": "a" * 2**20}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    with refused(r"column 'obs/words' takes the file past \d+ MiB"):
+        read(tmp_path / "a.parquet", observed=LeafChoice(texts=("words",)))
 
 
 @pytest.mark.parametrize("attention", ["context", "window"])

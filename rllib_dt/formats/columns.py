@@ -146,18 +146,24 @@ def tree_from_arrow(
             continue
         if path in choice.texts and is_text(plain_type(leaf.type)):
             check_no_nulls(leaf, source, where)
-            found[path] = text_array(plain(leaf, where, expansion).to_pylist(), source, where)
+            texts = plain(leaf, where, expansion).to_pylist()
+            found[path] = text_array(texts, source, where, expansion)
         else:
             found[path] = array_from_arrow(leaf, source, where, expansion)
     return from_leaves(found)
 
 
-def text_array(values: Iterable[object], source: str, name: str) -> Array:
+def text_array(
+    values: Iterable[object], source: str, name: str, expansion: Expansion | None = None
+) -> Array:
     """Converts text to (n,) bytes of one length, as numpy pads them."""
-    texts = list(values)
-    if not all(isinstance(text, str) for text in texts):
+    found = [text.encode() if isinstance(text, str) else text for text in values]
+    texts = [text for text in found if isinstance(text, bytes)]
+    if len(texts) < len(found):
         raise DataError(source, f"column {name!r} does not hold text", "record text at every step")
-    return np.array([str(text).encode() for text in texts], np.bytes_)
+    if expansion is not None:
+        expansion.take(len(texts) * max(map(len, texts), default=0), f"column {name!r}")
+    return np.array(texts, np.bytes_)
 
 
 def arrow_leaves(
@@ -195,7 +201,7 @@ def tree_from_values(
         if choice.skips(path):
             continue
         if path in choice.texts and not isinstance(leaf, str | np.ndarray):
-            found[path] = text_array(leaf, source, where)
+            found[path] = text_array(leaf, source, where, expansion)
         else:
             found[path] = array_from_values(leaf, source, where, expansion)
     return from_leaves(found)

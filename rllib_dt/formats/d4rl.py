@@ -62,7 +62,7 @@ def _tables(
     else:
         timeouts = _timeouts(terminals, options.time_limit, source)
     flags = {"terminateds": terminals, "truncateds": timeouts}
-    observations = open_tree(data, "observations", source, expansion, options.observed.ignore)
+    observations = open_tree(data, "observations", source, expansion, options.observed)
     actions = open_tree(data, "actions", source, expansion)
     rewards = open_dataset(data, "rewards", source, expansion)
     columns = {

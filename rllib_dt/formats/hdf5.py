@@ -6,14 +6,16 @@ password file trained on, so all three are refused before a value is read.
 """
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import h5py
 
 from rllib_dt.episodes.episode import DataError
+from rllib_dt.formats.columns import text_array
 from rllib_dt.formats.expansion import Expansion
-from rllib_dt.spaces.trees import from_leaves, is_below
-from rllib_dt.types import Tree
+from rllib_dt.spaces.trees import EVERYTHING, LeafChoice, from_leaves
+from rllib_dt.types import Array, Tree
 
 _MAX_LINKS = 16
 _REMEDY = "copy the data into the file itself (h5repack, or h5py's Group.copy with expand_external)"
@@ -24,8 +26,10 @@ def names(group: h5py.Group) -> list[str]:
     return sorted(group.keys())
 
 
-def open_dataset(group: h5py.Group, name: str, source: str, expansion: Expansion) -> h5py.Dataset:
-    """Opens a dataset of numbers in a group.
+def open_dataset(
+    group: h5py.Group, name: str, source: str, expansion: Expansion, *, text: bool = False
+) -> h5py.Dataset:
+    """Opens a dataset of numbers, or of text, in a group.
 
     Args:
         group: a group of an open file.
@@ -33,9 +37,10 @@ def open_dataset(group: h5py.Group, name: str, source: str, expansion: Expansion
         source: the file's name, for messages.
         expansion: what the dataset's declared size counts towards; it can be far more than was
             ever written.
+        text: its values are text.
 
     Raises:
-        DataError: its values are not numbers, not all in this file, or too many.
+        DataError: its values are not numbers (or text), not all in this file, or too many.
     """
     found = _follow(group, name, source, _MAX_LINKS)
     if not isinstance(found, h5py.Dataset):
@@ -47,8 +52,14 @@ def open_dataset(group: h5py.Group, name: str, source: str, expansion: Expansion
         raise DataError(source, f"{name!r} is a virtual dataset, made of other datasets", _REMEDY)
     if found.shape is None:
         raise DataError(source, f"{name!r} is empty", "record one value a step")
-    if found.dtype.kind not in "biuf":
-        raise DataError(source, f"{name!r} holds {found.dtype}, not numbers", "record numbers")
+    if text and h5py.check_string_dtype(found.dtype) is None:
+        raise DataError(source, f"{name!r} holds {found.dtype}, not text", "record text")
+    if not text and found.dtype.kind not in "biuf":
+        raise DataError(
+            source,
+            f"{name!r} holds {found.dtype}, not numbers",
+            "record numbers, or leave out a leaf of text with DTModelConfig(ignore=[…])",
+        )
     if found.ndim == 0:
         raise DataError(source, f"{name!r} holds a single value", "record one value a step")
     declared = math.prod(found.shape) * found.dtype.itemsize
@@ -58,15 +69,34 @@ def open_dataset(group: h5py.Group, name: str, source: str, expansion: Expansion
 
 
 def open_tree(
-    group: h5py.Group, name: str, source: str, expansion: Expansion, ignore: Collection[str] = ()
+    group: h5py.Group,
+    name: str,
+    source: str,
+    expansion: Expansion,
+    choice: LeafChoice = EVERYTHING,
 ) -> Tree:
     """Opens a dataset, or all those of a group, by their paths below it; see `open_dataset`.
 
     Args:
         group, name, source, expansion: see `open_dataset`.
-        ignore: paths that are not opened.
+        choice: which are opened, and which of them are text.
     """
-    return from_leaves(dict(_open_leaves(group, name, "", source, expansion, ignore)))
+    return from_leaves(dict(_open_leaves(group, name, "", source, expansion, choice)))
+
+
+class _Text:
+    """A dataset of text, whose rows are read as bytes of one length."""
+
+    def __init__(self, dataset: h5py.Dataset, name: str, source: str, expansion: Expansion):
+        self._dataset = dataset
+        self._name, self._source, self._expansion = name, source, expansion
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, rows: slice) -> Array:
+        texts = self._dataset[rows].tolist()
+        return text_array(texts, self._source, self._name, self._expansion)
 
 
 def _open_leaves(
@@ -75,20 +105,22 @@ def _open_leaves(
     path: str,
     source: str,
     expansion: Expansion,
-    ignore: Collection[str],
-) -> Iterator[tuple[str, h5py.Dataset]]:
+    choice: LeafChoice,
+) -> Iterator[tuple[str, Any]]:
     inner = f"{name}/{path}" if path else name
-    if path and is_below(path, ignore):
+    if choice.skips(path):
         return
     found = _follow(group, inner, source, _MAX_LINKS)
     if not isinstance(found, h5py.Group):
-        yield path, open_dataset(group, inner, source, expansion)
+        text = path in choice.texts
+        dataset = open_dataset(group, inner, source, expansion, text=text)
+        yield path, _Text(dataset, inner, source, expansion) if text else dataset
         return
     if path.count("/") > _MAX_LINKS:
         raise DataError(source, f"{inner!r} lies too deep", "use the layout of the format")
     for each in names(found):
         below = f"{path}/{each}" if path else each
-        yield from _open_leaves(group, name, below, source, expansion, ignore)
+        yield from _open_leaves(group, name, below, source, expansion, choice)
 
 
 def _follow(
