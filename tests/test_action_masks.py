@@ -76,6 +76,14 @@ def test_a_recorded_action_that_its_mask_forbids_is_refused():
         (LEGAL, Discrete(5), ("seen",), "no leaf of .* is left to observe"),
         (Discrete(2), Discrete(5), ("seen",), "have no leaf 'seen'; .* has no leaves"),
         (gym.spaces.Dict({"a/b": Discrete(2)}), Discrete(2), (), r"names \['a/b'\] of leaves"),
+        (gym.spaces.Dict({1: Discrete(2), "a": Discrete(2)}), Discrete(2), (), r"names \[1\] of"),
+        (Discrete(2), gym.spaces.Dict({2: Discrete(2)}), (), r"names \[2\] of leaves are no text"),
+        (
+            gym.spaces.Dict(r=LEGAL),
+            Discrete(5),
+            (),
+            "leaf 'r/action_mask': a mask .* only as",
+        ),
         (Discrete(2), gym.spaces.Dict(a=Text(3)), (), "leaf 'a': Text spaces .* as actions"),
         (Discrete(2), gym.spaces.Dict({}), (), "has no leaf to act in"),
     ],
@@ -135,3 +143,25 @@ def test_an_illegal_action_is_never_taken(cluster, tmp_path, attention):
             if ended:
                 actor.reset()
                 observation, _ = env.reset()
+
+
+def test_a_mask_has_no_encoder():
+    with pytest.raises(UnsupportedSpaceError, match="'action_mask' says which actions are legal"):
+        composites.check_spaces(LEGAL, Discrete(5), LeafChoice(own=("action_mask",)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v[0], r"leaf 'observations' .* shape \(3,\), wanted \(1, …\)"),
+        (lambda v: np.concatenate([v, v]), r"leaf 'observations' .* shape \(2, 3\), wanted \(1, "),
+        (lambda v: v[:, :1], r"leaf 'observations' .* shape \(1,\), but the space \(3,"),
+    ],
+)
+def test_an_actor_refuses_observations_of_another_shape(change, message):
+    space = Masked({}).observation_space
+    actor = Actor(network(space, Discrete(5, start=2)), 1.0)
+    good = {"action_mask": np.ones((1, 5), np.int8), "observations": np.ones((1, 3), np.float32)}
+    actor.predict(good)
+    with pytest.raises(ValueError, match=message):
+        actor.predict(good | {"observations": change(good["observations"])})

@@ -1,5 +1,6 @@
 """Dict and Tuple spaces, nested: values as trees, recordings in every format, networks."""
 
+import gc
 import json
 
 import gymnasium as gym
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete, Text
+from gymnasium.spaces import Box, Discrete, MultiDiscrete, Text
 from gymnasium.vector.utils import concatenate, create_empty_array
 from hypothesis import given, settings
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -17,6 +18,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from rllib_dt import DT, Window, write_episodes
 from rllib_dt.episodes.episode import DataError, Episode
 from rllib_dt.policy.actor import Actor
+from rllib_dt.rollout.environments import InProcessEnvs, SubprocessEnvs
 from rllib_dt.spaces.descriptions import describe_space, same_space, space_from_description
 from rllib_dt.spaces.trees import (
     LeafChoice,
@@ -237,6 +239,105 @@ def test_rllibs_episodes_of_dicts_are_read(tmp_path):
         assert equal(checked.observations, want)
 
 
+@pytest.mark.parametrize("form", ["structs", "flat columns", "lines of rows", "hdf5"])
+def test_leaves_that_are_not_wanted_are_not_looked_at(tmp_path, form):
+    """Neither text nor gaps in them matter, whether the space lacks them or they are ignored."""
+    path = WRITERS[form](tmp_path, make(ROBOT, ARM))
+    if form == "hdf5":
+        with h5py.File(path, "r+") as file:
+            file["observations/said/word"] = ["go"] * 21
+    elif form == "lines of rows":
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows[::2]:
+            row["obs"]["said"] = {"word": "go"}
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        table = pq.read_table(path)
+        said = [{"word": None if t % 2 else "go"} if t % 3 else None for t in range(len(table))]
+        if form == "structs":
+            pairs = zip(table["obs"].to_pylist(), said, strict=True)
+            rows = [row | {"said": word} for row, word in pairs]
+            table = table.set_column(table.column_names.index("obs"), "obs", pa.array(rows))
+        else:
+            table = table.append_column("obs/said", pa.array(said))
+            empty = pa.nulls(len(table), pa.float64())
+            for name in ("new_obs/camera", "new_obs/pair/0"):  # recorded, but never filled
+                table = table.append_column(name, empty)
+            table = table.append_column("t/x", pa.array(["else"] * len(table)))
+        pq.write_table(table, path)
+    wanted = LeafChoice(only=tuple(leaves(ROBOT)))
+    for choice in (wanted, LeafChoice(ignore=("said",))):
+        episodes = read(path, observed=choice).episodes
+        assert [len(episode) for episode in episodes] == [7, 5, 3, 6]
+        assert list(episodes[0].conform(ROBOT, ARM).observations) == OBSERVED
+
+
+def test_sequences_may_be_lists_or_tuples_where_the_space_is_no_tuple(tmp_path):
+    pairs = gym.spaces.Dict(p=Box(-1.0, 1.0, (2,)))
+    both = gym.spaces.Tuple([pairs["p"], Discrete(2)])
+    steps = [(0.5, 0.25)] * 4
+    for number, (space, obs, actions, acted) in enumerate(
+        [
+            (pairs["p"], steps, (0, 1, 0), Discrete(2)),
+            (pairs["p"], tuple(map(np.array, steps)), [(0, 1)] * 3, MultiDiscrete([2, 2])),
+            (pairs, {"p": steps}, [0, 1, 0], Discrete(2)),
+            (pairs, [{"p": step} for step in steps], [0, 1, 0], Discrete(2)),
+            (Text(3), ("a", "b", "c", "d"), [0, 1, 0], Discrete(2)),
+            (
+                both,
+                [(s, 1) for s in steps],
+                [0] * 3,
+                Discrete(2),
+            ),
+            (both, (steps, [1] * 4), [0] * 3, Discrete(2)),
+        ]
+    ):
+        episode = dict(obs=obs, actions=actions, rewards=[1] * 3, terminated=True, truncated=False)
+        write_episodes([episode], tmp_path / str(number), space, acted)
+        (got,) = read(tmp_path / str(number)).episodes
+        assert len(got) == 3, number
+        got.conform(space, acted)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"obs": [{"a/b": 1.0, "a": {"b": 2.0}}] * 2}, "column 'obs' has two leaves 'a/b'"),
+        ({"rewards": [{"r": 1.0}] * 2}, r"rewards have the leaves \['r'\]; record one number"),
+        ({"terminateds": [{"r": True}] * 2}, r"terminateds have the leaves \['r'\]"),
+    ],
+)
+def test_columns_that_cannot_be_trees_are_refused(tmp_path, rows, message):
+    good = {"obs": [{"a": 1.0}] * 2, "actions": [0, 1], "rewards": [1.0, 1.0]}
+    table = pa.table(good | {"terminateds": [False, True]} | rows)
+    pq.write_table(table, tmp_path / "a.parquet")
+    with refused(f"a.parquet: {message}"):
+        read(tmp_path / "a.parquet")
+
+
+def test_columns_without_a_leaf_that_is_read_are_refused(tmp_path):
+    path = write_flat_columns(tmp_path, make(ROBOT, ARM))
+    with refused("a.parquet: columns .'obs'. are missing"):
+        read(path, observed=LeafChoice(only=("other",)))
+    path = write_lines_of_rows(tmp_path, make(ROBOT, ARM))
+    with refused("a.json: obs have no leaf that is read"):
+        read(path, observed=LeafChoice(only=("other",)))
+
+
+def test_groups_that_are_linked_in_many_ways_are_refused_soon(tmp_path):
+    path = WRITERS["hdf5"](tmp_path, make(ROBOT, ARM))
+    with h5py.File(path, "r+") as file:
+        for depth in range(12):
+            group = file.create_group(f"g{depth}")
+            for link in range(8):
+                group[f"l{link}"] = h5py.SoftLink(f"/g{depth + 1}")
+        file.create_group("g12")
+        file["observations/x"] = h5py.SoftLink("/g0")
+    with refused("a.hdf5: 'observations' holds too many objects"):
+        read(path)
+    read(path, observed=LeafChoice(only=tuple(leaves(ROBOT))))
+
+
 def test_a_leaf_missing_in_some_rows_or_files_is_named(tmp_path):
     rows = [row for episode in make(ROBOT, ARM) for row in steps_of(episode)]
     rows[3]["obs"]["joints"]["grip"] = None
@@ -377,6 +478,60 @@ def test_one_leaf_in_a_dict_computes_what_the_leaf_alone_does():
 # ---- the whole way
 
 WITH_TEXT = gym.spaces.Dict(robot=ROBOT, mission=Text(12))
+
+
+class Changing(gym.Env):
+    """Returns a text that grows, and constants beside it; a list stands for the tuple."""
+
+    observation_space = gym.spaces.Dict(
+        a=Box(-1.0, 1.0, (2,)),
+        many=gym.spaces.Sequence(Discrete(3)),
+        m=Text(9),
+        z=gym.spaces.Tuple([Box(-1.0, 1.0, ())]),
+    )
+    action_space = Discrete(2)
+
+    def __init__(self, config=None):
+        self.t = 0
+
+    def observe(self):
+        a, z = np.full(2, 0.5, np.float32), np.float32(-0.5)
+        return {"a": a, "m": "abcdefghi"[: self.t + 1], "many": (1,) * self.t, "z": [z]}
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return self.observe(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self.observe(), 1.0, self.t == 7, False, {}
+
+
+@pytest.mark.parametrize("kind", [InProcessEnvs, SubprocessEnvs])
+def test_every_leaf_arrives_as_the_environment_returned_it(kind):
+    envs = kind([Changing] * 2, 20.0, Changing.observation_space)
+    for slot, result in envs.reset({0: 0, 1: 1}):
+        assert result.observation["m"] == "a", slot
+    for t in range(1, 4):
+        gc.collect()
+        for _, result in envs.step({0: 0, 1: 0}):
+            seen = result.observation
+            assert (seen["m"], len(seen["many"])) == ("abcdefghi"[: t + 1], t)
+            assert isinstance(seen["z"], tuple)
+            assert (seen["a"].tolist(), float(seen["z"][0])) == ([0.5, 0.5], -0.5)
+    envs.vector.close()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_leaves_that_rllib_cannot_batch_may_be_ignored(cluster, tmp_path, mode):
+    written = gym.spaces.Dict(a=Box(-1.0, 1.0, (2,)), z=gym.spaces.Tuple([Box(-1.0, 1.0, ())]))
+    write_episodes(make(written, Discrete(2)), tmp_path, written, Discrete(2))
+    config = config_of(Changing, {}, tmp_path, ignore=["many", "m"])
+    algo = config.env_runners(gym_env_vectorize_mode=mode).build_algo()
+    algo.train()
+    evaluated = algo.evaluate()["env_runners"]
+    assert (evaluated["num_episodes"], evaluated["num_episodes_failed"]) == (3, 0)
+    algo.stop()
 
 
 @pytest.mark.parametrize("attention", ["context", "window"])

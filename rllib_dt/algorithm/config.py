@@ -28,7 +28,7 @@ from rllib_dt.learning.rl_module import DTTorchRLModule
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.policy.folders import pretrained_settings
 from rllib_dt.reading.offline_data import DTOfflineData
-from rllib_dt.rollout.connector import DecisionTransformerContext
+from rllib_dt.rollout.connector import DecisionTransformerContext, LeaveOut
 from rllib_dt.rollout.env_runner import DTEnvRunner
 
 logger = logging.getLogger(__name__)
@@ -124,6 +124,13 @@ class DTConfig(DTSettings):
         )
         if self.add_default_connectors_to_env_to_module_pipeline:
             pipeline.insert_before("NumpyToTensor", context)
+            if self.dt_model_config.ignore:
+                leave_out = LeaveOut(
+                    pipeline.observation_space,
+                    pipeline.action_space,
+                    ignore=self.dt_model_config.ignore,
+                )
+                pipeline.insert_after("AddObservationsFromEpisodesToBatch", leave_out)
         else:
             pipeline.append(context)
         return pipeline

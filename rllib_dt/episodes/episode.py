@@ -86,6 +86,11 @@ class Episode:
             {len(array) for array in by_leaf(value).values()}
             for value in (self.observations, self.actions)
         )
+        for name, value in (("observations", self.observations), ("actions", self.actions)):
+            if not by_leaf(value):
+                raise self.error(
+                    f"{name} have no leaf that is read", "record the leaves of the space"
+                )
         if acted != {steps} or observed not in ({steps}, {steps + 1}):
             raise self.error(
                 f"it holds {_listed(observed)} observations, {_listed(acted)} actions "
@@ -211,8 +216,8 @@ class Episode:
         has = f"the leaves {sorted(found)}" if "" not in found else "a single array"
         raise self.error(
             f"{name} have no leaf {path!r} but {has}" if path else f"{name} have {has}",
-            "record every leaf of the space at every step, or leave a leaf out with "
-            "DTModelConfig(ignore=[…])"
+            "record every leaf of the space at every step"
+            + (", or leave it out with DTModelConfig(ignore=[…])" if name == "observations" else "")
             if path
             else "check that the environment (or the given spaces) belongs to this data",
         )

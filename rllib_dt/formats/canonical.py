@@ -25,6 +25,7 @@ from rllib_dt.formats.expansion import Expansion
 from rllib_dt.formats.fragments import Fragment, ReadOptions, end_flag
 from rllib_dt.formats.ids import ids_from_arrow
 from rllib_dt.formats.parquet_input import ParquetInput
+from rllib_dt.spaces.composites import check_names
 from rllib_dt.spaces.descriptions import describe_space
 from rllib_dt.spaces.leaves import step_layout
 from rllib_dt.spaces.trees import LeafChoice, at, by_leaf, from_leaves, is_composite, leaves
@@ -154,8 +155,7 @@ def _tree(
     return from_leaves(
         {
             path: _values(leaf, where, f"{name}/{path}" if path else name, expansion)
-            for path, leaf in arrow_leaves(episode, where, name)
-            if not choice.skips(path)
+            for path, leaf in arrow_leaves(episode, where, name, choice)
         }
     )
 
@@ -194,12 +194,15 @@ def write_episodes(
 
     Raises:
         FileExistsError: the folder holds Parquet files.
+        UnsupportedSpaceError: a space cannot be written.
         DataError: an episode does not fit the spaces, has no end, or holds NaN or infinity.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob("*.parquet")):
         raise FileExistsError(f"{folder} already holds Parquet files; choose an empty folder")
+    for space in (observation_space, action_space):
+        check_names(space)
     schema = _schema(observation_space, action_space)
     checked = _checked(episodes, observation_space, action_space)
     files = []
@@ -218,9 +221,8 @@ def _checked(
     episodes: Iterable[RecordedEpisode], observation_space: gym.Space, action_space: gym.Space
 ) -> Iterator[Episode]:
     for number, given in enumerate(episodes):
-        texts = [p for p, s in leaves(observation_space).items() if isinstance(s, gym.spaces.Text)]
-        choice = LeafChoice(texts=tuple(texts))
-        episode = _episode(given, str(given.get("episode_id", number)), choice)
+        spaces = observation_space, action_space
+        episode = _episode(given, str(given.get("episode_id", number)), *spaces)
         if not (episode.terminated or episode.truncated):
             raise episode.error(
                 "it is neither terminated nor truncated", "write whole episodes only"
@@ -228,7 +230,9 @@ def _checked(
         yield episode.conform(observation_space, action_space)
 
 
-def _episode(given: RecordedEpisode, name: str, choice: LeafChoice) -> Episode:
+def _episode(
+    given: RecordedEpisode, name: str, observation_space: gym.Space, action_space: gym.Space
+) -> Episode:
     missing = [column for column in EPISODE_COLUMNS if column not in given]
     if missing:
         raise DataError(
@@ -238,8 +242,10 @@ def _episode(given: RecordedEpisode, name: str, choice: LeafChoice) -> Episode:
             episode=name,
         )
     where = f"write_episodes, episode {name}"
-    observations = tree_from_values(_flat(given["obs"]), where, "obs", choice=choice)
-    actions = tree_from_values(_flat(given["actions"]), where, "actions")
+    observations, actions = (
+        tree_from_values(_named(space, given[column]), where, column, choice=_choice(space))
+        for space, column in ((observation_space, "obs"), (action_space, "actions"))
+    )
     rewards = array_from_values(given["rewards"], where, "rewards")
     return Episode(
         id=name,
@@ -266,14 +272,42 @@ def _batches(episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
         yield batch
 
 
-def _flat(value: Any) -> Any:
-    """Turns a Tuple space's batch, a tuple of arrays or a list of tuples, into dicts by number."""
-    if isinstance(value, tuple):
-        return {str(i): _flat(part) for i, part in enumerate(value)}
-    if isinstance(value, Mapping):
-        return {key: _flat(part) for key, part in value.items()}
-    if isinstance(value, list) and value and isinstance(value[0], tuple | Mapping):
-        return [_flat(step) for step in value]
+def _choice(space: gym.Space) -> LeafChoice:
+    """Returns what is taken of given values: the leaves of the space, some of them text."""
+    found = leaves(space)
+    texts = [path for path, leaf in found.items() if isinstance(leaf, gym.spaces.Text)]
+    return LeafChoice(texts=tuple(texts), only=tuple(found) if is_composite(space) else None)
+
+
+def _named(space: gym.Space, value: Any) -> Any:
+    """Turns the tuples of Tuple spaces, batches or one for each step, into dicts by number.
+
+    Tuples elsewhere are sequences of steps or numbers.
+    """
+    if isinstance(space, gym.spaces.Dict):
+        if isinstance(value, Mapping):
+            inner = space.spaces
+            return {k: _named(inner[k], v) if k in inner else v for k, v in value.items()}
+        if isinstance(value, list | tuple) and all(isinstance(v, Mapping) for v in value):
+            return [_named_step(space, step) for step in value]
+    if isinstance(space, gym.spaces.Tuple) and isinstance(value, list | tuple):
+        is_batch = isinstance(value, tuple) and len(value) == len(space.spaces)
+        if is_batch:
+            return {str(i): _named(s, v) for i, (s, v) in enumerate(zip(space, value, strict=True))}
+        return [_named_step(space, step) for step in value]
+    if isinstance(space, gym.spaces.Text) and isinstance(value, tuple | np.ndarray):
+        return list(value)
+    return value
+
+
+def _named_step(space: gym.Space, value: Any) -> Any:
+    if isinstance(space, gym.spaces.Dict) and isinstance(value, Mapping):
+        inner = space.spaces
+        return {k: _named_step(inner[k], v) if k in inner else v for k, v in value.items()}
+    is_tuple = isinstance(space, gym.spaces.Tuple) and isinstance(value, list | tuple)
+    if is_tuple and len(value) == len(space.spaces):
+        steps = zip(space, value, strict=True)
+        return {str(i): _named_step(s, v) for i, (s, v) in enumerate(steps)}
     return value
 
 

@@ -139,11 +139,10 @@ def tree_from_arrow(
         expansion: what the file may take in memory.
         choice: which fields are converted.
     """
-    found = {}
-    for path, leaf in arrow_leaves(column, source, name):
+    found: dict[str, Array] = {}
+    for path, leaf in arrow_leaves(column, source, name, choice):
         where = f"{name}/{path}" if path else name
-        if choice.skips(path):
-            continue
+        _check_new(found, path, source, name)
         if path in choice.texts and is_text(plain_type(leaf.type)):
             check_no_nulls(leaf, source, where)
             texts = plain(leaf, where, expansion).to_pylist()
@@ -151,6 +150,14 @@ def tree_from_arrow(
         else:
             found[path] = array_from_arrow(leaf, source, where, expansion)
     return from_leaves(found)
+
+
+def _check_new(found: Mapping[str, Array], path: str, source: str, name: str) -> None:
+    """Refuses a second leaf of one path: {"a/b": …} beside {"a": {"b": …}}."""
+    if path in found:
+        raise DataError(
+            source, f"column {name!r} has two leaves {path!r}", "rename one, or remove it"
+        )
 
 
 def text_array(
@@ -167,13 +174,19 @@ def text_array(
 
 
 def arrow_leaves(
-    column: pa.ChunkedArray | pa.Array, source: str, name: str, path: str = ""
+    column: pa.ChunkedArray | pa.Array,
+    source: str,
+    name: str,
+    choice: LeafChoice = EVERYTHING,
+    path: str = "",
 ) -> Iterator[tuple[str, Any]]:
     """Yields the columns that a column of structs is made of, by path; another one is under "".
 
     A struct of `bytes` and `path`, as data sets of Hugging Face have for an image, is one leaf.
     """
     kind = column.type
+    if choice.skips(path):
+        return
     if not isinstance(kind, pa.StructType):
         yield path, column
         return
@@ -184,7 +197,7 @@ def arrow_leaves(
     check_no_nulls(column, source, f"{name}/{path}" if path else name)
     for field in kind:
         inner = f"{path}/{field.name}" if path else field.name
-        yield from arrow_leaves(pc.struct_field(column, field.name), source, name, inner)
+        yield from arrow_leaves(pc.struct_field(column, field.name), source, name, choice, inner)
 
 
 def tree_from_values(
@@ -195,11 +208,10 @@ def tree_from_values(
     choice: LeafChoice = EVERYTHING,
 ) -> Tree:
     """Converts like `array_from_values`; a dict, or a list of dicts, becomes a tree."""
-    found = {}
-    for path, leaf in _value_leaves(values, source, name):
+    found: dict[str, Array] = {}
+    for path, leaf in _value_leaves(values, source, name, choice):
         where = f"{name}/{path}" if path else name
-        if choice.skips(path):
-            continue
+        _check_new(found, path, source, name)
         if path in choice.texts and not isinstance(leaf, str | np.ndarray):
             found[path] = text_array(leaf, source, where, expansion)
         else:
@@ -207,14 +219,27 @@ def tree_from_values(
     return from_leaves(found)
 
 
-def _value_leaves(values: Any, source: str, name: str, path: str = "") -> Iterator[tuple[str, Any]]:
+def _value_leaves(
+    values: Any, source: str, name: str, choice: LeafChoice, path: str = ""
+) -> Iterator[tuple[str, Any]]:
+    def below(key: Any) -> str:
+        return f"{path}/{key}" if path else str(key)
+
+    if choice.skips(path):
+        return
     if isinstance(values, list | tuple) and len(values) and isinstance(values[0], Mapping):
-        values = _turned(values, source, f"{name}/{path}" if path else name)
+        kept = [
+            {k: v for k, v in value.items() if not choice.skips(below(k))}
+            if isinstance(value, Mapping)
+            else value
+            for value in values
+        ]
+        values = _turned(kept, source, f"{name}/{path}" if path else name)
     if not isinstance(values, Mapping):
         yield path, values
         return
     for key, value in values.items():
-        yield from _value_leaves(value, source, name, f"{path}/{key}" if path else str(key))
+        yield from _value_leaves(value, source, name, choice, below(key))
 
 
 def _turned(values: Sequence[Any], source: str, name: str) -> dict[str, list[Any]]:

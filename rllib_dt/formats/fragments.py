@@ -20,17 +20,19 @@ class ReadOptions:
         names: maps RLlib's column names to the data's own (`input_read_schema`).
         time_limit: the environment's step limit, for D4RL files without `timeouts`.
         max_expansion: how many times its size a file may take when unpacked; see `Expansion`.
-        observed: what is read of composite observations.
+        observed, acted: what is read of composite observations and actions.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
     time_limit: int | None = None
     max_expansion: float = DEFAULT_MAX_EXPANSION
     observed: LeafChoice = EVERYTHING
+    acted: LeafChoice = EVERYTHING
 
     def choice_of(self, column: str) -> LeafChoice:
         """Returns what is read of one of RLlib's columns."""
-        return self.observed if column in ("obs", "new_obs") else EVERYTHING
+        choices = {"obs": self.observed, "new_obs": self.observed, "actions": self.acted}
+        return choices.get(column, EVERYTHING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +255,12 @@ def fragments_of_parts(parts: Iterable[StepTable]) -> Iterator[Fragment]:
 
 def one_a_step(values: Array, name: str, source: str) -> Array:
     """Turns (n,) or (n, 1) into (n,); raises a DataError for any other shape."""
+    if isinstance(values, Mapping):
+        raise DataError(
+            source,
+            f"{name} have the leaves {sorted(values)}",
+            "record one number for each step",
+        )
     if values.ndim == 2 and values.shape[1] == 1:
         return values[:, 0]
     if values.ndim != 1:

@@ -18,6 +18,8 @@ from rllib_dt.spaces.trees import EVERYTHING, LeafChoice, from_leaves
 from rllib_dt.types import Array, Tree
 
 _MAX_LINKS = 16
+_MAX_OBJECTS = 10_000
+_LAYOUT = "use the layout of the format"
 _REMEDY = "copy the data into the file itself (h5repack, or h5py's Group.copy with expand_external)"
 
 
@@ -81,7 +83,15 @@ def open_tree(
         group, name, source, expansion: see `open_dataset`.
         choice: which are opened, and which of them are text.
     """
-    return from_leaves(dict(_open_leaves(group, name, "", source, expansion, choice)))
+    found = {}
+    for number, (path, dataset) in enumerate(
+        _open_leaves(group, name, "", source, expansion, choice)
+    ):
+        if number > _MAX_OBJECTS:
+            raise DataError(source, f"{name!r} holds too many objects", _LAYOUT)
+        if dataset is not None:
+            found[path] = dataset
+    return from_leaves(found)
 
 
 class _Text:
@@ -111,13 +121,14 @@ def _open_leaves(
     if choice.skips(path):
         return
     found = _follow(group, inner, source, _MAX_LINKS)
+    yield path, None  # counted: groups may be linked in many ways
     if not isinstance(found, h5py.Group):
         text = path in choice.texts
         dataset = open_dataset(group, inner, source, expansion, text=text)
         yield path, _Text(dataset, inner, source, expansion) if text else dataset
         return
     if path.count("/") > _MAX_LINKS:
-        raise DataError(source, f"{inner!r} lies too deep", "use the layout of the format")
+        raise DataError(source, f"{inner!r} lies too deep", _LAYOUT)
     for each in names(found):
         below = f"{path}/{each}" if path else each
         yield from _open_leaves(group, name, below, source, expansion, choice)

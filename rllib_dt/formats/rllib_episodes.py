@@ -78,7 +78,7 @@ def _decode_pairs(pairs: list[tuple[Any, Any]]) -> Any:
 def _decode_array(value: dict) -> Any:
     """Decodes msgpack-numpy's arrays, except those of objects, which it would unpickle."""
     value = {k.decode() if isinstance(k, bytes) else k: v for k, v in value.items()}
-    if "nd" not in value:
+    if not {"nd", "type", "data"} <= value.keys():
         return value
     kind = value.get("kind", "")
     if kind in (b"O", "O", b"V", "V"):

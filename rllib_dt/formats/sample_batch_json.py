@@ -126,6 +126,12 @@ def _columns(
                     )
                     for batch in batches
                 ]
+            if not all(map(by_leaf, parts)):
+                raise DataError(
+                    source,
+                    f"{theirs} have no leaf that is read",
+                    "record the leaves of the space in every line",
+                )
             lengths = lengths or [length(part) for part in parts]
             columns[name] = _joined(parts, lengths, source, theirs)
     return columns

@@ -10,8 +10,10 @@ from rllib_dt.formats.fragments import Fragment, fragments_of_parts
 from rllib_dt.formats.ids import ids_from_arrow
 from rllib_dt.formats.parquet_input import ParquetInput
 from rllib_dt.formats.steps import OPTIONAL, REQUIRED, check_columns, step_table
-from rllib_dt.spaces.trees import LeafChoice
+from rllib_dt.spaces.trees import LeafChoice, column_names
 from rllib_dt.types import Tree
+
+_MAY_HAVE_LEAVES = ("obs", "new_obs", "actions")
 
 MAX_BYTES_AT_ONCE = 128 * 2**20
 """Larger files are read in parts of about this size."""
@@ -21,7 +23,8 @@ def read(given: ParquetInput) -> Iterator[Fragment]:
     """Yields the fragments of a file with one row per step."""
     names, source = given.options.names, given.source
     present = set(given.schema.names)
-    check_columns(present | {name.split("/", 1)[0] for name in present}, names, source)
+    of_leaves = {n for n in _MAY_HAVE_LEAVES if _theirs(n, present, given)}
+    check_columns(present | {given.name(name) for name in of_leaves}, names, source)
     wanted = {name: _theirs(name, present, given) for name in (*REQUIRED, *OPTIONAL)}
     wanted = {name: columns for name, columns in wanted.items() if columns}
     tables = _tables(given, [column for columns in wanted.values() for column in columns])
@@ -33,8 +36,8 @@ def read(given: ParquetInput) -> Iterator[Fragment]:
 def _theirs(name: str, present: set[str], given: ParquetInput) -> list[str]:
     """Returns a column's own name in the file, or those of its leaves ("obs/camera")."""
     theirs, choice = given.name(name), given.options.choice_of(name)
-    if theirs in present:
-        return [theirs]
+    if theirs in present or name not in _MAY_HAVE_LEAVES:
+        return [theirs] if theirs in present else []
     within = [c.removeprefix(f"{theirs}/") for c in present if c.startswith(f"{theirs}/")]
     return [f"{theirs}/{path}" for path in sorted(within) if not choice.skips(path)]
 
@@ -56,14 +59,8 @@ def _columns(
     """Converts the columns; `absent` takes note of those that hold nothing, for later parts."""
     columns: dict[str, Tree] = {}
     for name, (theirs, *others) in wanted.items():
-        column = table[theirs]
-        if others or theirs != given.name(name):
-            columns[name] = {
-                each.removeprefix(f"{given.name(name)}/"): _values(table[each], name, each, given)
-                for each in (theirs, *others)
-            }
-            continue
-        is_empty = name in OPTIONAL and column.null_count == len(column)
+        each = [table[column] for column in (theirs, *others)]
+        is_empty = name in OPTIONAL and all(c.null_count == len(c) for c in each)
         if absent.setdefault(name, is_empty):
             if not is_empty:
                 raise DataError(
@@ -72,7 +69,16 @@ def _columns(
                     "remove the rows or fill the values in",
                 )
             continue
-        columns[name] = _values(column, name, theirs, given)
+        parts = {c: _values(table[c], name, c, given) for c in (theirs, *others)}
+        if list(parts) == [given.name(name)]:
+            columns[name] = parts[theirs]
+        else:
+            prefix = f"{given.name(name)}/"
+            columns[name] = {
+                leaf.removeprefix(prefix): array
+                for column, part in parts.items()
+                for leaf, array in column_names(column, part)
+            }
     return columns
 
 

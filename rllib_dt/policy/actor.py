@@ -9,8 +9,8 @@ from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.policy.context import Contexts
 from rllib_dt.policy.policy import Policy, as_tensors
-from rllib_dt.spaces.trees import map_tree, rows, unflatten
-from rllib_dt.types import Value
+from rllib_dt.spaces.trees import at, map_tree, unflatten
+from rllib_dt.types import Tree, Value
 
 
 class Actor:
@@ -41,8 +41,8 @@ class Actor:
         self._contexts = Contexts(
             num_envs, network.config, network.observation_space, network.action_space, rule
         )
-        self._spaces = network.observation_space, network.action_space
-        self._actions: list[Value | None] = [None] * num_envs
+        self._action_space = network.action_space
+        self._actions: list[Tree | None] = [None] * num_envs
 
     def reset(self, slots: Sequence[int] | None = None) -> None:
         """Makes the next observation the first of a new episode, in the given slots or in all."""
@@ -60,9 +60,12 @@ class Actor:
 
         Returns:
             (N, …) actions, in the environment's units, or dicts and tuples of them.
+
+        Raises:
+            ValueError: there are not N observations, or they do not have the space's shapes.
         """
         num_envs = len(self._slots)
-        seen = rows(self._spaces[0], observations, num_envs)
+        seen = self._contexts.observed_rows(observations, num_envs)
         given = np.broadcast_to(np.asarray(rewards, np.float64), self._slots.shape)
         for slot, reward in zip(self._slots.tolist(), given.tolist(), strict=True):
             action = self._actions[slot]
@@ -72,6 +75,6 @@ class Actor:
                 self._contexts.append(slot, action, reward, seen[slot])
         steps = as_tensors(self._contexts.steps(self._slots, self._policy.version), self._device)
         chosen = self._policy.act(steps, temperature=self._temperature)
-        actions = unflatten(self._spaces[1], map_tree(lambda leaf: leaf.cpu().numpy(), chosen))
-        self._actions = list(rows(self._spaces[1], actions, num_envs))
-        return actions
+        actions = map_tree(lambda leaf: leaf.cpu().numpy(), chosen)
+        self._actions = [at(actions, slot) for slot in range(num_envs)]
+        return unflatten(self._action_space, actions)

@@ -23,7 +23,7 @@ from rllib_dt.episodes.windows import (
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.spaces.composites import layouts
 from rllib_dt.spaces.leaves import as_array
-from rllib_dt.spaces.trees import by_leaf, column_names, flatten, from_leaves, leaves
+from rllib_dt.spaces.trees import by_leaf, column_names, flatten, from_leaves, leaves, rows
 from rllib_dt.types import Array, Batch, Tree, Value
 
 # the columns of `NewSteps` besides those of its window
@@ -180,30 +180,48 @@ class Contexts:
             for path, leaf in leaves(observation_space, model.ignore).items()
             if isinstance(leaf, gym.spaces.Text)
         }
-        shapes = (
-            from_leaves(layouts(observation_space, model.ignore)),
-            from_leaves(layouts(action_space)),
-        )
+        self._layouts = layouts(observation_space, model.ignore)
+        shapes = from_leaves(self._layouts), from_leaves(layouts(action_space))
         self._buffer = ContextBuffer(num_slots, self._length, *shapes, rule)
         # slots whose steps are in the policy's cache, except for the newest
         self._known: set[int] = set()
         self._version: int | None = None
 
-    def begin(self, slot: int, observation: Value, target_return: float) -> None:
+    def begin(self, slot: int, observation: Tree, target_return: float) -> None:
         """Starts a new episode in a slot."""
         self._known.discard(slot)
-        self._buffer.begin(slot, self._observed(observation), target_return)
+        self._buffer.begin(slot, self._encoded(observation), target_return)
 
-    def append(self, slot: int, action: Value, reward: float, observation: Value) -> None:
+    def append(self, slot: int, action: Tree, reward: float, observation: Tree) -> None:
         """Stores the result of one environment step."""
-        taken = flatten(self._spaces[1], action)
-        self._buffer.append(slot, taken, reward, self._observed(observation))
+        self._buffer.append(slot, action, reward, self._encoded(observation))
 
-    def _observed(self, observation: Value) -> Tree:
-        value = flatten(self._spaces[0], observation, self._ignore)
+    def observed(self, observation: Value) -> Tree:
+        """Turns an environment's observation into a tree of the leaves that the policy reads."""
+        return flatten(self._spaces[0], observation, self._ignore)
+
+    def acted(self, action: Value) -> Tree:
+        """Turns an environment's action into a tree."""
+        return flatten(self._spaces[1], action)
+
+    def observed_rows(self, observations: Value, count: int) -> list[Tree]:
+        """Turns a batch of observations into a tree for each; see `observed`.
+
+        Raises:
+            ValueError: an array does not hold `count` values, or values of another shape.
+        """
+        found = rows(self._spaces[0], observations, count, self._ignore)
+        for path, (shape, _) in self._layouts.items():
+            leaf = by_leaf(found[0])[path]
+            if path not in self._texts and np.shape(leaf) != shape:
+                name = f"leaf {path!r} of an observation" if path else "an observation"
+                raise ValueError(f"{name} has the shape {np.shape(leaf)}, but the space {shape}")
+        return found
+
+    def _encoded(self, observation: Tree) -> Tree:
         if not self._texts:
-            return value
-        found = by_leaf(value)
+            return observation
+        found = by_leaf(observation)
         for path, leaf in self._texts.items():
             found[path] = as_array(leaf, found[path])
         return from_leaves(found)

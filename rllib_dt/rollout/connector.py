@@ -1,5 +1,6 @@
 """Env-to-module connector: turns an episode's newest step into what the policy reads."""
 
+from collections.abc import Collection
 from typing import Any
 
 import gymnasium as gym
@@ -12,11 +13,44 @@ from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.episodes.windows import OBSERVATIONS
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.policy.context import Contexts
-from rllib_dt.spaces.trees import rows
-from rllib_dt.types import Batch, Value
+from rllib_dt.spaces.trees import flatten, is_below, unflatten
+from rllib_dt.types import Batch, Tree
 
 TARGET_RETURN = "target_return"
 """Key in an episode's `custom_data` for the return that the policy is asked for."""
+
+
+class LeaveOut(ConnectorV2):
+    """Puts zeros in place of the leaves that are left out, which RLlib may not be able to batch.
+
+    Reads and writes: `obs`, of each episode.
+    Usable after `AddObservationsFromEpisodesToBatch`, before observations are batched.
+
+    Args:
+        input_observation_space, input_action_space: see `ConnectorV2`.
+        ignore: the paths of leaves; see `DTModelConfig`.
+    """
+
+    def __init__(
+        self,
+        input_observation_space: gym.Space | None = None,
+        input_action_space: gym.Space | None = None,
+        *,
+        ignore: Collection[str],
+        **kwargs: Any,
+    ):
+        super().__init__(input_observation_space, input_action_space, **kwargs)
+        self._ignore = ignore
+
+    @override(ConnectorV2)
+    def __call__(self, *, batch: Batch, **kwargs: Any) -> Batch:
+        space = self.input_observation_space
+        for values in batch[OBSERVATIONS].values():
+            for i, value in enumerate(values):
+                found = flatten(space, value)
+                left_out = {path: 0 for path in found if is_below(path, self._ignore)}
+                values[i] = unflatten(space, found | left_out)
+        return batch
 
 
 class DecisionTransformerContext(ConnectorV2):
@@ -67,9 +101,8 @@ class DecisionTransformerContext(ConnectorV2):
         shared_data: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Batch:
-        space = self.input_observation_space
-        observations = rows(space, batch[OBSERVATIONS], len(episodes))
         contexts = self._contexts_for(episodes)
+        observations = contexts.observed_rows(batch[OBSERVATIONS], len(episodes))
         slots = [self._follow(contexts, e, o) for e, o in zip(episodes, observations, strict=True)]
         version = getattr(rl_module, "cache_version", None)
         return contexts.steps(np.asarray(slots), version).columns()
@@ -89,7 +122,7 @@ class DecisionTransformerContext(ConnectorV2):
             self._followed = {}
         return self._contexts
 
-    def _follow(self, contexts: Contexts, episode: SingleAgentEpisode, observation: Value) -> int:
+    def _follow(self, contexts: Contexts, episode: SingleAgentEpisode, observation: Tree) -> int:
         slot, seen = self._followed.get(episode.id_, (None, -1))
         if slot is None or episode.t not in (seen, seen + 1):
             slot = self._replay(contexts, episode, observation)
@@ -98,7 +131,7 @@ class DecisionTransformerContext(ConnectorV2):
         self._followed[episode.id_] = (slot, episode.t)
         return slot
 
-    def _replay(self, contexts: Contexts, episode: SingleAgentEpisode, observation: Value) -> int:
+    def _replay(self, contexts: Contexts, episode: SingleAgentEpisode, observation: Tree) -> int:
         steps = episode.t - episode.t_started
         if episode.t_started > 0:
             raise RuntimeError(
@@ -108,11 +141,13 @@ class DecisionTransformerContext(ConnectorV2):
             )
         taken = {slot for slot, _ in self._followed.values()}
         slot = next(slot for slot in range(contexts.num_slots) if slot not in taken)
-        first = observation if steps == 0 else episode.get_observations(0)
+        first = observation if steps == 0 else contexts.observed(episode.get_observations(0))
         contexts.begin(slot, first, self._target(episode))
         for step in range(steps):
             newest = step == steps - 1
-            following = observation if newest else episode.get_observations(step + 1)
+            following = (
+                observation if newest else contexts.observed(episode.get_observations(step + 1))
+            )
             _append(contexts, slot, episode, step, following)
         self._followed[episode.id_] = (slot, episode.t)
         return slot
@@ -132,6 +167,7 @@ def _append(
     slot: int,
     episode: SingleAgentEpisode,
     step: int,
-    observation: Value,
+    observation: Tree,
 ) -> None:
-    contexts.append(slot, episode.get_actions(step), episode.get_rewards(step), observation)
+    action = contexts.acted(episode.get_actions(step))
+    contexts.append(slot, action, episode.get_rewards(step), observation)

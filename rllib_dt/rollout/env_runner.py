@@ -23,7 +23,7 @@ from rllib_dt.rollout.jobs import (
     EvaluationJob,
     RunnerEvent,
 )
-from rllib_dt.spaces.trees import rows
+from rllib_dt.spaces.trees import rows, unflatten
 from rllib_dt.types import State, Value
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,8 @@ class DTEnvRunner(SingleAgentEnvRunner):
         self.num_envs = self.config.num_envs_per_env_runner
         kind = SLOT_ENVS[str(self.config.gym_env_vectorize_mode).lower()]
         makers = [lambda: create(context)] * self.num_envs
-        self._slots = _patiently(lambda: kind(makers, self.config.evaluation_sample_timeout_s))
+        timeout, space = self.config.evaluation_sample_timeout_s, self.config.observation_space
+        self._slots = _patiently(lambda: kind(makers, timeout, space))
         self.env = self._slots.vector
         notify_environment_created(self, context)
 
@@ -173,7 +174,11 @@ class DTEnvRunner(SingleAgentEnvRunner):
         actions = to_env[Columns.ACTIONS]
         for_env = to_env.get(Columns.ACTIONS_FOR_ENV, actions)
         space, count = self.env.single_action_space, len(slots)
-        return rows(space, actions, count), rows(space, for_env, count)
+        taken, sent = (
+            [unflatten(space, row) for row in rows(space, batch, count)]
+            for batch in (actions, for_env)
+        )
+        return taken, sent
 
     def _finish(self, slot: int, job: EvaluationJob) -> EpisodeResult:
         self._make_on_episode_callback("on_episode_end", slot, self._ongoing_episodes)

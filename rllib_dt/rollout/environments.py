@@ -15,13 +15,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
 import tree
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-from gymnasium.vector.utils import batch_space, iterate
+from gymnasium.vector.utils import batch_space
 from ray.rllib.utils.annotations import override
 
 from rllib_dt.compat import first_info
@@ -32,7 +32,7 @@ from rllib_dt.spaces.leaves import (
     step_layout,
     step_layout_or_none,
 )
-from rllib_dt.spaces.trees import by_leaf, flatten, leaves
+from rllib_dt.spaces.trees import at, by_leaf, flatten, leaves, unflatten
 from rllib_dt.types import Array, Value
 
 logger = logging.getLogger(__name__)
@@ -98,6 +98,7 @@ class SlotEnvs(ABC):
         makers: a function for each slot that creates its environment.
         timeout: seconds that one `reset` or `step` may take. In this process it is enforced by a
             signal, which works only in the main thread and only while Python code runs.
+        observation_space: the environments' space, if it is known.
 
     Attributes:
         vector: a gymnasium vector environment, for its spaces and for users' callbacks.
@@ -105,7 +106,12 @@ class SlotEnvs(ABC):
 
     vector: VectorEnv
 
-    def __init__(self, makers: Makers, timeout: float | None = None):
+    def __init__(
+        self,
+        makers: Makers,
+        timeout: float | None = None,
+        observation_space: gym.Space | None = None,
+    ):
         self._makers = makers
         self._timeout = timeout
         self._envs: list[SlotEnv] = [None] * len(makers)
@@ -152,6 +158,8 @@ class SlotEnvs(ABC):
         if isinstance(result, ResetResult | StepResult):
             space = self.vector.single_observation_space
             found = flatten(space, result.observation)
+            # a list may stand for a tuple, which RLlib would take for something else
+            result = cast(R, type(result)(unflatten(space, found), *result[1:]))
             for path, leaf in leaves(space).items():
                 if step_layout_or_none(leaf) is not None:
                     self._check_observation(as_array(leaf, by_leaf(found)[path]), leaf)
@@ -249,8 +257,13 @@ def _time_limit(seconds: float | None, name: str) -> Iterator[None]:
 class InProcessEnvs(SlotEnvs):
     """Environments in this process, stepped one after another."""
 
-    def __init__(self, makers: Makers, timeout: float | None = None):
-        super().__init__(makers, timeout)
+    def __init__(
+        self,
+        makers: Makers,
+        timeout: float | None = None,
+        observation_space: gym.Space | None = None,
+    ):
+        super().__init__(makers, timeout, observation_space)
         self.vector = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
         self._envs = list(self.vector.envs)
 
@@ -289,8 +302,14 @@ class SubprocessEnvs(SlotEnvs):
     or none, and fail as a whole.
     """
 
-    def __init__(self, makers: Makers, timeout: float | None = None):
-        super().__init__(makers, timeout)
+    def __init__(
+        self,
+        makers: Makers,
+        timeout: float | None = None,
+        observation_space: gym.Space | None = None,
+    ):
+        super().__init__(makers, timeout, observation_space)
+        self._space = observation_space
         self._envs = [self._make(slot) for slot in range(len(makers))]
         self.vector = _SlotsAsVector(self._envs)
 
@@ -323,7 +342,11 @@ class SubprocessEnvs(SlotEnvs):
     @override(SlotEnvs)
     def _make(self, slot: int) -> AsyncVectorEnv:
         make = self._makers[slot]
-        return AsyncVectorEnv([lambda: _Checked(make())], autoreset_mode=AutoresetMode.DISABLED)
+        return AsyncVectorEnv(
+            [lambda: _Checked(make())],
+            autoreset_mode=AutoresetMode.DISABLED,
+            shared_memory=_has_fixed_size(self._space),
+        )
 
     @override(SlotEnvs)
     def _reset(self, env: AsyncVectorEnv, seed: int) -> ResetResult:
@@ -338,7 +361,20 @@ class SubprocessEnvs(SlotEnvs):
 
 def _first(env: AsyncVectorEnv, observations: Value) -> Value:
     """Returns the observation of a vector's only environment, nested like its space."""
-    return next(iter(iterate(env.observation_space, observations)))
+    space = env.single_observation_space
+    return unflatten(space, at(flatten(space, observations), 0))
+
+
+def _has_fixed_size(space: gym.Space | None) -> bool:
+    """Returns whether observations may be in memory that processes share.
+
+    gymnasium 1.2 frees the memory of a text while another process still writes to it, and has none
+    for graphs and sequences.
+    """
+    found = [] if space is None else list(leaves(space).values())
+    return not any(
+        isinstance(leaf, gym.spaces.Text) or step_layout_or_none(leaf) is None for leaf in found
+    )
 
 
 class _SlotsAsVector(VectorEnv):

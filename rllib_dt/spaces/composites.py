@@ -40,12 +40,8 @@ def check_spaces(
         observation_space, action_space: the spaces.
         choice: which leaves of observations are left out, or have encoders of their own.
     """
-    names = bad_names(observation_space) + bad_names(action_space)
-    if names:
-        raise UnsupportedSpaceError(
-            f"the names {names} of leaves are empty or hold a slash, which separates the levels of "
-            "a path; rename them in the environment and in the data"
-        )
+    for space in (observation_space, action_space):
+        check_names(space)
     _check_paths(observation_space, choice)
     observed = leaves(observation_space, choice.ignore)
     if not set(observed) - {ACTION_MASK}:
@@ -68,12 +64,34 @@ def check_spaces(
             raise UnsupportedSpaceError(f"leaf {path!r}: {error}" if path else error) from None
     if ACTION_MASK in observed:
         _check_mask(observed[ACTION_MASK], action_space)
+    for path in observed:
+        if ACTION_MASK in path.split("/") and path != ACTION_MASK:
+            raise UnsupportedSpaceError(
+                f"leaf {path!r}: a mask of legal actions is honoured only as the observation's own "
+                f"leaf {ACTION_MASK!r}; move or rename it in the environment and in the data, or "
+                f"leave it out with DTModelConfig(ignore=[{path!r}])"
+            )
+
+
+def check_names(space: gym.Space) -> None:
+    """Raises an `UnsupportedSpaceError` if a leaf's name cannot be part of a path."""
+    names = bad_names(space)
+    if names:
+        raise UnsupportedSpaceError(
+            f"the names {names} of leaves are no text, empty, or hold a slash, which separates the "
+            "levels of a path; rename them in the environment and in the data"
+        )
 
 
 def _check_paths(space: gym.Space, choice: LeafChoice) -> None:
     """Refuses paths that the space does not have."""
     known = leaves(space)
     for path in choice.own:
+        if path == ACTION_MASK:
+            raise UnsupportedSpaceError(
+                f"DTModelConfig(encoders=…): {ACTION_MASK!r} says which actions are legal, and is "
+                "no input of the network"
+            )
         if path not in leaves(space, choice.ignore):
             raise UnsupportedSpaceError(
                 f"DTModelConfig(encoders=…): observations have no leaf {path!r} that is not "

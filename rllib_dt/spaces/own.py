@@ -23,5 +23,5 @@ def imported(name: str) -> Any:
         )
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"encoders: {name!r} cannot be imported ({error})") from error

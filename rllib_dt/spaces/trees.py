@@ -27,15 +27,22 @@ class LeafChoice:
         ignore: paths of leaves that are left out, each with all below it.
         own: paths of leaves that a user's own encoder reads.
         texts: paths of leaves that hold text; "" is an observation without leaves.
+        only: the paths of all leaves that are wanted, or None for whatever there is.
     """
 
     ignore: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
 
     def skips(self, path: str) -> bool:
-        """Returns whether a leaf is left out."""
-        return bool(path) and is_below(path, self.ignore)
+        """Returns whether a leaf is left out, or everything below a path."""
+        if not path or self.only is None:
+            return bool(path) and is_below(path, self.ignore)
+        # a path below a wanted leaf is kept, so that it is named as what does not fit
+        return is_below(path, self.ignore) or not any(
+            is_below(wanted, [path]) or is_below(path, [wanted]) for wanted in self.only
+        )
 
 
 EVERYTHING = LeafChoice()
@@ -123,10 +130,18 @@ def at(value: Tree, index: Any) -> Tree:
     return map_tree(lambda array: array[index], value)
 
 
-def rows(space: gym.Space, batch: Value, count: int) -> list[Value]:
-    """Splits a batch of values, nested like the space, into the values."""
-    arrays = map_tree(np.asarray, flatten(space, batch))
-    return [unflatten(space, at(arrays, row)) for row in range(count)]
+def rows(space: gym.Space, batch: Value, count: int, ignore: Collection[str] = ()) -> list[Tree]:
+    """Splits a batch of values, nested like the space, into a tree for each.
+
+    Raises:
+        ValueError: an array has another length than the batch.
+    """
+    arrays = map_tree(np.asarray, flatten(space, batch, ignore))
+    for path, array in by_leaf(arrays).items():
+        if len(np.shape(array)) == 0 or len(array) != count:
+            name = f"leaf {path!r} of the batch" if path else "the batch"
+            raise ValueError(f"{name} has the shape {np.shape(array)}, wanted ({count}, …)")
+    return [at(arrays, row) for row in range(count)]
 
 
 def column_names(name: str, value: Tree) -> Iterator[tuple[str, Any]]:
@@ -151,8 +166,8 @@ def columns_of(name: str, columns: Mapping[str, Any]) -> Tree:
 
 
 def length(value: Tree) -> int:
-    """Returns the number of steps in a tree; that of its first array."""
-    return len(next(iter(by_leaf(value).values())))
+    """Returns the number of steps in a tree, that of its first array; 0 if it has no leaves."""
+    return len(next(iter(by_leaf(value).values()), ()))
 
 
 def _structure(space: gym.Space) -> Any:
@@ -168,10 +183,10 @@ def _named(found: list[tuple[tuple[Any, ...], gym.Space]]) -> Iterator[tuple[str
         yield "/".join(map(str, path)), leaf
 
 
-def bad_names(space: gym.Space) -> list[str]:
-    """Lists keys of Dict spaces that no path can hold: empty ones, and those with a "/"."""
+def bad_names(space: gym.Space) -> list[Any]:
+    """Lists keys of Dict spaces that no path can hold: no text, empty, or with a "/"."""
     if isinstance(space, gym.spaces.Dict):
-        own = [str(key) for key in space.spaces if not key or "/" in str(key)]
+        own = [key for key in space.spaces if not isinstance(key, str) or not key or "/" in key]
         return own + [name for inner in space.spaces.values() for name in bad_names(inner)]
     if isinstance(space, gym.spaces.Tuple):
         return [name for inner in space.spaces for name in bad_names(inner)]
