@@ -118,9 +118,16 @@ def masked_episodes():
     return episodes
 
 
-@pytest.mark.parametrize("attention", ["context", pytest.param("window", marks=pytest.mark.slow)])
-def test_an_illegal_action_is_never_taken(cluster, tmp_path, attention):
-    """10,000 steps in all: 40 episodes through RLlib, and 4 times 2,000 steps without it."""
+@pytest.mark.parametrize(
+    ("attention", "steps"),
+    [
+        ("context", 300),
+        pytest.param("context", 4500, marks=pytest.mark.slow),
+        pytest.param("window", 4500, marks=pytest.mark.slow),
+    ],
+)
+def test_an_illegal_action_is_never_taken(cluster, tmp_path, attention, steps):
+    """1,000 steps through RLlib, and twice `steps` without it: the slow ones take 10,000."""
     env = Masked({})
     write_episodes(masked_episodes(), tmp_path, env.observation_space, env.action_space)
     config = config_of(Masked, {}, tmp_path, attention=attention, context_length=3)
@@ -136,7 +143,7 @@ def test_an_illegal_action_is_never_taken(cluster, tmp_path, attention):
         actor = Actor(net, 50.0, temperature=temperature)
         observation, _ = env.reset(seed=5)
         reward = 0.0
-        for _ in range(2000):
+        for _ in range(steps):
             batch = {name: leaf[None] for name, leaf in observation.items()}
             action = actor.predict(batch, reward)
             observation, reward, ended, *_ = env.step(action[0])

@@ -19,7 +19,8 @@ def batch_of(learner):
     return learner._batches._next.result()[0]
 
 
-@pytest.mark.parametrize("lengths", [[30], pytest.param([60, *[1] * 30], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("lengths", [[30], [60, *[1] * 30]])
 def test_learners_have_identical_weights_after_fifty_updates_on_different_windows(
     cluster, tmp_path, lengths
 ):

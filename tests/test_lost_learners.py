@@ -21,6 +21,7 @@ def kill(algo, rank):
     os.kill(pids[rank], signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_every_call_raises_after_a_learner_has_died(cluster, tiny_data, tmp_path):
     config = tiny_config(tiny_data[0]).learners(num_learners=2)
     algo = config.offline_data(validation_fraction=0.3).build_algo()
@@ -75,7 +76,8 @@ class OneGoesWrong(DTTorchLearner):
 
 
 @pytest.mark.timeout(120)  # an unnoticed failure blocks the other for half an hour
-@pytest.mark.parametrize("trouble", [pytest.param("raise", marks=pytest.mark.slow), "not finite"])
+@pytest.mark.parametrize("trouble", ["raise", "not finite"])
+@pytest.mark.slow
 def test_if_one_of_two_learners_fails_the_run_fails(cluster, tiny_data, trouble):
     config = tiny_config(tiny_data[0]).learners(num_learners=2)
     config.training(learner_class=OneGoesWrong)

@@ -56,7 +56,10 @@ def test_get_state_and_set_state_copy_an_algorithm(cluster, tiny_data):
     other.stop()
 
 
-@pytest.mark.parametrize(("seed", "num_learners"), [(5, 0), (None, 0), (5, 2)])
+@pytest.mark.parametrize(
+    ("seed", "num_learners"),
+    [(5, 0), (None, 0), pytest.param(5, 2, marks=pytest.mark.slow)],
+)
 def test_a_resumed_run_trains_as_if_it_had_never_stopped(
     cluster, tiny_data, tmp_path, seed, num_learners
 ):

@@ -310,6 +310,7 @@ MODEL_ACCEPTED = {
     "n_positions": {"None"},
     "pretrained": {"None"},
     "image_encoder": set(),
+    "condition_on_return": {"True"},
     "ignore": set(),
     "encoders": set(),
 }

@@ -56,11 +56,18 @@ def outputs_and_actions(net, data):
 
 
 @pytest.mark.semantics(26)
-@pytest.mark.parametrize("space", SPACES, ids=IDS)
-@pytest.mark.parametrize("n_layer", [1, 3])
-def test_the_cache_is_exact_over_a_thousand_steps_with_resets_in_some_slots(space, n_layer):
+@pytest.mark.parametrize(
+    ("space", "model"),
+    [
+        (SPACES[0], dict(n_layer=1)),
+        (SPACES[1], dict(n_layer=3)),
+        (SPACES[0], dict(n_layer=2, condition_on_return=False)),
+    ],
+    ids=["box", "discrete", "box, two tokens a step"],
+)
+def test_the_cache_is_exact_over_a_thousand_steps_with_resets_in_some_slots(space, model):
     """Slots reset at different times, pause now and then, and come in any order."""
-    net = network(space, n_layer=n_layer)
+    net = network(space, **model)
     cache = RollingCache(net.config, 4)
     rng = np.random.default_rng(0)
     episodes = [recorded(space, 1000 if slot == 2 else 90, seed=slot) for slot in range(4)]

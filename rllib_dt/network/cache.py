@@ -1,7 +1,7 @@
 """Keys and values of earlier tokens, so that only new tokens need computing.
 
 Letters: B batch, H heads, P cached tokens, L new tokens, d = D/H, N slots, K context steps, and
-G = K + 1 groups of three tokens.
+G = K + 1 groups of three tokens (two, without returns).
 """
 
 from typing import Protocol
@@ -54,11 +54,12 @@ class RollingCache:
         self.num_slots = num_slots
         self._groups = config.context_length + 1
         head = config.hidden_size // config.n_head
-        shape = (num_slots, 3 * self._groups, 2, config.n_head, head)
+        self._tokens = T = config.tokens_per_step
+        shape = (num_slots, T * self._groups, 2, config.n_head, head)
         self._layers = [torch.zeros(shape, device=device) for _ in range(config.n_layer)]
         self._first = torch.zeros(num_slots, dtype=torch.long, device=device)
         self._every_slot = torch.arange(num_slots, device=device)
-        self._within = torch.arange(3, device=device)
+        self._within = torch.arange(T, device=device)
         self._in_band = self._band(config.context_length, device)
 
     def begin_step(self, slots: Tensor, timesteps: Tensor, begins: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ class RollingCache:
             for stored in self._layers:
                 stored[slots[begins]] = 0.0
         G, t = self._groups, timesteps[:, None]
-        self._places = (t % G) * 3 + self._within  # (B, 3)
+        self._places = (t % G) * self._tokens + self._within  # (B, 3)
         self._rows = slots[:, None]
         age = (t - torch.arange(G, device=t.device)) % G  # (B, G), in steps
         since = t - age - self._first[slots][:, None]  # steps of the group after the first
@@ -111,5 +112,5 @@ class RollingCache:
     def _band(self, context_length: int, device: torch.device | str | None) -> Tensor:
         """(G, 3, 3) bool: whether query i may attend to token j of a group `age` steps older."""
         age = torch.arange(self._groups, device=device)[:, None, None]
-        back = 3 * age + self._within[:, None] - self._within  # in tokens
-        return (back >= 0) & (back < 3 * context_length)
+        back = self._tokens * age + self._within[:, None] - self._within  # in tokens
+        return (back >= 0) & (back < self._tokens * context_length)

@@ -10,6 +10,12 @@ from rllib_dt.spaces.leaves import IMAGE_ENCODERS, ImageEncoder
 from rllib_dt.spaces.own import imported, name_of
 from rllib_dt.spaces.trees import LeafChoice
 
+_BOOLEANS = (
+    "action_tanh",
+    "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx",
+    "condition_on_return",
+)
 ATTENTIONS = ("context", "window")
 ACTIVATIONS = ("relu", "silu", "gelu", "tanh", "gelu_new")
 
@@ -24,13 +30,15 @@ _SIZES = {
 class DTModelConfig:
     """Settings of `DecisionTransformer`, named as in Hugging Face's `DecisionTransformerConfig`.
 
-    `context_length`, `attention`, `segment_length`, `image_encoder`, `ignore`, `encoders` and
-    `pretrained` are ours. The other defaults are Hugging Face's, except that `n_positions` is None:
-    the paper adds no position embedding besides the timestep's (Chen et al. 2021, §3). Hugging
-    Face's models have 1024 and use row 0 for every token; see `rllib_dt.policy.folders`.
+    `context_length`, `attention`, `segment_length`, `image_encoder`, `condition_on_return`,
+    `ignore`, `encoders` and `pretrained` are ours. The other defaults are Hugging Face's, except
+    that `n_positions` is None: the paper adds no position embedding besides the timestep's (Chen et
+    al. 2021, §3). Hugging Face's models have 1024 and use row 0 for every token; see
+    `rllib_dt.policy.folders`.
 
     Attributes:
-        context_length: K, the number of steps that attention spans; 3K tokens.
+        context_length: K, the number of steps that attention spans; 3K tokens (see
+            `tokens_per_step`).
         attention: "context", the paper's: the policy sees the last K steps and nothing else.
             "window": in every layer a token attends to the last 3K tokens of the whole episode,
             so that evaluation can keep keys and values (see `docs/attention.md`).
@@ -57,6 +65,9 @@ class DTModelConfig:
         image_encoder: how images (Boxes of bytes or bits) are read: "nature", the paper's
             convolutions; "small", two of 3 × 3; "linear", as numbers; "auto" takes the first from
             36 pixels in height and width up, and the second below.
+        condition_on_return: give the network returns-to-go. False drops their token, so that a
+            step has two: behaviour cloning, the paper's BC (%BC with
+            `offline_data(top_fraction=…)`). Targets then have no effect.
         ignore: leaves of a composite observation that are left out, by path: "mission", or
             "robot/name" of a Dict within a Dict.
         encoders: an encoder of one's own for some leaves of an observation, by path:
@@ -84,6 +95,7 @@ class DTModelConfig:
     n_positions: int | None = None
     pretrained: str | None = None
     image_encoder: ImageEncoder = "auto"
+    condition_on_return: bool = True
     ignore: tuple[str, ...] = ()
     encoders: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -126,7 +138,7 @@ class DTModelConfig:
             self._check_number(name, lambda v: 0.0 <= v < 1.0, "lie in [0, 1)")
         self._check_number("layer_norm_epsilon", lambda v: 0.0 < v < 1.0, "lie in (0, 1)")
         self._check_number("initializer_range", lambda v: 0.0 <= v <= 10.0, "lie in [0, 10]")
-        for name in ("action_tanh", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"):
+        for name in _BOOLEANS:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
         if self.image_encoder not in IMAGE_ENCODERS:
@@ -172,6 +184,11 @@ class DTModelConfig:
                 f"segment_length={self.segment_length} is less than "
                 f"context_length={self.context_length}; no token would see its whole context"
             )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """The tokens of a step: its return-to-go, if the network is given it, state and action."""
+        return 3 if self.condition_on_return else 2
 
     @property
     def window_length(self) -> int:

@@ -43,8 +43,6 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
 }
-# slices of tokens, by what they hold
-STATE_TOKENS, ACTION_TOKENS = slice(1, None, 3), slice(2, None, 3)
 LAST_TOKEN = LAST_STEP = slice(-1, None)
 
 
@@ -258,7 +256,8 @@ class DTOutput:
             its `losses` and `act` take.
         state_preds: (B, K, S), the next observation's numbers; None if only actions were asked
             for, or if observations are not numbers.
-        return_preds: (B, K, 1), the next return-to-go; None if only actions were asked for.
+        return_preds: (B, K, 1), the next return-to-go; None if only actions were asked for, or if
+            the network is not given returns.
         last_hidden_state: (B, Q, D), of the tokens that were computed.
         hidden_states: see `BackboneOutput`.
         attentions: see `BackboneOutput`.
@@ -312,7 +311,7 @@ class DecisionTransformer(nn.Module):
         self._has_mask = ACTION_MASK in leaves(observation_space, config.ignore)
         self.action_head = head_of_space(action_space, tanh=config.action_tanh)
         self.embed_timestep = nn.Embedding(config.max_ep_len, D)
-        self.embed_return = nn.Linear(1, D)
+        self.embed_return = nn.Linear(1, D) if config.condition_on_return else None
         self.embed_state = encoder_of_space(
             encoded_leaves(observation_space, config.ignore),
             D,
@@ -324,9 +323,11 @@ class DecisionTransformer(nn.Module):
         self.backbone = CausalTransformer(config)
         self.predict_state = nn.Linear(D, S) if S else None
         self.predict_action = nn.Linear(D, self.action_head.size)
-        self.predict_return = nn.Linear(D, 1)
+        self.predict_return = nn.Linear(D, 1) if config.condition_on_return else None
+        T = config.tokens_per_step
+        self._state_tokens, self._action_tokens = slice(T - 2, None, T), slice(T - 1, None, T)
         # the number of tokens that a token attends to, itself included; None for all
-        self.band = 3 * config.context_length if config.attention == "window" else None
+        self.band = T * config.context_length if config.attention == "window" else None
         self.register_buffer("observation_mean", torch.zeros(S))
         self.register_buffer("observation_std", torch.ones(S))
         self.register_buffer("return_scale", torch.ones(()))
@@ -374,15 +375,18 @@ class DecisionTransformer(nn.Module):
             self.action_head.set_statistics(action_mean, action_std)
 
     def embed(self, window: Window) -> Tensor:
-        """Embeds (B, K, …) values as (B, L, D) tokens."""
+        """Embeds (B, K, …) values as (B, L, D) tokens; without returns, L = 2K."""
         B, K = window.timesteps.shape
         # every step past the table uses its last row, in training as in evaluation
         time = self.embed_timestep(window.timesteps.clamp(0, self.config.max_ep_len - 1))
         states = self._normalized(window.observations, B, K)
-        r = self.embed_return(window.returns_to_go.float() / self.return_scale) + time  # (B, K, D)
         s = self.embed_state(states) + time
         a = self.embed_action(self.action_head.features(window.actions)) + time
-        tokens = torch.stack([r, s, a], dim=2).reshape(B, 3 * K, -1)  # (B, K, 3, D) -> (B, L, D)
+        parts = [s, a]
+        if self.embed_return is not None:
+            r = self.embed_return(window.returns_to_go.float() / self.return_scale) + time
+            parts = [r, s, a]  # (B, K, D) each
+        tokens = torch.stack(parts, dim=2).flatten(1, 2)  # (B, K, 3, D) -> (B, L, D)
         embedded: Tensor = self.embed_ln(tokens)
         return embedded
 
@@ -464,8 +468,10 @@ class DecisionTransformer(nn.Module):
             output_hidden_states, output_attentions: return them too.
         """
         tokens = self.embed(window)
-        real = window.mask.bool().repeat_interleave(3, dim=1)  # (B, K) -> (B, L)
-        queries = LAST_TOKEN if last_only else STATE_TOKENS if only_actions else None
+        real = window.mask.bool().repeat_interleave(
+            self.config.tokens_per_step, dim=1
+        )  # (B, K) -> (B, L)
+        queries = LAST_TOKEN if last_only else self._state_tokens if only_actions else None
         if queries is not None:  # no state attends to the last step's action
             tokens, real = tokens[:, :-1], real[:, :-1]
         out = self.backbone(
@@ -480,11 +486,13 @@ class DecisionTransformer(nn.Module):
         state_preds = return_preds = None
         action_tokens = x
         if queries is None:
-            action_tokens = x[:, STATE_TOKENS]
+            action_tokens = x[:, self._state_tokens]
             if self.predict_state is not None:
-                state_preds = self.predict_state(x[:, ACTION_TOKENS]).float()
+                state_preds = self.predict_state(x[:, self._action_tokens]).float()
                 state_preds = state_preds * self.observation_std + self.observation_mean
-            return_preds = self.predict_return(x[:, ACTION_TOKENS]).float() * self.return_scale
+            if self.predict_return is not None:
+                return_preds = self.predict_return(x[:, self._action_tokens]).float()
+                return_preds = return_preds * self.return_scale
         steps = LAST_STEP if last_only else slice(None)
         outputs = self._action_outputs(action_tokens, window, steps)
         return DTOutput(
@@ -525,7 +533,8 @@ class DecisionTransformer(nn.Module):
             (B, A) or, Discrete, (B,); a tree.
         """
         # the new tokens: a of the previous step, R and s of the current one
-        tokens = self.embed(window)[:, 2:5]
+        T = self.config.tokens_per_step
+        tokens = self.embed(window)[:, T - 1 : 2 * T - 1]
         out = self.backbone(
             tokens,
             cache.begin_step(slots, window.timesteps[:, 1], begins=~window.mask[:, 0]),

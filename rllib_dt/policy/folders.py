@@ -94,9 +94,14 @@ def save_pretrained(network: DecisionTransformer, folder: str | Path) -> None:
             f"Hugging Face's model takes vectors of numbers, not {network.observation_space}; save "
             "a checkpoint instead (algo.save_to_path)"
         )
+    config = network.config
+    if not config.condition_on_return:
+        raise ValueError(
+            "Hugging Face's model is given returns, and condition_on_return=False drops them; save "
+            "a checkpoint instead (algo.save_to_path)"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = network.config
     theirs = {name: getattr(config, name) for name in _SHARED_SETTINGS} | {
         "architectures": ["DecisionTransformerModel"],
         "model_type": "decision_transformer",
