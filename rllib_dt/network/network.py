@@ -380,13 +380,12 @@ class DecisionTransformer(nn.Module):
         # every step past the table uses its last row, in training as in evaluation
         time = self.embed_timestep(window.timesteps.clamp(0, self.config.max_ep_len - 1))
         states = self._normalized(window.observations, B, K)
-        s = self.embed_state(states) + time
-        a = self.embed_action(self.action_head.features(window.actions)) + time
-        parts = [s, a]
+        parts = []  # in this order, in which gradients are added up
         if self.embed_return is not None:
-            r = self.embed_return(window.returns_to_go.float() / self.return_scale) + time
-            parts = [r, s, a]  # (B, K, D) each
-        tokens = torch.stack(parts, dim=2).flatten(1, 2)  # (B, K, 3, D) -> (B, L, D)
+            parts.append(self.embed_return(window.returns_to_go.float() / self.return_scale) + time)
+        parts.append(self.embed_state(states) + time)
+        parts.append(self.embed_action(self.action_head.features(window.actions)) + time)
+        tokens = torch.stack(parts, dim=2).flatten(1, 2)  # 3 × (B, K, D) -> (B, L, D)
         embedded: Tensor = self.embed_ln(tokens)
         return embedded
 
