@@ -115,7 +115,9 @@ class SlotEnvs(ABC):
         self._makers = makers
         self._timeout = timeout
         self._envs: list[SlotEnv] = [None] * len(makers)
+        self._space = observation_space
         self._warns_of_bounds = True
+        self._create()
 
     def reset(self, seeds: Mapping[int, int]) -> Iterator[tuple[int, ResetResult | SlotFailure]]:
         """Resets the given slots with the given seeds one by one, and yields each slot's result."""
@@ -125,6 +127,10 @@ class SlotEnvs(ABC):
     @abstractmethod
     def step(self, actions: Mapping[int, Value]) -> Iterator[tuple[int, StepResult | SlotFailure]]:
         """Steps the given slots, and yields each slot's result."""
+
+    @abstractmethod
+    def _create(self) -> None:
+        """Creates the environments and `vector`."""
 
     @abstractmethod
     def _make(self, slot: int) -> SlotEnv:
@@ -257,14 +263,9 @@ def _time_limit(seconds: float | None, name: str) -> Iterator[None]:
 class InProcessEnvs(SlotEnvs):
     """Environments in this process, stepped one after another."""
 
-    def __init__(
-        self,
-        makers: Makers,
-        timeout: float | None = None,
-        observation_space: gym.Space | None = None,
-    ):
-        super().__init__(makers, timeout, observation_space)
-        self.vector = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
+    @override(SlotEnvs)
+    def _create(self) -> None:
+        self.vector = SyncVectorEnv(self._makers, autoreset_mode=AutoresetMode.DISABLED)
         self._envs = list(self.vector.envs)
 
     @override(SlotEnvs)
@@ -302,15 +303,9 @@ class SubprocessEnvs(SlotEnvs):
     or none, and fail as a whole.
     """
 
-    def __init__(
-        self,
-        makers: Makers,
-        timeout: float | None = None,
-        observation_space: gym.Space | None = None,
-    ):
-        super().__init__(makers, timeout, observation_space)
-        self._space = observation_space
-        self._envs = [self._make(slot) for slot in range(len(makers))]
+    @override(SlotEnvs)
+    def _create(self) -> None:
+        self._envs = [self._make(slot) for slot in range(len(self._makers))]
         self.vector = _SlotsAsVector(self._envs)
 
     @override(SlotEnvs)
