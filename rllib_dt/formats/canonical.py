@@ -15,15 +15,14 @@ from rllib_dt.episodes.episode import DataError, Episode
 from rllib_dt.formats.columns import (
     array_from_arrow,
     array_from_values,
-    arrow_leaves,
     check_no_nulls,
     is_list,
     tensors,
-    tree_from_values,
 )
 from rllib_dt.formats.expansion import Expansion
 from rllib_dt.formats.fragments import Fragment, ReadOptions, end_flag
 from rllib_dt.formats.ids import ids_from_arrow
+from rllib_dt.formats.nested import arrow_leaves, tree_from_values
 from rllib_dt.formats.parquet_input import ParquetInput
 from rllib_dt.spaces.composites import check_names
 from rllib_dt.spaces.descriptions import describe_space

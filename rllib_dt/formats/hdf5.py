@@ -12,8 +12,8 @@ from typing import Any
 import h5py
 
 from rllib_dt.episodes.episode import DataError
-from rllib_dt.formats.columns import text_array
 from rllib_dt.formats.expansion import Expansion
+from rllib_dt.formats.nested import text_array
 from rllib_dt.spaces.trees import EVERYTHING, LeafChoice, from_leaves
 from rllib_dt.types import Array, Tree
 

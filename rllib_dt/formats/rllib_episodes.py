@@ -13,8 +13,9 @@ except ImportError:  # without the compiled module
     from msgpack.fallback import unpackb
 
 from rllib_dt.episodes.episode import DataError
-from rllib_dt.formats.columns import is_bytes, tree_from_values
+from rllib_dt.formats.columns import is_bytes
 from rllib_dt.formats.fragments import Fragment, ReadOptions, end_flag
+from rllib_dt.formats.nested import tree_from_values
 from rllib_dt.formats.parquet_input import ParquetInput
 from rllib_dt.spaces.trees import EVERYTHING, LeafChoice, at, by_leaf, length
 from rllib_dt.types import Tree

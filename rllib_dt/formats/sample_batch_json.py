@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from rllib_dt.episodes.episode import DataError
-from rllib_dt.formats.columns import tree_from_values
 from rllib_dt.formats.expansion import BoundedStream, Expansion, size_of
 from rllib_dt.formats.fragments import Fragment, ReadOptions
 from rllib_dt.formats.ids import ids_from_values
+from rllib_dt.formats.nested import tree_from_values
 from rllib_dt.formats.paths import without_options
 from rllib_dt.formats.steps import END_FLAGS, OPTIONAL, REQUIRED, check_columns, step_table
 from rllib_dt.spaces.trees import by_leaf, from_leaves, length

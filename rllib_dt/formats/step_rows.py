@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 import pyarrow as pa
 
 from rllib_dt.episodes.episode import DataError
-from rllib_dt.formats.columns import shaped_bytes, tree_from_arrow
+from rllib_dt.formats.columns import shaped_bytes
 from rllib_dt.formats.fragments import Fragment, fragments_of_parts
 from rllib_dt.formats.ids import ids_from_arrow
+from rllib_dt.formats.nested import tree_from_arrow
 from rllib_dt.formats.parquet_input import ParquetInput
 from rllib_dt.formats.steps import OPTIONAL, REQUIRED, check_columns, step_table
 from rllib_dt.spaces.trees import LeafChoice, column_names

@@ -29,9 +29,9 @@ from rllib_dt.episodes.windows import Window
 from rllib_dt.network.cache import KeyValueCache, RollingCache
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.dropout import Dropout, dropout
+from rllib_dt.spaces.composite_head import head_of_space
 from rllib_dt.spaces.composites import check_spaces, encoded_leaves, number_leaves
 from rllib_dt.spaces.encoders import OwnEncoder, encoder_of_space
-from rllib_dt.spaces.heads import head_of_space
 from rllib_dt.spaces.trees import ACTION_MASK, by_leaf, leaves
 from rllib_dt.types import Tree
 

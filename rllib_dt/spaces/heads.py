@@ -6,9 +6,7 @@ linear layers; a head determines their width.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
 from functools import singledispatch
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -16,12 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rllib_dt.spaces.encoders import module_name
 from rllib_dt.spaces.leaves import check_action_space
-from rllib_dt.spaces.trees import leaves
 from rllib_dt.types import Tree
-
-_LEAF_LOSS = "action_loss"
 
 
 class ActionHead(nn.Module, ABC):
@@ -303,88 +297,6 @@ class MultiBinaryHead(LogitsHead):
         logits = self.decode(outputs)
         ones = torch.bernoulli((logits / temperature).sigmoid()) if temperature else (logits > 0)
         return _shaped(ones.to(torch.int8), self.shape)
-
-
-class CompositeHead(ActionHead):
-    """Actions of several leaves, each predicted by a head of its own from the same state token.
-
-    Features and outputs are those of the leaves, one after another. The loss is the sum of the
-    leaves' losses. Metrics are the leaves', each with the leaf's path at its end, and so are their
-    losses: "action_loss/gripper".
-
-    Args:
-        heads: the head of each leaf, by path.
-    """
-
-    def __init__(self, heads: Mapping[str, ActionHead]):
-        super().__init__()
-        self._paths = list(heads)
-        self.heads = nn.ModuleDict({module_name(path): head for path, head in heads.items()})
-        self._sizes = [head.size for head in heads.values()]
-        self.size = sum(self._sizes)
-        self.squashes = any(head.squashes for head in heads.values())
-        self.metric_names = tuple(
-            f"{name}/{path}"
-            for path, head in heads.items()
-            for name in (_LEAF_LOSS, *head.metric_names)
-        )
-
-    def features(self, actions: Tree) -> Tensor:
-        """Converts (…) actions by path to (…, size)."""
-        return torch.cat([head.features(actions[path]) for path, head in self._leaves()], dim=-1)
-
-    def squash(self, raw: Tensor) -> Tensor:
-        """Maps each leaf's part of (…, size) to its head's range."""
-        return torch.cat([head.squash(part) for _, head, part in self._parts(raw)], dim=-1)
-
-    def decode(self, outputs: Tensor) -> Tensor:
-        """Converts each leaf's part of (…, size)."""
-        return torch.cat([head.decode(part) for _, head, part in self._parts(outputs)], dim=-1)
-
-    def losses(self, outputs: Tensor, actions: Tree) -> Tensor:
-        """Returns the (…,) sum of the leaves' losses."""
-        total = torch.zeros(outputs.shape[:-1], device=outputs.device)
-        for path, head, part in self._parts(outputs):
-            total = total + head.losses(part, actions[path])
-        return total
-
-    def act(self, outputs: Tensor, *, temperature: float = 0.0) -> Tree:
-        """Returns (…) actions by path."""
-        return {
-            path: head.act(part, temperature=temperature)
-            for path, head, part in self._parts(outputs)
-        }
-
-    def metric_sums(self, outputs: Tensor, actions: Tree, mask: Tensor) -> dict[str, Tensor]:
-        """Returns each leaf's loss and metrics, summed over valid steps."""
-        sums = {}
-        for path, head, part in self._parts(outputs):
-            sums[f"{_LEAF_LOSS}/{path}"] = head.loss_sum(part, actions[path], mask)
-            for name, value in head.metric_sums(part, actions[path], mask).items():
-                sums[f"{name}/{path}"] = value
-        return sums
-
-    def set_statistics(self, mean: Tree, std: Tree) -> None:
-        """Takes note of each leaf's mean and deviation."""
-        for path, head in self._leaves():
-            head.set_statistics(mean[path], std[path])
-
-    def _leaves(self) -> Iterator[tuple[str, ActionHead]]:
-        heads: Any = self.heads.values()
-        return zip(self._paths, heads, strict=True)
-
-    def _parts(self, outputs: Tensor) -> Iterator[tuple[str, ActionHead, Tensor]]:
-        parts = torch.split(outputs, self._sizes, dim=-1)
-        for (path, head), part in zip(self._leaves(), parts, strict=True):
-            yield path, head, part
-
-
-def head_of_space(space: gym.Space, *, tanh: bool) -> ActionHead:
-    """Returns the head of an action space, composite or not; see `action_head`."""
-    found = leaves(space)
-    if list(found) == [""]:
-        return action_head(space, tanh=tanh)
-    return CompositeHead({path: action_head(leaf, tanh=tanh) for path, leaf in found.items()})
 
 
 @singledispatch
