@@ -6,6 +6,7 @@ the other slots continue.
 
 import contextlib
 import copy
+import functools
 import logging
 import signal
 import threading
@@ -29,10 +30,9 @@ from rllib_dt.spaces.leaves import (
     as_array,
     is_image,
     out_of_space,
-    step_layout,
     step_layout_or_none,
 )
-from rllib_dt.spaces.trees import at, by_leaf, flatten, leaves, unflatten
+from rllib_dt.spaces.trees import at, by_leaf, flatten, is_composite, leaves, unflatten
 from rllib_dt.types import Array, Value
 
 logger = logging.getLogger(__name__)
@@ -165,16 +165,25 @@ class SlotEnvs(ABC):
             space = self.vector.single_observation_space
             found = flatten(space, result.observation)
             # a list may stand for a tuple, which RLlib would take for something else
-            result = cast(R, type(result)(unflatten(space, found), *result[1:]))
-            for path, leaf in leaves(space).items():
-                if step_layout_or_none(leaf) is not None:
-                    self._check_observation(as_array(leaf, by_leaf(found)[path]), leaf)
+            if is_composite(space):
+                result = cast(R, type(result)(unflatten(space, found), *result[1:]))
+            arrays = by_leaf(found)
+            for path, (leaf, shape) in self._observed.items():
+                self._check_observation(as_array(leaf, arrays[path]), leaf, shape)
         if isinstance(result, StepResult) and not abs(result.reward) <= _LARGEST_FLOAT32:
             raise ValueError(f"the reward is {result.reward}, not finite in 32 bits")
         return result
 
-    def _check_observation(self, observation: Array, space: gym.Space) -> None:
-        shape, _ = step_layout(space)
+    @functools.cached_property
+    def _observed(self) -> dict[str, tuple[gym.Space, tuple[int, ...]]]:
+        """The leaves of observations that have a layout, with their shapes."""
+        found = leaves(self.vector.single_observation_space)
+        layouts = {path: step_layout_or_none(leaf) for path, leaf in found.items()}
+        return {path: (found[path], layout[0]) for path, layout in layouts.items() if layout}
+
+    def _check_observation(
+        self, observation: Array, space: gym.Space, shape: tuple[int, ...]
+    ) -> None:
         if shape != observation.shape:
             raise ValueError(
                 f"the observation has shape {observation.shape}, but the space has {shape}"
@@ -213,6 +222,8 @@ def _finite(action: Value) -> Value:
 
 def _flag(name: str, value: Any) -> bool:
     """Returns an end flag; raises a ValueError for what is neither a boolean nor 0 or 1."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
     is_number = isinstance(value, bool | int | float | np.generic | np.ndarray)
     if not is_number or np.size(value) != 1 or not np.isin(value, (0, 1)).all():
         raise ValueError(f"{name} is {value!r}, not a boolean")

@@ -5,6 +5,7 @@ of each leaf ("joints/position", or "0" in a Tuple) to its array; so a column, a
 have the same names everywhere.
 """
 
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,13 @@ EVERYTHING = LeafChoice()
 
 def is_composite(space: gym.Space) -> bool:
     """Returns whether a space is made of others."""
-    return isinstance(space, gym.spaces.Dict | gym.spaces.Tuple)
+    return _is_composite(type(space))
+
+
+@functools.cache
+def _is_composite(kind: type) -> bool:
+    # asked several times a step, and gymnasium's Dict is an abstract mapping, which is slow to ask
+    return issubclass(kind, gym.spaces.Dict | gym.spaces.Tuple)
 
 
 def leaves(space: gym.Space, ignore: Collection[str] = ()) -> dict[str, gym.Space]:
