@@ -51,11 +51,12 @@ EVERYTHING = LeafChoice()
 
 def is_composite(space: gym.Space) -> bool:
     """Returns whether a space is made of others."""
-    return _is_composite(type(space))
+    kind: Any = type(space)
+    return _is_composite(kind)
 
 
 @functools.cache
-def _is_composite(kind: type) -> bool:
+def _is_composite(kind: Any) -> bool:
     # asked several times a step, and gymnasium's Dict is an abstract mapping, which is slow to ask
     return issubclass(kind, gym.spaces.Dict | gym.spaces.Tuple)
 
