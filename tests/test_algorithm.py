@@ -225,6 +225,7 @@ def test_weights_that_are_not_finite_stop_the_run_and_reach_no_checkpoint(
     again.stop()
 
 
+@pytest.mark.slow
 def test_a_remote_learner_trains_the_same_weights_as_a_local_one(cluster, tiny_data):
     runs = []
     for learners in (0, 1):
@@ -238,6 +239,7 @@ def test_a_remote_learner_trains_the_same_weights_as_a_local_one(cluster, tiny_d
         torch.testing.assert_close(value, runs[1][1][name], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.semantics(12, 13)
 def test_two_learners_apply_the_mean_gradient_of_all_their_valid_steps(cluster, tiny_data):
     """Compares with one process on the joined batch; the shards hold unequal numbers of steps."""
