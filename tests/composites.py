@@ -7,13 +7,15 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from gymnasium.vector.utils import concatenate, create_empty_array
 from hypothesis import strategies as st
 
-from rllib_dt import DTConfig, DTModelConfig, Window
+from rllib_dt import DT, DTConfig, DTModelConfig, Window
 from rllib_dt.spaces.trees import (
     by_leaf,
     flatten,
     map_tree,
 )
 from tests.conftest import TINY
+from tests.environments import Sampled
+from tests.training import same, weights
 
 K = 4
 ROBOT = gym.spaces.Dict(
@@ -79,6 +81,25 @@ def windows(observation_space, action_space, seed, batch=3):
         timesteps=torch.arange(K).expand(batch, K) * mask,
         mask=mask,
     )
+
+
+def check_the_whole_way(config, folder):
+    """Trains, validates, evaluates, saves and restores; returns the results of both."""
+    algo = config.build_algo()
+    result = algo.train()
+    assert np.isfinite(result["learners"]["default_policy"]["action_loss"])
+    assert np.isfinite(result["validation"]["action_loss"])
+    evaluated = algo.evaluate()["env_runners"]
+    assert (evaluated["num_episodes"], evaluated["num_episodes_failed"]) == (3, 0)
+    assert evaluated["episode_return_mean"] == Sampled.STEPS
+    path, kept = algo.save_to_path(folder / "checkpoint"), weights(algo)
+    summary = algo.offline_data.summary
+    algo.stop()
+    restored = DT.from_checkpoint(path)
+    assert same(weights(restored), kept)
+    restored.train()
+    restored.stop()
+    return result, summary
 
 
 def config_of(env, spaces, data, **model):

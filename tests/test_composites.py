@@ -15,7 +15,7 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from hypothesis import given, settings
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from rllib_dt import DT, Window, write_episodes
+from rllib_dt import Window, write_episodes
 from rllib_dt.episodes.episode import DataError, Episode
 from rllib_dt.policy.actor import Actor
 from rllib_dt.rollout.environments import InProcessEnvs, SubprocessEnvs
@@ -37,6 +37,7 @@ from tests.composites import (
     ROBOT,
     K,
     batched,
+    check_the_whole_way,
     config_of,
     equal,
     make,
@@ -46,7 +47,7 @@ from tests.composites import (
 from tests.environments import Sampled
 from tests.recordings import read, refused
 from tests.test_spaces import action_spaces, inside, network, observation_spaces, seeds
-from tests.training import same, weights
+from tests.training import same
 
 # ---- trees
 
@@ -551,26 +552,11 @@ def test_training_evaluation_and_restoring_work(cluster, tmp_path, attention, wi
     if attention == "window":
         config.env_runners(explore=True, gym_env_vectorize_mode="async")
         config.offline_data(pool_capacity_steps=15)
-    algo = config.build_algo()
-    assert algo.offline_data.summary.action_shape == {
-        "move": (2,),
-        "rest/0": (),
-        "rest/1/push": (2,),
-    }
-    result = algo.train()
-    assert np.isfinite(result["learners"]["default_policy"]["action_loss"])
+    result, summary = check_the_whole_way(config, tmp_path)
+    assert summary.action_shape == {"move": (2,), "rest/0": (), "rest/1/push": (2,)}
     validation = result["validation"]
     parts = [validation[f"action_loss/{path}"] for path in leaves(ARM)]
     assert validation["action_loss"] == pytest.approx(sum(parts), rel=1e-5)
-    evaluated = algo.evaluate()["env_runners"]
-    assert (evaluated["num_episodes"], evaluated["num_episodes_failed"]) == (3, 0)
-    assert evaluated["episode_return_mean"] == Sampled.STEPS
-    path, kept = algo.save_to_path(tmp_path / "checkpoint"), weights(algo)
-    algo.stop()
-    restored = DT.from_checkpoint(path)
-    assert same(weights(restored), kept)
-    restored.train()
-    restored.stop()
 
 
 @pytest.mark.slow

@@ -12,16 +12,16 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rllib_dt import DT, DecisionTransformer, DTConfig, DTModelConfig, Window, write_episodes
+from rllib_dt import DecisionTransformer, DTModelConfig, Window, write_episodes
 from rllib_dt.episodes.episode import DataError, Episode
 from rllib_dt.spaces.descriptions import describe_space, same_space, space_from_description
 from rllib_dt.spaces.encoders import Convolutions, image_axes
 from rllib_dt.spaces.heads import action_head
 from rllib_dt.spaces.leaves import UnsupportedSpaceError, num_numbers, out_of_space, step_layout
+from tests.composites import check_the_whole_way, config_of
 from tests.conftest import TINY
 from tests.environments import Sampled
 from tests.recordings import read
-from tests.training import same, weights
 
 K = 4
 SHAPES = [(), (1,), (3,), (2, 3), (3, 2, 2)]
@@ -372,20 +372,8 @@ def recorded(name):
 
 
 def space_config(name, **model):
-    observation_space, action_space = PAIRS[name]
-    return (
-        DTConfig()
-        .environment(
-            Sampled,
-            env_config={"observation_space": observation_space, "action_space": action_space},
-        )
-        .offline_data(input_=recorded(name), dataset_num_iters_per_learner=2)
-        .rl_module(model_config=DTModelConfig(**(TINY | model)))
-        .training(train_batch_size_per_learner=4, lr=1e-3)
-        .env_runners(num_envs_per_env_runner=2)
-        .evaluation(target_returns=[7.0], evaluation_duration=3)
-        .debugging(seed=0)
-    )
+    spaces = dict(zip(("observation_space", "action_space"), PAIRS[name], strict=True))
+    return config_of(Sampled, spaces, recorded(name), **model)
 
 
 @pytest.mark.parametrize("attention", ["context", "window"])
@@ -396,19 +384,7 @@ def test_training_evaluation_and_restoring_work_in_every_space(cluster, tmp_path
     if attention == "window":
         config.env_runners(explore=True, gym_env_vectorize_mode="async")
         config.offline_data(pool_capacity_steps=15)
-    algo = config.build_algo()
-    result = algo.train()
-    assert np.isfinite(result["learners"]["default_policy"]["action_loss"])
-    assert np.isfinite(result["validation"]["action_loss"])
-    evaluated = algo.evaluate()["env_runners"]
-    assert (evaluated["num_episodes"], evaluated["num_episodes_failed"]) == (3, 0)
-    assert evaluated["episode_return_mean"] == Sampled.STEPS
-    path, kept = algo.save_to_path(tmp_path / "checkpoint"), weights(algo)
-    algo.stop()
-    restored = DT.from_checkpoint(path)
-    assert same(weights(restored), kept)
-    restored.train()
-    restored.stop()
+    check_the_whole_way(config, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,6 @@ class MeasuredAlgorithm(OfflineAlgorithm):
                 "target_returns": self.target_returns,
                 "evaluations": self._evaluations.state(),
                 "validations": self._validations.state(),
-                "counts": dict(self._counts),
                 "conditions": self._conditions(),
                 "seed": self.config.seed,
                 "model_config": dataclasses.asdict(self.config.dt_model_config),
@@ -274,7 +273,6 @@ class MeasuredAlgorithm(OfflineAlgorithm):
             self._evaluations.set_state(measured["evaluations"])
         if now["validation"] == then["validation"]:
             self._validations.set_state(measured["validations"])
-        self._counts |= measured["counts"]
         seed, ours = measured.get("seed", self.config.seed), self.config.seed
         if seed != ours:
             logger.warning(
@@ -284,13 +282,17 @@ class MeasuredAlgorithm(OfflineAlgorithm):
                 seed,
             )
 
+    @override(OfflineAlgorithm)
+    def check_restored(self) -> None:
+        """See `OfflineAlgorithm.check_restored`; takes the counts of the restored learners."""
+        super().check_restored()
+        self._counts = self.take_counts()
+
     @override(Algorithm)
     def restore_from_path(self, path: str | Path, **kwargs: Any) -> None:
         """See `OfflineAlgorithm.restore_from_path`."""
         with self._lock:
             super().restore_from_path(path, **kwargs)
-            # a component may be restored alone
-            self._counts = self.take_counts()
 
     @override(Algorithm)
     def save_to_path(self, *args: Any, **kwargs: Any) -> str:

@@ -148,14 +148,14 @@ class OfflineAlgorithm(Algorithm):
     def set_state(self, state: State) -> None:
         if "learner_group" in state:
             self.learner_group.set_state(state["learner_group"])
-            self._check_restored()
+            self.check_restored()
         if "metrics_logger" in state:
             self.metrics.set_state(state["metrics_logger"])
         if "training_iteration" in state:
             self._iteration = state["training_iteration"]
 
-    def _check_restored(self) -> None:
-        # RLlib silently excludes a learner that could not load its state
+    def check_restored(self) -> None:
+        """Raises an error if a learner could not load its state; RLlib silently excludes it."""
         on_every_learner(self.learner_group, lambda learner: repair_msgpack())
 
     # --- checkpoints
@@ -223,7 +223,7 @@ class OfflineAlgorithm(Algorithm):
             )
         finally:
             repair_msgpack()
-        self._check_restored()
+        self.check_restored()
 
     @classmethod
     @override(Algorithm)

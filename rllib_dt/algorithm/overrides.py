@@ -73,13 +73,14 @@ def check_overrides(config: "DTConfig") -> None:
     if not isinstance(overrides, dict):
         config.refuse(f"evaluation_config={overrides!r} must be a dict of settings")
         return
+    known = vars(DTSettings())
     for name, value in overrides.items():
         try:
             config.check_name(name)
         except ValueError as error:
             config.refuse(f"evaluation_config: {error}")
         # RLlib's refused settings are refused here as well, once they are those of evaluation
-        is_free = name in _OF_EVALUATION or name in REFUSED or name not in vars(DTSettings())
+        is_free = name in _OF_EVALUATION or name in REFUSED or name not in known
         if is_free or value == getattr(config, name):
             continue
         if name.startswith("callbacks_on_"):

@@ -7,7 +7,6 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from rllib_dt.learning.learner import DTTorchLearner
@@ -232,7 +231,7 @@ def _check_callbacks(config: "DTConfig") -> None:
                 f"callbacks_class={value!r} is no subclass of "
                 "ray.rllib.callbacks.callbacks.RLlibCallback"
             )
-    for name in vars(AlgorithmConfig()):
+    for name in vars(config):
         if not name.startswith("callbacks_on_"):
             continue
         functions = getattr(config, name)

@@ -16,7 +16,7 @@ from rllib_dt.spaces.leaves import (
     text_to_bytes,
     unsquash_actions,
 )
-from rllib_dt.spaces.trees import ACTION_MASK, by_leaf, column_names, from_leaves, leaves
+from rllib_dt.spaces.trees import ACTION_MASK, by_leaf, column_names, from_leaves, joined, leaves
 from rllib_dt.types import Array, Tree
 
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
@@ -212,7 +212,7 @@ class Episode:
         """Returns a leaf's array and its name."""
         found = by_leaf(value)
         if path in found:
-            return (f"{name}/{path}" if path else name), found[path]
+            return joined(name, path), found[path]
         has = f"the leaves {sorted(found)}" if "" not in found else "a single array"
         raise self.error(
             f"{name} have no leaf {path!r} but {has}" if path else f"{name} have {has}",

@@ -18,7 +18,7 @@ from rllib_dt.episodes.windows import (
     Window,
     gather_windows,
 )
-from rllib_dt.spaces.trees import by_leaf, column_names
+from rllib_dt.spaces.trees import by_leaf, joined
 from rllib_dt.types import Array
 
 
@@ -121,10 +121,12 @@ def _columns(
 ) -> Iterator[tuple[str, Column]]:
     """Yields the observations or actions of all episodes, a column for each leaf."""
     trees = [e.observations if name == OBSERVATIONS else e.actions for e in episodes]
-    for column, _ in column_names(name, trees[0]):
-        path = column.removeprefix(name).removeprefix("/")
+    for path in by_leaf(trees[0]):
         parts = [by_leaf(t)[path][: len(e)] for t, e in zip(trees, episodes, strict=True)]
-        yield column, FrameStacks.from_episodes(parts) if stacked else np.concatenate(parts)
+        yield (
+            joined(name, path),
+            FrameStacks.from_episodes(parts) if stacked else np.concatenate(parts),
+        )
 
 
 def _concatenate(columns: Sequence[Any]) -> Column:

@@ -24,10 +24,10 @@ from rllib_dt.formats.fragments import Fragment, ReadOptions, end_flag
 from rllib_dt.formats.ids import ids_from_arrow
 from rllib_dt.formats.nested import arrow_leaves, tree_from_values
 from rllib_dt.formats.parquet_input import ParquetInput
-from rllib_dt.spaces.composites import check_names
+from rllib_dt.spaces.composites import check_names, wanted
 from rllib_dt.spaces.descriptions import describe_space
 from rllib_dt.spaces.leaves import step_layout
-from rllib_dt.spaces.trees import LeafChoice, at, by_leaf, from_leaves, is_composite, leaves
+from rllib_dt.spaces.trees import LeafChoice, at, by_leaf, from_leaves, is_composite, joined, leaves
 from rllib_dt.types import Array, Tree
 
 RecordedEpisode = Mapping[str, Any]
@@ -153,7 +153,7 @@ def _tree(
     """Converts one row, a struct of lists of steps for a composite space."""
     return from_leaves(
         {
-            path: _values(leaf, where, f"{name}/{path}" if path else name, expansion)
+            path: _values(leaf, where, joined(name, path), expansion)
             for path, leaf in arrow_leaves(episode, where, name, choice)
         }
     )
@@ -242,7 +242,7 @@ def _episode(
         )
     where = f"write_episodes, episode {name}"
     observations, actions = (
-        tree_from_values(_named(space, given[column]), where, column, choice=_choice(space))
+        tree_from_values(_named(space, given[column]), where, column, choice=wanted(space))
         for space, column in ((observation_space, "obs"), (action_space, "actions"))
     )
     rewards = array_from_values(given["rewards"], where, "rewards")
@@ -269,13 +269,6 @@ def _batches(episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _choice(space: gym.Space) -> LeafChoice:
-    """Returns what is taken of given values: the leaves of the space, some of them text."""
-    found = leaves(space)
-    texts = [path for path, leaf in found.items() if isinstance(leaf, gym.spaces.Text)]
-    return LeafChoice(texts=tuple(texts), only=tuple(found) if is_composite(space) else None)
 
 
 def _named(space: gym.Space, value: Any) -> Any:
@@ -374,9 +367,7 @@ def _column(trees: list[Tree], kind: pa.DataType, path: str = "") -> pa.Array:
     if not isinstance(kind, pa.StructType):
         return _nested([by_leaf(tree)[path] for tree in trees])
     names = [field.name for field in kind]
-    inner = [
-        _column(trees, field.type, f"{path}/{field.name}" if path else field.name) for field in kind
-    ]
+    inner = [_column(trees, field.type, joined(path, field.name)) for field in kind]
     return pa.StructArray.from_arrays(inner, names=names)
 
 

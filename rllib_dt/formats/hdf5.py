@@ -14,7 +14,7 @@ import h5py
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.expansion import Expansion
 from rllib_dt.formats.nested import text_array
-from rllib_dt.spaces.trees import EVERYTHING, LeafChoice, from_leaves
+from rllib_dt.spaces.trees import EVERYTHING, LeafChoice, from_leaves, joined
 from rllib_dt.types import Array, Tree
 
 _MAX_LINKS = 16
@@ -117,7 +117,7 @@ def _open_leaves(
     expansion: Expansion,
     choice: LeafChoice,
 ) -> Iterator[tuple[str, Any]]:
-    inner = f"{name}/{path}" if path else name
+    inner = joined(name, path)
     if choice.skips(path):
         return
     found = _follow(group, inner, source, _MAX_LINKS)
@@ -130,7 +130,7 @@ def _open_leaves(
     if path.count("/") > _MAX_LINKS:
         raise DataError(source, f"{inner!r} lies too deep", _LAYOUT)
     for each in names(found):
-        below = f"{path}/{each}" if path else each
+        below = joined(path, each)
         yield from _open_leaves(group, name, below, source, expansion, choice)
 
 

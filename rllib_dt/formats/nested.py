@@ -18,7 +18,7 @@ from rllib_dt.formats.columns import (
     plain_type,
 )
 from rllib_dt.formats.expansion import Expansion
-from rllib_dt.spaces.trees import EVERYTHING, LeafChoice, from_leaves
+from rllib_dt.spaces.trees import EVERYTHING, LeafChoice, from_leaves, joined
 from rllib_dt.types import Array, Tree
 
 
@@ -40,7 +40,7 @@ def tree_from_arrow(
     """
     found: dict[str, Array] = {}
     for path, leaf in arrow_leaves(column, source, name, choice):
-        where = f"{name}/{path}" if path else name
+        where = joined(name, path)
         _check_new(found, path, source, name)
         if path in choice.texts and is_text(plain_type(leaf.type)):
             check_no_nulls(leaf, source, where)
@@ -93,9 +93,9 @@ def arrow_leaves(
     if names == {"bytes", "path"} and is_bytes(plain_type(kind.field("bytes").type)):
         yield path, pc.struct_field(column, "bytes")
         return
-    check_no_nulls(column, source, f"{name}/{path}" if path else name)
+    check_no_nulls(column, source, joined(name, path))
     for field in kind:
-        inner = f"{path}/{field.name}" if path else field.name
+        inner = joined(path, field.name)
         yield from arrow_leaves(pc.struct_field(column, field.name), source, name, choice, inner)
 
 
@@ -109,7 +109,7 @@ def tree_from_values(
     """Converts like `array_from_values`; a dict, or a list of dicts, becomes a tree."""
     found: dict[str, Array] = {}
     for path, leaf in _value_leaves(values, source, name, choice):
-        where = f"{name}/{path}" if path else name
+        where = joined(name, path)
         _check_new(found, path, source, name)
         if path in choice.texts and not isinstance(leaf, str | np.ndarray):
             found[path] = text_array(leaf, source, where, expansion)
@@ -121,24 +121,21 @@ def tree_from_values(
 def _value_leaves(
     values: Any, source: str, name: str, choice: LeafChoice, path: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    def below(key: Any) -> str:
-        return f"{path}/{key}" if path else str(key)
-
     if choice.skips(path):
         return
     if isinstance(values, list | tuple) and len(values) and isinstance(values[0], Mapping):
         kept = [
-            {k: v for k, v in value.items() if not choice.skips(below(k))}
+            {k: v for k, v in value.items() if not choice.skips(joined(path, str(k)))}
             if isinstance(value, Mapping)
             else value
             for value in values
         ]
-        values = _turned(kept, source, f"{name}/{path}" if path else name)
+        values = _turned(kept, source, joined(name, path))
     if not isinstance(values, Mapping):
         yield path, values
         return
     for key, value in values.items():
-        yield from _value_leaves(value, source, name, choice, below(key))
+        yield from _value_leaves(value, source, name, choice, joined(path, str(key)))
 
 
 def _turned(values: Sequence[Any], source: str, name: str) -> dict[str, list[Any]]:

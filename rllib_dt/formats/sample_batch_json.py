@@ -19,7 +19,7 @@ from rllib_dt.formats.ids import ids_from_values
 from rllib_dt.formats.nested import tree_from_values
 from rllib_dt.formats.paths import without_options
 from rllib_dt.formats.steps import END_FLAGS, OPTIONAL, REQUIRED, check_columns, step_table
-from rllib_dt.spaces.trees import by_leaf, from_leaves, length
+from rllib_dt.spaces.trees import by_leaf, from_leaves, joined, length
 from rllib_dt.types import Array, JsonObject, Tree
 
 _OTHER_DATA = (".gz", ".zip", ".parquet", ".pq", ".hdf5", ".h5")
@@ -139,7 +139,7 @@ def _columns(
 
 def _joined(parts: list[Tree], lengths: list[int], source: str, name: str) -> Tree:
     """Joins a column's batches, leaf by leaf."""
-    joined = {}
+    columns: dict[str, Array] = {}
     for path in by_leaf(parts[0]):
         if any(by_leaf(part).keys() != by_leaf(parts[0]).keys() for part in parts):
             raise DataError(
@@ -148,7 +148,7 @@ def _joined(parts: list[Tree], lengths: list[int], source: str, name: str) -> Tr
                 "record every leaf in every line",
             )
         arrays = [by_leaf(part)[path] for part in parts]
-        where = f"{name}/{path}" if path else name
+        where = joined(name, path)
         _check_lengths(lengths, arrays, source, where)
         if len({array.shape[1:] for array in arrays}) > 1:
             shapes = sorted({array.shape[1:] for array in arrays})
@@ -157,8 +157,8 @@ def _joined(parts: list[Tree], lengths: list[int], source: str, name: str) -> Tr
                 f"column {where!r} is ragged: shapes {shapes}",
                 "record arrays of one shape at every step",
             )
-        joined[path] = np.concatenate(arrays)
-    return from_leaves(joined)
+        columns[path] = np.concatenate(arrays)
+    return from_leaves(columns)
 
 
 def _check_lengths(lengths: list[int], parts: list[Array], source: str, name: str) -> None:

@@ -43,11 +43,6 @@ def step_table(columns: Mapping[str, Tree], source: str) -> StepTable:
     Every column of end flags counts. `dones` does not say whether an episode terminated or was
     truncated: alone it counts as termination, beside one of the others as the other kind.
     """
-    for name in REQUIRED:
-        if not isinstance(columns.get(name, {}), np.ndarray) and not columns.get(name):
-            raise DataError(
-                source, f"{name} have no leaf that is read", "record the leaves of the space"
-            )
     flags = {name: end_flags(columns[name], name, source) for name in END_FLAGS if name in columns}
     dones, truncateds = flags.get("dones"), flags.get("truncateds")
     terminateds = flags.get("terminateds")

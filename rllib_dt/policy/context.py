@@ -21,9 +21,9 @@ from rllib_dt.episodes.windows import (
     gather_windows,
 )
 from rllib_dt.network.config import DTModelConfig
-from rllib_dt.spaces.composites import layouts
+from rllib_dt.spaces.composites import layouts, text_leaves
 from rllib_dt.spaces.leaves import as_array
-from rllib_dt.spaces.trees import by_leaf, column_names, flatten, from_leaves, leaves, rows
+from rllib_dt.spaces.trees import by_leaf, column_names, flatten, from_leaves, rows
 from rllib_dt.types import Array, Batch, Tree, Value
 
 # the columns of `NewSteps` besides those of its window
@@ -175,11 +175,7 @@ class Contexts:
         self._length = model.receptive_steps + int(self._is_incremental)
         self._spaces = observation_space, action_space
         self._ignore = model.ignore
-        self._texts = {
-            path: leaf
-            for path, leaf in leaves(observation_space, model.ignore).items()
-            if isinstance(leaf, gym.spaces.Text)
-        }
+        self._texts = text_leaves(observation_space, model.ignore)
         self._layouts = layouts(observation_space, model.ignore)
         shapes = from_leaves(self._layouts), from_leaves(layouts(action_space))
         self._buffer = ContextBuffer(num_slots, self._length, *shapes, rule)

@@ -20,8 +20,7 @@ from rllib_dt.reading.duplicates import Duplicates, DuplicatesPolicy
 from rllib_dt.reading.holdout import Holdout, distinct_places
 from rllib_dt.reading.passes import Passes
 from rllib_dt.reading.tasks import group_files
-from rllib_dt.spaces.composites import look_normalized, number_leaves, step_bytes
-from rllib_dt.spaces.trees import LeafChoice, is_composite, leaves
+from rllib_dt.spaces.composites import look_normalized, number_leaves, step_bytes, wanted
 from rllib_dt.types import Paths
 
 logger = logging.getLogger(__name__)
@@ -184,8 +183,8 @@ def _passes(config: ReadingSettings, inputs: str | list[str]) -> Passes:
             names=config.input_read_schema or {},
             time_limit=config.time_limit,
             max_expansion=config.max_expansion,
-            observed=_chosen(config),
-            acted=LeafChoice(only=_wanted(config.action_space, ())),
+            observed=wanted(config.observation_space, config.dt_model_config.choice),
+            acted=wanted(config.action_space),
         ),
         filesystem=filesystem,
         incomplete=config.incomplete,
@@ -197,20 +196,6 @@ def _passes(config: ReadingSettings, inputs: str | list[str]) -> Passes:
         join_files=config.join_files,
         frame_stack=config.frame_stack,
     )
-
-
-def _chosen(config: ReadingSettings) -> LeafChoice:
-    """Returns which leaves of observations are read, and which of them as text."""
-    choice = config.dt_model_config.choice
-    observed = leaves(config.observation_space, choice.ignore)
-    texts = [path for path, leaf in observed.items() if isinstance(leaf, gym.spaces.Text)]
-    only = _wanted(config.observation_space, choice.ignore)
-    return replace(choice, texts=tuple(texts), only=only)
-
-
-def _wanted(space: gym.Space, ignore: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Returns the paths of a composite space's leaves; None for a leaf space."""
-    return tuple(leaves(space, ignore)) if is_composite(space) else None
 
 
 def _statistics(config: ReadingSettings) -> Statistics:

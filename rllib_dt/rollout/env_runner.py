@@ -83,6 +83,7 @@ class DTEnvRunner(SingleAgentEnvRunner):
             self.module.set_state(weights)
         # otherwise RLlib would set the mode and restore it at every step
         self.module.eval()
+        self.module.temperature = self.config.temperature or 1.0
         pending = deque(jobs)
         running: dict[int, EvaluationJob] = {}
         usable = list(range(self.num_envs))
@@ -159,8 +160,6 @@ class DTEnvRunner(SingleAgentEnvRunner):
         """Returns the slots' actions as the module made them and as environments get them."""
         temperature = self.config.temperature
         explore = self.config.explore if temperature is None else temperature > 0
-        if temperature:
-            self.module.temperature = temperature
         # one dict for both pipelines: the first stores in it how the second splits batches
         shared: dict[str, Any] = {
             "rl_module": self.module,
@@ -172,13 +171,13 @@ class DTEnvRunner(SingleAgentEnvRunner):
         forward = self.module.forward_exploration if explore else self.module.forward_inference
         to_env = self._module_to_env(batch=forward(to_module), **shared)
         actions = to_env[Columns.ACTIONS]
-        for_env = to_env.get(Columns.ACTIONS_FOR_ENV, actions)
-        space, count = self.env.single_action_space, len(slots)
-        taken, sent = (
-            [unflatten(space, row) for row in rows(space, batch, count)]
-            for batch in (actions, for_env)
-        )
-        return taken, sent
+        taken = self._split(actions, len(slots))
+        for_env = to_env.get(Columns.ACTIONS_FOR_ENV)
+        return taken, taken if for_env is None else self._split(for_env, len(slots))
+
+    def _split(self, actions: Value, count: int) -> list[Value]:
+        space = self.env.single_action_space
+        return [unflatten(space, row) for row in rows(space, actions, count)]
 
     def _finish(self, slot: int, job: EvaluationJob) -> EpisodeResult:
         self._make_on_episode_callback("on_episode_end", slot, self._ongoing_episodes)

@@ -26,6 +26,7 @@ from gymnasium.vector.utils import batch_space
 from ray.rllib.utils.annotations import override
 
 from rllib_dt.compat import first_info
+from rllib_dt.spaces.composites import text_leaves
 from rllib_dt.spaces.leaves import (
     as_array,
     is_image,
@@ -377,10 +378,10 @@ def _has_fixed_size(space: gym.Space | None) -> bool:
     gymnasium 1.2 frees the memory of a text while another process still writes to it, and has none
     for graphs and sequences.
     """
-    found = [] if space is None else list(leaves(space).values())
-    return not any(
-        isinstance(leaf, gym.spaces.Text) or step_layout_or_none(leaf) is None for leaf in found
-    )
+    if space is None:
+        return True
+    has_layout = all(step_layout_or_none(leaf) is not None for leaf in leaves(space).values())
+    return has_layout and not text_leaves(space)
 
 
 class _SlotsAsVector(VectorEnv):

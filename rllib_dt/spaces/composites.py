@@ -1,6 +1,7 @@
 """What the package needs to know about a whole space: the questions of `leaves`, leaf by leaf."""
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -127,6 +128,18 @@ def _check_mask(mask: gym.Space, action_space: gym.Space) -> None:
         f"leaf {ACTION_MASK!r} says which actions are legal, but {problem}; give one number for "
         f"each value, or leave it out with DTModelConfig(ignore=[{ACTION_MASK!r}])"
     )
+
+
+def text_leaves(space: gym.Space, ignore: Collection[str] = ()) -> dict[str, gym.spaces.Text]:
+    """Returns the leaves that are text, by path."""
+    found = leaves(space, ignore).items()
+    return {path: leaf for path, leaf in found if isinstance(leaf, gym.spaces.Text)}
+
+
+def wanted(space: gym.Space, choice: LeafChoice = EVERYTHING) -> LeafChoice:
+    """Returns what to read of recorded values of a space: its leaves only, some of them as text."""
+    only = tuple(leaves(space, choice.ignore)) if is_composite(space) else None
+    return replace(choice, texts=tuple(text_leaves(space, choice.ignore)), only=only)
 
 
 def layouts(space: gym.Space, ignore: Collection[str] = ()) -> dict[str, Layout]:

@@ -71,7 +71,13 @@ def leaves(space: gym.Space, ignore: Collection[str] = ()) -> dict[str, gym.Spac
     if not is_composite(space):
         return {"": space}
     found = tree.flatten_with_path(_structure(space))
-    return {path: leaf for path, leaf in _named(found) if not is_below(path, ignore)}
+    named = (("/".join(map(str, path)), leaf) for path, leaf in found)
+    return {path: leaf for path, leaf in named if not is_below(path, ignore)}
+
+
+def joined(*parts: str) -> str:
+    """Joins names and paths by slashes; empty ones, such as the path of a leaf space, count not."""
+    return "/".join(part for part in parts if part)
 
 
 def is_below(path: str, paths: Collection[str]) -> bool:
@@ -155,7 +161,7 @@ def rows(space: gym.Space, batch: Value, count: int, ignore: Collection[str] = (
 def column_names(name: str, value: Tree) -> Iterator[tuple[str, Any]]:
     """Yields a tree's arrays with the names of their columns: "obs", or "obs/camera", …"""
     for path, array in by_leaf(value).items():
-        yield f"{name}/{path}" if path else name, array
+        yield joined(name, path), array
 
 
 def columns_of(name: str, columns: Mapping[str, Any]) -> Tree:
@@ -184,11 +190,6 @@ def _structure(space: gym.Space) -> Any:
     if isinstance(space, gym.spaces.Tuple):
         return tuple(_structure(inner) for inner in space.spaces)
     return space
-
-
-def _named(found: list[tuple[tuple[Any, ...], gym.Space]]) -> Iterator[tuple[str, gym.Space]]:
-    for path, leaf in found:
-        yield "/".join(map(str, path)), leaf
 
 
 def bad_names(space: gym.Space) -> list[Any]:
