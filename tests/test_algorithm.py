@@ -241,10 +241,14 @@ def test_a_remote_learner_trains_the_same_weights_as_a_local_one(cluster, tiny_d
 
 @pytest.mark.slow
 @pytest.mark.semantics(12, 13)
-def test_two_learners_apply_the_mean_gradient_of_all_their_valid_steps(cluster, tiny_data):
+@pytest.mark.parametrize(("state_weight", "return_weight"), [(0.0, 0.0), (0.5, 2.0)])
+def test_two_learners_apply_the_mean_gradient_of_all_their_valid_steps(
+    cluster, tiny_data, state_weight, return_weight
+):
     """Compares with one process on the joined batch; the shards hold unequal numbers of steps."""
 
     config = tiny_config(tiny_data[0], **NO_DROPOUT).training(grad_clip=None, lr=1.0)
+    config.training(state_loss_weight=state_weight, return_loss_weight=return_weight)
     config.offline_data(dataset_num_iters_per_learner=1).learners(num_learners=2)
     algo = config.build_algo()
     algo.learner_group.foreach_learner(use_sgd)
@@ -258,11 +262,18 @@ def test_two_learners_apply_the_mean_gradient_of_all_their_valid_steps(cluster, 
     result = learner_results(algo)
     after = weights(algo)
     algo.stop()
-    out = network.train()(
+    out = network.train().requires_grad_(True)(
         joined["obs"], joined["actions"], joined["returns_to_go"], joined["t"], joined["loss_mask"]
     )
     errors = (out.action_preds - joined["actions"]).square().mean(-1)
-    loss = errors[joined["loss_mask"]].mean()
+    mask = joined["loss_mask"]
+    loss = errors[mask].mean()
+    pairs = mask[:, :-1] & mask[:, 1:]
+    if state_weight:
+        gap = (out.state_preds[:, :-1] - joined["obs"][:, 1:]) / network.observation_std
+        loss = loss + state_weight * gap.square().mean(-1)[pairs].mean()
+        gap = (out.return_preds[:, :-1] - joined["returns_to_go"][:, 1:]) / network.return_scale
+        loss = loss + return_weight * gap.square()[pairs].mean()
     loss.backward()
     assert result["num_steps_trained"] == sum(valid)
     for name, parameter in network.named_parameters():

@@ -51,6 +51,15 @@ def check_spaces(config: "DTConfig") -> None:
         )
     except UnsupportedSpaceError as error:
         config.refuse(str(error))
+        return
+    model = config.dt_model_config
+    if config.state_loss_weight and not composites.number_leaves(
+        config.observation_space, model.image_encoder, model.choice
+    ):
+        config.refuse(
+            f"training(state_loss_weight={config.state_loss_weight}) predicts observations that "
+            f"are numbers, and {config.observation_space} has none; leave it at 0"
+        )
 
 
 def check_model(config: "DTConfig") -> None:
@@ -85,6 +94,7 @@ def check_training(config: "DTConfig") -> None:
         config.refuse(f"adam_betas={betas!r} must be two numbers in [0, 1)")
     clip = config.clip_rewards
     _check_decay(config)
+    _check_next_step(config)
     is_bound = is_number(clip) and clip >= SMALLEST_FLOAT32
     if not (clip is None or isinstance(clip, bool) or is_bound):
         config.refuse(
@@ -99,6 +109,24 @@ def check_training(config: "DTConfig") -> None:
         config.refuse(
             "torch_compile_learner_what_to_compile='complete_update' would compile RLlib's loop "
             "as well; leave it at 'forward_train'"
+        )
+
+
+def _check_next_step(config: "DTConfig") -> None:
+    weights = {
+        f"{name}={getattr(config, name)}": getattr(config, name)
+        for name in ("state_loss_weight", "return_loss_weight")
+    }
+    given = [text for text, weight in weights.items() if weight]
+    if given and config.dt_model_config.window_length == 1:
+        config.refuse(
+            f"training({', '.join(given)}) predicts the next step of a window, and windows have "
+            "one step; raise context_length, or leave it at 0"
+        )
+    if config.return_loss_weight and not config.dt_model_config.condition_on_return:
+        config.refuse(
+            f"training(return_loss_weight={config.return_loss_weight}) predicts returns-to-go, "
+            "which the network is not given with condition_on_return=False; leave it at 0"
         )
 
 

@@ -67,6 +67,8 @@ NUMBERS = {
     "warmup_steps": _COUNT_OR_0,
     "lr_decay_updates": _or(_COUNT, None),
     "weight_decay": _AT_LEAST_0,
+    "state_loss_weight": _AT_LEAST_0,
+    "return_loss_weight": _AT_LEAST_0,
     "grad_clip": _or(_POSITIVE, None),
     "gamma": _SHARE,
     "train_batch_size_per_learner": _COUNT,

@@ -54,6 +54,8 @@ class DTSettings(AlgorithmConfig):
         self.adam_betas = [0.9, 0.999]
         self.return_scale: float | None = None
         self.delayed_reward = False
+        self.state_loss_weight = 0.0
+        self.return_loss_weight = 0.0
         self.precision: Literal["fp32", "bf16"] = "fp32"
         self.target_returns: list[float] | None = None
         self.score_reference: list[float] | None = None
@@ -86,6 +88,8 @@ class DTSettings(AlgorithmConfig):
         adam_betas: Sequence[float] = NotProvided,
         return_scale: float | None = NotProvided,
         delayed_reward: bool = NotProvided,
+        state_loss_weight: float = NotProvided,
+        return_loss_weight: float = NotProvided,
         precision: Literal["fp32", "bf16"] = NotProvided,
         **kwargs: Any,
     ) -> "Self":
@@ -105,6 +109,9 @@ class DTSettings(AlgorithmConfig):
                 the data.
             delayed_reward: treat all reward as given at the episode's end, so that the
                 return-to-go stays constant, in training and in evaluation.
+            state_loss_weight: weighs the squared error of the next observation's normalised
+                numbers, which is added to the loss; 0 as in the paper, which found it no help.
+            return_loss_weight: the same for the next return-to-go, divided by `return_scale`.
             precision: "fp32", or "bf16" for mixed precision by autocast.
             kwargs: RLlib's own settings: `lr` (a number, or a schedule [[0, lr], [steps, lr], …]
                 over the steps trained on all learners), `train_batch_size_per_learner` (windows),
@@ -120,6 +127,8 @@ class DTSettings(AlgorithmConfig):
             weight_decay_on=weight_decay_on,
             return_scale=return_scale,
             delayed_reward=delayed_reward,
+            state_loss_weight=state_loss_weight,
+            return_loss_weight=return_loss_weight,
             precision=precision,
         )
 

@@ -29,6 +29,7 @@ from rllib_dt.episodes.windows import Window
 from rllib_dt.learning.batches import PrefetchedBatches, seeded_torch
 from rllib_dt.learning.finite import NonFiniteLossError, check_weights
 from rllib_dt.learning.metrics import Progress, UpdateCall
+from rllib_dt.learning.next_step import NextStepLoss, next_step_losses, next_steps
 from rllib_dt.learning.precision import AUTOCAST_DTYPES, warn_of_slow_bf16
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.reading.supply import Supply
@@ -77,6 +78,7 @@ class DTTorchLearner(TorchLearner):
         super().build()
         self._lr_schedule = Scheduler(self.config.lr, framework=self.framework)
         module = self.module[DEFAULT_MODULE_ID].unwrapped()
+        module.predicts_next = self._predicts_next
         module.autocast_dtype = AUTOCAST_DTYPES[self.config.precision]
         warn_of_slow_bf16(self.config.precision, self._device)
         if self.config.torch_compile_learner:
@@ -91,7 +93,14 @@ class DTTorchLearner(TorchLearner):
         self, module_id: str, config: AlgorithmConfig = None
     ) -> None:
         """Registers AdamW; see `DTConfig.training` for what decays."""
-        parameters = self.get_parameters(self._module[module_id])
+        module = self._module[module_id]
+        for head, weight in (
+            (module.network.predict_state, config.state_loss_weight),
+            (module.network.predict_return, config.return_loss_weight),
+        ):
+            if head is not None:
+                head.requires_grad_(weight > 0)
+        parameters = self.get_parameters(module)
         optimizer = torch.optim.AdamW(
             self._groups(parameters, config),
             lr=0.0,  # set before each update, see `apply_gradients`
@@ -200,9 +209,33 @@ class DTTorchLearner(TorchLearner):
             # a weight of a padded step may be anything, and NaN would reach the gradient
             losses = losses * torch.where(window.mask, weights, 0.0)
         loss_sum = torch.where(window.mask, losses, 0.0).sum()
-        total = self._agree(loss_sum)
-        self._call.add_loss(loss_sum)
-        return loss_sum * self.world_size / total.clamp(min=1)
+        others = self._next_step_losses(fwd_out, window)
+        total = self._agree(sum((other.loss_sum for other in others), start=loss_sum))
+        self._call.add_loss("action_loss", loss_sum, self._call.valid_steps)
+        loss = loss_sum * self.world_size / total.clamp(min=1)
+        if others:
+            count = next_steps(window).sum()
+            (total,) = self._over_learners(count)
+            for other in others:
+                self._call.add_loss(other.name, other.loss_sum, count)
+                share = other.loss_sum * self.world_size / total.clamp(min=1)
+                loss = loss + other.weight * share
+        return loss
+
+    @property
+    def _predicts_next(self) -> bool:
+        return bool(self.config.state_loss_weight or self.config.return_loss_weight)
+
+    def _next_step_losses(self, outputs: Batch, window: Window) -> list[NextStepLoss]:
+        if not self._predicts_next:
+            return []
+        return next_step_losses(
+            self.network,
+            outputs,
+            window,
+            state_weight=self.config.state_loss_weight,
+            return_weight=self.config.return_loss_weight,
+        )
 
     def step_weights(self, window: Window) -> Tensor | None:
         """Weighs each step's loss; meant to be overridden.

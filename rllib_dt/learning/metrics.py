@@ -38,9 +38,8 @@ class UpdateCall:
         self.valid_steps = zero.long()
         self.own_steps = self.own_steps_of_call = 0
         self.is_counted = False
-        self._has_loss = False
-        self._loss_sum, self._gradient_norm = zero.clone(), zero.clone()
-        self._valid_steps = zero.long()
+        self._losses: dict[str, tuple[Tensor, Tensor]] = {}
+        self._gradient_norm = zero.clone()
         self._batch_steps = zero.long()
         self._waited = 0.0
         self._started = time.perf_counter()
@@ -70,11 +69,19 @@ class UpdateCall:
         self.bad_loss |= bad_loss
         self.is_counted = True
 
-    def add_loss(self, loss_sum: Tensor) -> None:
-        """Adds the batch's action loss, () summed over this learner's valid steps."""
-        self._has_loss = True
-        self._loss_sum += loss_sum.detach()
-        self._valid_steps += self.valid_steps
+    def add_loss(self, name: str, loss_sum: Tensor, count: Tensor) -> None:
+        """Adds a loss of the batch, to be reported by its name.
+
+        Args:
+            name: "action_loss", …
+            loss_sum: () summed over this learner's steps.
+            count: () their number.
+        """
+        loss_sum = loss_sum.detach()
+        if name in self._losses:
+            former_sum, former_count = self._losses[name]
+            loss_sum, count = former_sum + loss_sum, former_count + count
+        self._losses[name] = loss_sum, count
 
     def add_gradient_norm(self, norm: Tensor) -> None:
         """Adds the gradient's norm before clipping."""
@@ -88,12 +95,15 @@ class UpdateCall:
     def end(self) -> "CallReport":
         """Returns the report; reads all sums, which waits for the device, and then the clock."""
         steps = int(self.steps)
-        loss = float(self._loss_sum / self._valid_steps.clamp(min=1))
+        losses = {
+            name: float(loss_sum / count.clamp(min=1))
+            for name, (loss_sum, count) in self._losses.items()
+        }
         gradient_norm = float(self._gradient_norm / max(1, self.num_updates))
         seconds = time.perf_counter() - self._started
         return CallReport(
             means={
-                **({"action_loss": loss} if self._has_loss else {}),
+                **losses,
                 "gradient_norm": gradient_norm,
                 "data_wait_share": self._waited / seconds,
             },

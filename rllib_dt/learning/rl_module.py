@@ -8,7 +8,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.utils.annotations import override
-from torch import Tensor, nn
+from torch import nn
 
 from rllib_dt.episodes.windows import Window
 from rllib_dt.network.config import DTModelConfig
@@ -18,12 +18,15 @@ from rllib_dt.policy.policy import Policy
 from rllib_dt.spaces.trees import unflatten
 from rllib_dt.types import Batch, State
 
+STATE_OUTPUTS, RETURN_OUTPUTS = "state_outputs", "return_outputs"
+
 
 class DTTorchRLModule(TorchRLModule):
     """The Decision Transformer as an RLModule that reads windows of K steps.
 
     `rllib_dt.episodes.windows` names the columns of a batch. `forward_train` returns
-    `action_dist_inputs` (B, K, size), the action head's outputs. `forward_inference` and
+    `action_dist_inputs` (B, K, size), the action head's outputs, and with `predicts_next` also
+    `state_outputs` and `return_outputs`; see `DTOutput`. `forward_inference` and
     `forward_exploration` return `actions` (B, …) for each window's last step, in the environment's
     units, nested like the action space. They differ only if the head can sample: the first takes
     the likeliest action, the second draws one.
@@ -35,22 +38,24 @@ class DTTorchRLModule(TorchRLModule):
     Attributes:
         network: the `DecisionTransformer`.
         temperature: what `forward_exploration` divides logits by.
+        predicts_next: `forward_train` predicts the next states and returns as well.
         autocast_dtype: the dtype that `forward_train` computes in, or None for fp32.
     """
 
     temperature: float = 1.0
+    predicts_next: bool = False
     autocast_dtype: torch.dtype | None = None
 
     @override(RLModule)
     def setup(self) -> None:
         config = DTModelConfig.from_dict(self.model_config or {})
         self.network = DecisionTransformer(config, self.observation_space, self.action_space)
-        # not part of the loss; DDP would wait for their gradients
+        # not part of the loss, unless the learner says so; DDP would wait for their gradients
         for head in (self.network.predict_state, self.network.predict_return):
             if head is not None:
                 head.requires_grad_(False)
         self._policy = Policy(self.network)
-        self._train_outputs: Callable[[Window], Tensor] = self._action_outputs
+        self._train_outputs: Callable[[Window], Batch] = self._outputs
 
     @property
     def cache_version(self) -> int:
@@ -72,18 +77,25 @@ class DTTorchRLModule(TorchRLModule):
             settings: `torch.compile`'s `backend`, `mode`, …
         """
         self._train_outputs = torch.compile(
-            self._action_outputs, fullgraph=True, dynamic=False, **settings
+            self._outputs, fullgraph=True, dynamic=False, **settings
         )
 
     @override(TorchRLModule)
     def _forward_train(self, batch: Batch, **kwargs: Any) -> Batch:
-        return {Columns.ACTION_DIST_INPUTS: self._train_outputs(Window.from_columns(batch))}
+        return self._train_outputs(Window.from_columns(batch))
 
-    def _action_outputs(self, window: Window) -> Tensor:
+    def _outputs(self, window: Window) -> Batch:
         if self.autocast_dtype is None:
-            return self.network.predict(window, only_actions=True).action_outputs
-        with torch.autocast(window.mask.device.type, self.autocast_dtype):
-            return self.network.predict(window, only_actions=True).action_outputs
+            output = self.network.predict(window, only_actions=not self.predicts_next)
+        else:
+            with torch.autocast(window.mask.device.type, self.autocast_dtype):
+                output = self.network.predict(window, only_actions=not self.predicts_next)
+        outputs = {
+            Columns.ACTION_DIST_INPUTS: output.action_outputs,
+            STATE_OUTPUTS: output.state_outputs,
+            RETURN_OUTPUTS: output.return_outputs,
+        }
+        return {name: values for name, values in outputs.items() if values is not None}
 
     @override(TorchRLModule)
     def _forward_inference(self, batch: Batch, **kwargs: Any) -> Batch:

@@ -258,6 +258,7 @@ class DTOutput:
             for, or if observations are not numbers.
         return_preds: (B, K, 1), the next return-to-go; None if only actions were asked for, or if
             the network is not given returns.
+        state_outputs, return_outputs: the same two, normalised.
         last_hidden_state: (B, Q, D), of the tokens that were computed.
         hidden_states: see `BackboneOutput`.
         attentions: see `BackboneOutput`.
@@ -267,6 +268,8 @@ class DTOutput:
     action_outputs: Tensor
     state_preds: Tensor | None
     return_preds: Tensor | None
+    state_outputs: Tensor | None
+    return_outputs: Tensor | None
     last_hidden_state: Tensor
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -403,6 +406,12 @@ class DecisionTransformer(nn.Module):
             normalized[path] = (numbers - self.observation_mean[part]) / self.observation_std[part]
         return normalized
 
+    def normalized_numbers(self, observations: Tree) -> Tensor:
+        """Returns the numbers of (B, K, …) observations as the network reads them: (B, K, S)."""
+        first = next(iter(by_leaf(observations).values()))
+        normalized = by_leaf(self._normalized(observations, *first.shape[:2]))
+        return torch.cat([normalized[path] for path in self._numbers], dim=-1)
+
     def _action_outputs(self, tokens: Tensor, window: Window, steps: slice) -> Tensor:
         """Computes the head's outputs; forbidden actions get no probability.
 
@@ -482,16 +491,16 @@ class DecisionTransformer(nn.Module):
             output_attentions=output_attentions,
         )
         x = out.last_hidden_state
-        state_preds = return_preds = None
+        state_preds = return_preds = states = returns = None
         action_tokens = x
         if queries is None:
             action_tokens = x[:, self._state_tokens]
             if self.predict_state is not None:
-                state_preds = self.predict_state(x[:, self._action_tokens]).float()
-                state_preds = state_preds * self.observation_std + self.observation_mean
+                states = self.predict_state(x[:, self._action_tokens]).float()
+                state_preds = states * self.observation_std + self.observation_mean
             if self.predict_return is not None:
-                return_preds = self.predict_return(x[:, self._action_tokens]).float()
-                return_preds = return_preds * self.return_scale
+                returns = self.predict_return(x[:, self._action_tokens]).float()
+                return_preds = returns * self.return_scale
         steps = LAST_STEP if last_only else slice(None)
         outputs = self._action_outputs(action_tokens, window, steps)
         return DTOutput(
@@ -499,6 +508,8 @@ class DecisionTransformer(nn.Module):
             action_outputs=outputs,
             state_preds=state_preds,
             return_preds=return_preds,
+            state_outputs=states,
+            return_outputs=returns,
             last_hidden_state=x,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
