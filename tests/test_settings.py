@@ -312,6 +312,7 @@ MODEL_ACCEPTED = {
     "n_positions": {"None"},
     "pretrained": {"None"},
     "image_encoder": set(),
+    "normalize_images": {"True"},
     "condition_on_return": {"True"},
     "ignore": set(),
     "encoders": set(),

@@ -15,6 +15,8 @@ from rllib_dt.types import Array, Tree
 
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 _MIN_STD = 1e-6
+_IMAGES_AT_ONCE = 512
+"""Images whose squares are in memory at a time, as float64."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -60,7 +62,7 @@ class Normalization:
         observation_mean: float64 of an observation's shape, the mean over every step trained on;
             of a composite space a tree of the leaves that are normalised.
         observation_std: the same shapes, the standard deviation plus 1e-6
-            (kzl/decision-transformer @ e2d82e6).
+            (kzl/decision-transformer @ e2d82e6); of an image one number, around the mean image.
         return_scale: the number that returns-to-go are divided by.
         action_mean, action_std: float64 of an action's shape, the unit of unbounded components.
     """
@@ -107,11 +109,15 @@ class Statistics:
     Args:
         normalized: the paths of the observations' leaves that are numbers to normalise; those of
             others are left at mean 0 and deviation 1. All by default.
+        images: the paths of those that are images to normalise.
     """
 
-    def __init__(self, normalized: Collection[str] | None = None) -> None:
+    def __init__(
+        self, normalized: Collection[str] | None = None, images: Collection[str] = ()
+    ) -> None:
         self.num_steps = 0
-        self._normalized = normalized
+        self._normalized, self._images = normalized, images
+        self._stack_size: dict[str, int] = {}
         self._moments: dict[str, dict[str, Moments]] = {OBSERVATIONS: {}, ACTIONS: {}}
         self._returns: list[NDArray[np.float64]] = []
         self._targets: list[NDArray[np.float64]] = []
@@ -134,6 +140,8 @@ class Statistics:
             if self._normalized is None or path in self._normalized:
                 is_stacked = isinstance(column, FrameStacks)
                 self._add(OBSERVATIONS, path, column.array() if is_stacked else column)
+        for path in self._images:
+            self._add_images(path, by_leaf(observations)[path])
         for path, column in by_leaf(actions).items():
             self._add(ACTIONS, path, column)
             largest = np.maximum(np.abs(column.max(axis=0)), np.abs(column.min(axis=0)))
@@ -148,12 +156,22 @@ class Statistics:
     def _add(self, name: str, path: str, values: Array) -> None:
         self._moments[name].setdefault(path, Moments()).add(values)
 
+    def _add_images(self, path: str, column: Array | FrameStacks) -> None:
+        """Adds each frame once, whether or not frames are stacked."""
+        if isinstance(column, FrameStacks):
+            self._stack_size[path], column = column.size, column.frames
+        for start in range(0, len(column), _IMAGES_AT_ONCE):
+            self._add(OBSERVATIONS, path, column[start : start + _IMAGES_AT_ONCE])
+
     def _mean_and_std(self, name: str) -> tuple[Tree, Tree]:
         moments = self._moments[name] or {"": Moments()}  # nothing is normalised
-        return (
-            from_leaves({path: one.mean for path, one in moments.items()}),
-            from_leaves({path: one.std for path, one in moments.items()}),
-        )
+        means = {path: one.mean for path, one in moments.items()}
+        stds = {path: one.std for path, one in moments.items()}
+        for path in self._images if name == OBSERVATIONS else ():
+            if path in self._stack_size:
+                means[path] = np.stack([means[path]] * self._stack_size[path])
+            stds[path] = np.sqrt(np.square(stds[path]).mean())
+        return from_leaves(means), from_leaves(stds)
 
     @property
     def returns(self) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ _BOOLEANS = (
     "scale_attn_weights",
     "scale_attn_by_inverse_layer_idx",
     "condition_on_return",
+    "normalize_images",
 )
 ATTENTIONS = ("context", "window")
 ACTIVATIONS = ("relu", "silu", "gelu", "tanh", "gelu_new")
@@ -30,11 +31,11 @@ _SIZES = {
 class DTModelConfig:
     """Settings of `DecisionTransformer`, named as in Hugging Face's `DecisionTransformerConfig`.
 
-    `context_length`, `attention`, `segment_length`, `image_encoder`, `condition_on_return`,
-    `ignore`, `encoders` and `pretrained` are ours. The other defaults are Hugging Face's, except
-    that `n_positions` is None: the paper adds no position embedding besides the timestep's (Chen et
-    al. 2021, §3). Hugging Face's models have 1024 and use row 0 for every token; see
-    `rllib_dt.policy.folders`.
+    `context_length`, `attention`, `segment_length`, `image_encoder`, `normalize_images`,
+    `condition_on_return`, `ignore`, `encoders` and `pretrained` are ours. The other defaults are
+    Hugging Face's, except that `n_positions` is None: the paper adds no position embedding besides
+    the timestep's (Chen et al. 2021, §3). Hugging Face's models have 1024 and use row 0 for every
+    token; see `rllib_dt.policy.folders`.
 
     Attributes:
         context_length: K, the number of steps that attention spans; 3K tokens (see
@@ -65,6 +66,9 @@ class DTModelConfig:
         image_encoder: how images (Boxes of bytes or bits) are read: "nature", the paper's
             convolutions; "small", two of 3 × 3; "linear", as numbers; "auto" takes the first from
             36 pixels in height and width up, and the second below.
+        normalize_images: subtract the data's mean image from images, and divide them by one
+            standard deviation, after the division by 255. Where most of an image never changes,
+            the network learns from far fewer steps (see `docs/log.md`); the paper does not.
         condition_on_return: give the network returns-to-go. False drops their token, so that a
             step has two: behaviour cloning, the paper's BC (%BC with
             `offline_data(top_fraction=…)`). Targets then have no effect.
@@ -95,6 +99,7 @@ class DTModelConfig:
     n_positions: int | None = None
     pretrained: str | None = None
     image_encoder: ImageEncoder = "auto"
+    normalize_images: bool = False
     condition_on_return: bool = True
     ignore: tuple[str, ...] = ()
     encoders: Mapping[str, str] = dataclasses.field(default_factory=dict)

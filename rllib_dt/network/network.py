@@ -30,8 +30,8 @@ from rllib_dt.network.cache import KeyValueCache, RollingCache
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.dropout import Dropout, dropout
 from rllib_dt.spaces.composite_head import head_of_space
-from rllib_dt.spaces.composites import check_spaces, encoded_leaves, number_leaves
-from rllib_dt.spaces.encoders import OwnEncoder, encoder_of_space
+from rllib_dt.spaces.composites import check_spaces, encoded_leaves, image_leaves, number_leaves
+from rllib_dt.spaces.encoders import Convolutions, OwnEncoder, encoder_of_space, leaf_encoder
 from rllib_dt.spaces.trees import ACTION_MASK, by_leaf, leaves
 from rllib_dt.types import Tree
 
@@ -320,7 +320,11 @@ class DecisionTransformer(nn.Module):
             D,
             config.image_encoder,
             config.encoders,
+            config.normalize_images,
         )
+        self._images: list[str] = []  # those that are normalised
+        if config.normalize_images:
+            self._images = image_leaves(observation_space, config.image_encoder, config.choice)
         self.embed_action = nn.Linear(self.action_head.size, D)
         self.embed_ln = nn.LayerNorm(D)
         self.backbone = CausalTransformer(config)
@@ -363,7 +367,7 @@ class DecisionTransformer(nn.Module):
 
         Args:
             observation_mean, observation_std: of an observation's shape, a tree of the leaves that
-                are normalised; ignored if observations are not numbers.
+                are normalised (of an image, a number is its deviation); ignored if none are.
             return_scale: positive.
             action_mean, action_std: of an action's shape, the unit of unbounded components.
         """
@@ -373,6 +377,11 @@ class DecisionTransformer(nn.Module):
                 (self.observation_std, observation_std),
             ):
                 unit[numbers] = torch.as_tensor(by_leaf(given)[path]).reshape(-1)
+        for path in self._images:
+            mean, std = (by_leaf(given)[path] for given in (observation_mean, observation_std))
+            encoder = leaf_encoder(self.embed_state, path)
+            assert isinstance(encoder, Convolutions)
+            encoder.set_statistics(torch.as_tensor(mean), torch.as_tensor(std))
         self.return_scale.fill_(return_scale)
         if action_mean is not None and action_std is not None:
             self.action_head.set_statistics(action_mean, action_std)

@@ -20,7 +20,13 @@ from rllib_dt.reading.duplicates import Duplicates, DuplicatesPolicy
 from rllib_dt.reading.holdout import Holdout, distinct_places
 from rllib_dt.reading.passes import Passes
 from rllib_dt.reading.tasks import group_files
-from rllib_dt.spaces.composites import look_normalized, number_leaves, step_bytes, wanted
+from rllib_dt.spaces.composites import (
+    image_leaves,
+    look_normalized,
+    number_leaves,
+    step_bytes,
+    wanted,
+)
 from rllib_dt.types import Paths
 
 logger = logging.getLogger(__name__)
@@ -200,8 +206,8 @@ def _passes(config: ReadingSettings, inputs: str | list[str]) -> Passes:
 
 def _statistics(config: ReadingSettings) -> Statistics:
     model = config.dt_model_config
-    numbers = number_leaves(config.observation_space, model.image_encoder, model.choice)
-    return Statistics(numbers)
+    read = config.observation_space, model.image_encoder, model.choice
+    return Statistics(number_leaves(*read), image_leaves(*read) if model.normalize_images else ())
 
 
 def _steps_at_once(config: ReadingSettings) -> int:

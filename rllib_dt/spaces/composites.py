@@ -12,6 +12,7 @@ from rllib_dt.spaces.leaves import (
     check_action_space,
     check_observation_space,
     choice_counts,
+    is_image,
     looks_normalized,
     num_numbers,
     step_layout,
@@ -169,6 +170,17 @@ def number_leaves(
         if path not in choice.own
     }
     return {path: count for path, count in counts.items() if count}
+
+
+def image_leaves(
+    space: gym.Space, image_encoder: ImageEncoder = "auto", choice: LeafChoice = EVERYTHING
+) -> list[str]:
+    """Returns the paths of the images that pass through the network's convolutions."""
+    return [
+        path
+        for path, leaf in encoded_leaves(space, choice.ignore).items()
+        if path not in choice.own and is_image(leaf) and image_encoder != "linear"
+    ]
 
 
 def look_normalized(space: gym.Space, largest: Tree) -> bool:

@@ -25,7 +25,12 @@ NATURE_PIXELS = 36
 
 
 @singledispatch
-def state_encoder(space: gym.Space, width: int, image_encoder: ImageEncoder = "auto") -> nn.Module:
+def state_encoder(
+    space: gym.Space,
+    width: int,
+    image_encoder: ImageEncoder = "auto",
+    normalize_images: bool = False,
+) -> nn.Module:
     """Returns a module that maps an observation leaf to (B, K, D).
 
     It reads (B, K, S) normalised numbers for a Box of numbers, and (B, K, …) values of the space
@@ -34,7 +39,7 @@ def state_encoder(space: gym.Space, width: int, image_encoder: ImageEncoder = "a
     Args:
         space: the leaf.
         width: D.
-        image_encoder: for images; see `DTModelConfig`.
+        image_encoder, normalize_images: for images; see `DTModelConfig`.
 
     Raises:
         UnsupportedSpaceError: there is no encoder for the space.
@@ -44,25 +49,30 @@ def state_encoder(space: gym.Space, width: int, image_encoder: ImageEncoder = "a
 
 
 @state_encoder.register
-def _(space: gym.spaces.Box, width: int, image_encoder: ImageEncoder = "auto") -> nn.Module:
+def _(
+    space: gym.spaces.Box,
+    width: int,
+    image_encoder: ImageEncoder = "auto",
+    normalize_images: bool = False,
+) -> nn.Module:
     numbers = num_numbers(space, image_encoder)
-    return nn.Linear(numbers, width) if numbers else Convolutions(space, width, image_encoder)
+    if numbers:
+        return nn.Linear(numbers, width)
+    return Convolutions(space, width, image_encoder, normalize_images)
 
 
 @state_encoder.register
-def _(space: gym.spaces.Discrete, width: int, image_encoder: ImageEncoder = "auto") -> nn.Module:
+def _(space: gym.spaces.Discrete, width: int, *_: object) -> nn.Module:
     return Categories(np.array([space.n]), np.array([space.start]), width)
 
 
 @state_encoder.register
-def _(
-    space: gym.spaces.MultiDiscrete, width: int, image_encoder: ImageEncoder = "auto"
-) -> nn.Module:
+def _(space: gym.spaces.MultiDiscrete, width: int, *_: object) -> nn.Module:
     return Categories(space.nvec.ravel(), np.asarray(space.start).ravel(), width)
 
 
 @state_encoder.register
-def _(space: gym.spaces.MultiBinary, width: int, image_encoder: ImageEncoder = "auto") -> nn.Module:
+def _(space: gym.spaces.MultiBinary, width: int, *_: object) -> nn.Module:
     return Bits(int(np.prod(space.shape)), width)
 
 
@@ -71,23 +81,32 @@ def encoder_of_space(
     width: int,
     image_encoder: ImageEncoder = "auto",
     own: Mapping[str, str] | None = None,
+    normalize_images: bool = False,
 ) -> nn.Module:
     """Returns a module that maps a tree of observations to (B, K, D); see `state_encoder`.
 
     Args:
         leaves: the space's leaves by path; a leaf space alone is under "".
         width: D.
-        image_encoder: see `DTModelConfig`.
+        image_encoder, normalize_images: see `DTModelConfig`.
         own: the names of users' encoders by path; see `DTModelConfig.encoders`.
     """
     own = own or {}
     encoders = {
         path: OwnEncoder(own[path], leaf, width)
         if path in own
-        else state_encoder(leaf, width, image_encoder)
+        else state_encoder(leaf, width, image_encoder, normalize_images)
         for path, leaf in leaves.items()
     }
     return encoders[""] if list(encoders) == [""] else SummedEncoders(encoders)
+
+
+def leaf_encoder(encoder: nn.Module, path: str) -> nn.Module:
+    """Returns a leaf's part of what `encoder_of_space` made."""
+    if not isinstance(encoder, SummedEncoders):
+        return encoder
+    part: nn.Module = encoder.encoders[module_name(path)]
+    return part
 
 
 class OwnEncoder(nn.Module):
@@ -202,10 +221,24 @@ class Convolutions(nn.Module):
             before both.
         width: D.
         kind: "auto" takes "nature" if height and width are at least `NATURE_PIXELS`.
+        normalize: subtract a mean image, and divide by a number; see `set_statistics`.
     """
 
-    def __init__(self, space: gym.spaces.Box, width: int, kind: ImageEncoder = "auto"):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        space: gym.spaces.Box,
+        width: int,
+        kind: ImageEncoder = "auto",
+        normalize: bool = False,
+    ):
         super().__init__()
+        self.normalizes = normalize
+        if normalize:
+            self.register_buffer("mean", torch.zeros(space.shape))
+            self.register_buffer("std", torch.ones(()))
         self._axes = image_axes(space)
         self._shape = space.shape
         self._scale = 255.0 if space.dtype == np.uint8 else 1.0
@@ -245,9 +278,21 @@ class Convolutions(nn.Module):
         """Maps (B, K, …) bytes or bits to (B, K, D)."""
         B, K = images.shape[:2]
         pixels = self._arranged(images).to(self.linear.weight.dtype) / self._scale
+        if self.normalizes:
+            pixels = (pixels - self._arranged(self.mean[None, None])) / self.std
         features = self.convolutions(pixels).flatten(1)
         embedded: Tensor = self.linear(features).tanh().view(B, K, -1)
         return embedded
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Sets what images are normalised with.
+
+        Args:
+            mean: of an image's shape, in its own unit.
+            std: () the standard deviation around it, in the same unit.
+        """
+        self.mean.copy_(mean / self._scale)
+        self.std.copy_(std / self._scale)
 
     def _arranged(self, images: Tensor) -> Tensor:
         """Arranges (B, K, …) as (B·K, C, H, W); frames become channels."""
