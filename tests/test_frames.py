@@ -41,7 +41,7 @@ EPISODES = [stacked_episode(i, n) for i, n in enumerate([5, 1, 11, 2, 8])]
 
 
 def test_windows_of_frame_stacks_equal_those_of_the_full_array():
-    once = EpisodePool.from_episodes(EPISODES, stacked=True)
+    once = EpisodePool.from_episodes(EPISODES, stacked=[""])
     whole = EpisodePool.from_episodes(EPISODES)
     last = np.arange(len(whole))
     timestep = whole.timesteps.astype(np.int64)
@@ -52,7 +52,7 @@ def test_windows_of_frame_stacks_equal_those_of_the_full_array():
 
 
 def test_each_frame_is_stored_once():
-    column = EpisodePool.from_episodes(EPISODES, stacked=True).columns["obs"]
+    column = EpisodePool.from_episodes(EPISODES, stacked=[""]).columns["obs"]
     assert len(column.frames) == 27 + (F - 1) * 5
     assert column.shape == (27, F, H, W)
     assert column.nbytes == column.frames.nbytes + 27 * 8
@@ -62,10 +62,10 @@ CUTS = ((0, 2), (2, 3), (3, 5))
 
 
 def test_pools_of_frame_stacks_concatenate_and_select():
-    parts = [EpisodePool.from_episodes(EPISODES[a:b], stacked=True) for a, b in CUTS]
+    parts = [EpisodePool.from_episodes(EPISODES[a:b], stacked=[""]) for a, b in CUTS]
     chosen = np.array([True, False, True, False, True])
     got = EpisodePool.concatenate(parts).select(chosen)
-    want = EpisodePool.from_episodes([EPISODES[i] for i in np.flatnonzero(chosen)], stacked=True)
+    want = EpisodePool.from_episodes([EPISODES[i] for i in np.flatnonzero(chosen)], stacked=[""])
     np.testing.assert_array_equal(got.columns["obs"].frames, want.columns["obs"].frames)
     np.testing.assert_array_equal(got.columns["obs"].first, want.columns["obs"].first)
 
@@ -86,14 +86,16 @@ def sampler(pool):
 
 def test_samplers_draw_the_same_windows_from_frame_stacks_and_full_arrays():
     whole = sampler(EpisodePool.from_episodes(EPISODES))
-    once = sampler(EpisodePool.from_episodes(EPISODES, stacked=True))
+    once = sampler(EpisodePool.from_episodes(EPISODES, stacked=[""]))
     for update in range(5):
         a, b = whole.sample(update), once.sample(update)
         np.testing.assert_array_equal(a.observations, b.observations)
     feeds = []
     for stacked in (False, True):
         feed = ListedChunks(EPISODES * 4, chunk_steps(50))
-        feed.pools = [EpisodePool.from_episodes([e], stacked=stacked) for e in EPISODES * 4]
+        feed.pools = [
+            EpisodePool.from_episodes([e], stacked=[""] if stacked else []) for e in EPISODES * 4
+        ]
         feeds.append(RollingSampler(feed, capacity=50, draws_per_step=0.5, draws=DRAWS))
     for update in range(20):
         a, b = (feed.sample(update) for feed in feeds)
@@ -237,3 +239,61 @@ def test_frames_of_another_size_and_spaces_without_frames_are_refused(cluster, t
     config = frame_config(data).environment(observation_space=Box(0, 255, (9, 8), np.uint8))
     with pytest.raises(ValueError, match=r"frame_stack=3\) needs observations with 3 frames"):
         config.validate()
+
+
+MIXED = gym.spaces.Dict(camera=STACKS, speed=Box(-1.0, 1.0, (F,)), gear=Discrete(3))
+
+
+@pytest.mark.parametrize("capacity", [None, 12])
+def test_among_other_leaves_the_stacks_alone_are_stacked(cluster, tmp_path, capacity):
+    """A vector of F numbers is no stack."""
+    losses = []
+    for stacked in (False, True):
+        space = gym.spaces.Dict(
+            {**MIXED, "camera": STACKS if stacked else Box(0, 255, (9, 8), np.uint8)}
+        )
+        episodes = [
+            dict(
+                obs={
+                    "camera": stack_frames(frames_of(n, n), F) if stacked else frames_of(n, n),
+                    "speed": np.linspace(-1, 1, (n + 1) * F).reshape(n + 1, F),
+                    "gear": np.arange(n + 1) % 3,
+                },
+                actions=np.arange(n) % 2,
+                rewards=np.ones(n),
+                terminated=True,
+                truncated=False,
+            )
+            for n in (7, 5, 3, 6)
+        ]
+        folder = tmp_path / str(stacked)
+        write_episodes(episodes, folder, space, ACTIONS)
+        config = frame_config(str(folder), pool_capacity_steps=capacity)
+        algo = config.environment(observation_space=MIXED).build_algo()
+        losses.append(learner_results(algo)["action_loss"])
+        if capacity is None:
+            (supply,) = algo.offline_data.sample(1)
+            columns = supply.sampler(0, 1).columns
+            assert isinstance(columns["obs/camera"], FrameStacks)
+            assert columns["obs/speed"].shape == (21, F)
+            assert columns["obs/camera"].frames.shape == (21 + (F - 1) * 4, 9, 8)
+        algo.stop()
+    assert losses[0] == losses[1]
+
+
+def test_a_stack_among_other_leaves_that_does_not_move_is_named(cluster, tmp_path):
+    camera = stack_frames(frames_of(5, 5), F).copy()
+    camera[3, 0, 0, 0] += 1
+    obs = {"camera": camera, "speed": np.zeros((6, F)), "gear": np.zeros(6, int)}
+    episode = dict(
+        obs=obs, actions=np.zeros(5, int), rewards=np.ones(5), terminated=True, truncated=False
+    )
+    write_episodes([episode], tmp_path, MIXED, ACTIONS)
+    config = frame_config(str(tmp_path)).environment(observation_space=MIXED)
+    with pytest.raises(
+        DataError, match="episode 0: the stack of frames at step 3 of leaf 'camera'"
+    ):
+        config.build_algo()
+    none = gym.spaces.Dict(speed=Box(-1.0, 1.0, (F,)))
+    with pytest.raises(ValueError, match=r"frame_stack=3\) needs observations with 3 frames"):
+        config.environment(observation_space=none).validate()

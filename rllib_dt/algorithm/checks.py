@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import gymnasium as gym
 import numpy as np
 from ray.rllib.utils.schedules.scheduler import Scheduler
 
@@ -31,10 +30,7 @@ def check_spaces(config: "DTConfig") -> None:
         )
         return
     frames = config.frame_stack
-    if frames is not None and (
-        not isinstance(config.observation_space, gym.spaces.Box)
-        or config.observation_space.shape[:1] != (frames,)
-    ):
+    if frames is not None and not composites.stacked_leaves(config.observation_space, frames):
         config.refuse(
             f"offline_data(frame_stack={frames}) needs observations with {frames} frames in the "
             f"first axis, but the space is {config.observation_space}; wrap the environment in "

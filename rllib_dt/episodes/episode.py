@@ -136,7 +136,7 @@ class Episode:
         action_space: gym.Space,
         *,
         actions_normalized: bool = False,
-        frame_stack: int | None = None,
+        stacked: Collection[str] = (),
         ignore: Collection[str] = (),
     ) -> "Episode":
         """Checks the episode against the spaces and converts it to the pool's dtypes.
@@ -144,8 +144,8 @@ class Episode:
         Args:
             observation_space, action_space: the spaces.
             actions_normalized: recorded actions are in [-1, 1].
-            frame_stack: F; observations of the space, (F, …), were recorded as single frames, or
-                as stacks that move by one frame a step.
+            stacked: paths of the observations' leaves that are stacks, (F, …); they were recorded
+                as single frames, or as stacks that move by one frame a step.
             ignore: paths of observations' leaves to leave out.
 
         Raises:
@@ -153,7 +153,7 @@ class Episode:
                 forbidden by the mask of its observation.
         """
         observations = {
-            path: self._observed(path, leaf, frame_stack)
+            path: self._observed(path, leaf, is_stacked=path in stacked)
             for path, leaf in leaves(observation_space, ignore).items()
         }
         self._check_rewards()
@@ -173,12 +173,12 @@ class Episode:
             truncated=self.truncated,
         )
 
-    def _observed(self, path: str, leaf: gym.Space, frame_stack: int | None) -> Array:
+    def _observed(self, path: str, leaf: gym.Space, *, is_stacked: bool) -> Array:
         name, values = self._part("observations", self.observations, path)
         if values.dtype.kind == "S":
             values = self._text(name, values, leaf)
-        if frame_stack is not None:
-            values = self._stacked(values, leaf, frame_stack)
+        if is_stacked:
+            values = self._stacked(values, leaf, path)
         values = self._cast_shape(name, values, leaf)
         if not isinstance(leaf, gym.spaces.Box):  # recorded numbers may leave a Box
             problem = out_of_space(leaf, values, "observation")
@@ -274,17 +274,17 @@ class Episode:
                 "scale the recorded values, or remove the episode",
             )
 
-    def _stacked(self, values: Array, space: gym.Space, size: int) -> Array:
+    def _stacked(self, values: Array, space: gym.Space, path: str) -> Array:
         """Returns observations as (T, F, …) stacks, which move by one frame a step."""
         shape = step_layout(space)[0]
         if values.shape[1:] == shape[1:]:
-            return stack_frames(values, size)
+            return stack_frames(values, shape[0])
         if values.shape[1:] == shape:
             step = not_moved(values)
             if step is not None:
                 raise self.error(
-                    f"the stack of frames at step {step} is not the one before it moved by one "
-                    "frame",
+                    f"the stack of frames at step {step}{_of(path)} is not the one before it moved "
+                    "by one frame",
                     "record single frames, or leave offline_data(frame_stack=…) out",
                 )
         return values

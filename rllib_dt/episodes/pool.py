@@ -1,6 +1,6 @@
 """`EpisodePool`: episodes as flat arrays, from which windows are gathered."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,15 +44,19 @@ class EpisodePool:
 
     @classmethod
     def from_episodes(
-        cls, episodes: Sequence[Episode], rule: ReturnRule | None = None, *, stacked: bool = False
+        cls,
+        episodes: Sequence[Episode],
+        rule: ReturnRule | None = None,
+        *,
+        stacked: Collection[str] = (),
     ) -> "EpisodePool":
         """Concatenates conforming episodes; returns-to-go never cross an episode's end.
 
         Args:
             episodes: at least one.
             rule: how rewards become returns-to-go; undiscounted by default.
-            stacked: observations are stacks of frames, (F, …), each its predecessor shifted by
-                one frame; every frame is then stored once, see `FrameStacks`.
+            stacked: paths of the observations' leaves that are stacks of frames, (F, …), each its
+                predecessor shifted by one frame; every frame is stored once, see `FrameStacks`.
         """
         rule = rule or ReturnRule()
         to_go = [rule.to_go(e.rewards) for e in episodes]
@@ -117,7 +121,7 @@ class EpisodePool:
 
 
 def _columns(
-    name: str, episodes: Sequence[Episode], *, stacked: bool = False
+    name: str, episodes: Sequence[Episode], *, stacked: Collection[str] = ()
 ) -> Iterator[tuple[str, Column]]:
     """Yields the observations or actions of all episodes, a column for each leaf."""
     trees = [e.observations if name == OBSERVATIONS else e.actions for e in episodes]
@@ -125,7 +129,7 @@ def _columns(
         parts = [by_leaf(t)[path][: len(e)] for t, e in zip(trees, episodes, strict=True)]
         yield (
             joined(name, path),
-            FrameStacks.from_episodes(parts) if stacked else np.concatenate(parts),
+            FrameStacks.from_episodes(parts) if path in stacked else np.concatenate(parts),
         )
 
 
@@ -137,7 +141,11 @@ def _concatenate(columns: Sequence[Any]) -> Column:
 
 
 def pack(
-    episodes: Iterable[Episode], steps: int, rule: ReturnRule, *, stacked: bool = False
+    episodes: Iterable[Episode],
+    steps: int,
+    rule: ReturnRule,
+    *,
+    stacked: Collection[str] = (),
 ) -> Iterator[EpisodePool]:
     """Packs episodes, in order, into pools of at least `steps` steps; the last may be smaller."""
     batch: list[Episode] = []

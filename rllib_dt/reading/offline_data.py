@@ -210,8 +210,9 @@ def _capacity(config: DataSettings) -> int:
     """Returns the pool's capacity in steps, from the settings or else from the cluster."""
     if config.pool_capacity_steps is not None:
         return int(config.pool_capacity_steps)
-    observed = step_bytes(config.observation_space, config.dt_model_config.ignore)
-    observed //= config.frame_stack or 1  # each frame is held once
+    observed = step_bytes(
+        config.observation_space, config.dt_model_config.ignore, config.frame_stack
+    )
     size: float | None = config.pool_capacity_bytes
     if size is None:
         stores = [

@@ -15,6 +15,7 @@ from rllib_dt.formats.fragments import ReadOptions
 from rllib_dt.reading.duplicates import without
 from rllib_dt.reading.holdout import draw_by_name
 from rllib_dt.reading.tasks import read_fragments
+from rllib_dt.spaces.composites import stacked_leaves
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Passes:
         actions_normalized: recorded actions are in [-1, 1], not in the environment's units.
         max_ep_len: longer episodes are refused.
         rule: the rule by which rewards become returns-to-go.
-        frame_stack: see `Episode.conform`.
+        frame_stack: the frames of a stack; see `DTConfig.offline_data`.
         join_files: see `Assembler`.
         left_out: the copies of episodes that the first pass left out; see `Duplicates`.
         min_return: episodes with a smaller return are left out.
@@ -86,7 +87,7 @@ class Passes:
         checked = map(self._checked, episodes)
         once = without(unique(checked), self.left_out) if self.left_out else unique(checked)
         wanted = keep(filter(self._is_wanted, once))
-        yield from pack(wanted, steps, self.rule, stacked=self.frame_stack is not None)
+        yield from pack(wanted, steps, self.rule, stacked=self._stacked)
         for message in [] if quiet else assembler.dropped:
             logger.warning("left out: %s", message)
 
@@ -98,12 +99,18 @@ class Passes:
         """Returns passes over episodes above a return, and over a share of those that equal it."""
         return replace(self, min_return=min_return, share_of_ties=share_of_ties)
 
+    @property
+    def _stacked(self) -> list[str]:
+        return stacked_leaves(
+            self.observation_space, self.frame_stack, self.options.observed.ignore
+        )
+
     def _checked(self, episode: Episode) -> Episode:
         episode = episode.conform(
             self.observation_space,
             self.action_space,
             actions_normalized=self.actions_normalized,
-            frame_stack=self.frame_stack,
+            stacked=self._stacked,
             ignore=self.options.observed.ignore,
         )
         if len(episode) > self.max_ep_len:

@@ -24,6 +24,7 @@ from rllib_dt.spaces.composites import (
     image_leaves,
     look_normalized,
     number_leaves,
+    stacked_leaves,
     step_bytes,
     wanted,
 )
@@ -211,9 +212,8 @@ def _statistics(config: ReadingSettings) -> Statistics:
 
 
 def _steps_at_once(config: ReadingSettings) -> int:
-    held = step_bytes(config.observation_space, config.dt_model_config.ignore)
-    size = max(1, held // (config.frame_stack or 1))
-    return max(1, min(_STEPS_AT_ONCE, _BYTES_AT_ONCE // size))
+    size = step_bytes(config.observation_space, config.dt_model_config.ignore, config.frame_stack)
+    return max(1, min(_STEPS_AT_ONCE, _BYTES_AT_ONCE // max(1, size)))
 
 
 def _collect(
@@ -281,7 +281,11 @@ def _validation_pool(holdout: Holdout, config: ReadingSettings, source: str) -> 
             "give whole episodes, or raise offline_data(pool_capacity_steps=…)",
         )
     pool = EpisodePool.from_episodes(
-        holdout.episodes, config.return_rule, stacked=config.frame_stack is not None
+        holdout.episodes,
+        config.return_rule,
+        stacked=stacked_leaves(
+            config.observation_space, config.frame_stack, config.dt_model_config.ignore
+        ),
     )
     logger.info(
         "validation: %d episodes, %d steps%s",

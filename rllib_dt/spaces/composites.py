@@ -148,11 +148,34 @@ def layouts(space: gym.Space, ignore: Collection[str] = ()) -> dict[str, Layout]
     return {path: step_layout(leaf) for path, leaf in leaves(space, ignore).items()}
 
 
-def step_bytes(space: gym.Space, ignore: Collection[str] = ()) -> int:
-    """Returns the bytes of one step's value in the pool."""
+def step_bytes(
+    space: gym.Space, ignore: Collection[str] = (), frame_stack: int | None = None
+) -> int:
+    """Returns the bytes of one step's value in the pool, where each frame is held once."""
+    stacked = stacked_leaves(space, frame_stack, ignore)
     return sum(
-        int(np.prod(shape)) * dtype.itemsize for shape, dtype in layouts(space, ignore).values()
+        int(np.prod(shape[1:] if path in stacked else shape)) * dtype.itemsize
+        for path, (shape, dtype) in layouts(space, ignore).items()
     )
+
+
+def stacked_leaves(
+    space: gym.Space, frame_stack: int | None, ignore: Collection[str] = ()
+) -> list[str]:
+    """Returns the paths of observations' leaves that are stacks of frames: Boxes with F of them.
+
+    The first axis is the frames'. Among other leaves a stack needs a second one, so that a vector
+    of F numbers is none.
+    """
+    if frame_stack is None:
+        return []
+    return [
+        path
+        for path, leaf in encoded_leaves(space, ignore).items()
+        if isinstance(leaf, gym.spaces.Box)
+        and leaf.shape[:1] == (frame_stack,)
+        and (not path or len(leaf.shape) > 1)
+    ]
 
 
 def encoded_leaves(space: gym.Space, ignore: Collection[str] = ()) -> dict[str, gym.Space]:
