@@ -1,74 +1,90 @@
-"""Trains and evaluates one job of the table in `docs/results.md`; prints a line of JSON.
+"""Trains and evaluates one job of the tables in `docs/results.md`; prints a line of JSON.
 
-`python benchmarks/scores.py hopper --data hopper-medium-replay.hdf5 --seed 1 --threads 1`
+`python -m benchmarks.scores hopper --data hopper-medium-replay.hdf5 --seed 1 [--threads 1]
+[--append docs/scores.jsonl]`
+
+`python -m benchmarks.scores_table` makes the tables from the lines that were appended.
 """
 
 import argparse
 import json
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from rllib_dt import DTConfig
-from tuned_examples import cartpole_dt, demo, halfcheetah_dt, hopper_dt, pendulum_dt
+from rllib_dt import DT, DTConfig
+from tuned_examples import atari_dt, cartpole_dt, demo, halfcheetah_dt, hopper_dt, pendulum_dt
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Settings, the number of updates, and the evaluation episodes for each target."""
+    """Settings, the number of updates, and the evaluation episodes for each target.
+
+    Attributes:
+        config: the settings.
+        updates: the number of updates.
+        episodes: evaluated for each target.
+        temperatures: the same weights are evaluated with each; None is the settings' own.
+    """
 
     config: DTConfig
     updates: int
     episodes: int
+    temperatures: Sequence[float | None] = (None,)
 
 
-def job(name: str, data: list[str]) -> Job:
-    """Returns a job of the table in `docs/results.md`."""
-    if name == "demo":
-        return Job(config=demo.make_config(data[0]), updates=demo.UPDATES, episodes=20)
-    if name == "cartpole":
-        return Job(config=cartpole_dt.make_config(data), updates=1000, episodes=20)
-    if name == "pendulum":
-        return Job(config=pendulum_dt.make_config(data), updates=2000, episodes=20)
-    if name == "pendulum-replay":
-        config = pendulum_dt.make_config(data, normalized=False)
-        config.evaluation(target_returns=[-1200.0, -600.0, -150.0])
-        return Job(config=config, updates=2000, episodes=20)
-    if name == "hopper":
-        return Job(config=hopper_dt.make_config(data), updates=5000, episodes=10)
-    if name == "hopper-window":
-        config = hopper_dt.make_config(data)
-        config.rl_module(model_config={**config.model_config, "attention": "window"})
-        config.training(precision="bf16")
-        return Job(config=config, updates=5000, episodes=10)
-    if name == "halfcheetah":
-        return Job(config=halfcheetah_dt.make_config(data), updates=5000, episodes=10)
-    raise SystemExit(f"no job {name!r}")
+def _pendulum_replay(data: list[str]) -> DTConfig:
+    config = pendulum_dt.make_config(data, normalized=False)
+    return config.evaluation(target_returns=[-1200.0, -600.0, -150.0])
+
+
+def _hopper_window(data: list[str]) -> DTConfig:
+    config = hopper_dt.make_config(data)
+    config.rl_module(model_config={**config.model_config, "attention": "window"})
+    return config.training(precision="bf16")
+
+
+JOBS: dict[str, Callable[[list[str]], Job]] = {
+    "demo": lambda data: Job(config=demo.make_config(data[0]), updates=demo.UPDATES, episodes=20),
+    "cartpole": lambda data: Job(config=cartpole_dt.make_config(data), updates=1000, episodes=20),
+    "pendulum": lambda data: Job(config=pendulum_dt.make_config(data), updates=2000, episodes=20),
+    "pendulum-replay": lambda data: Job(config=_pendulum_replay(data), updates=2000, episodes=20),
+    "hopper": lambda data: Job(config=hopper_dt.make_config(data), updates=5000, episodes=10),
+    "hopper-window": lambda data: Job(config=_hopper_window(data), updates=5000, episodes=10),
+    "halfcheetah": lambda data: Job(
+        config=halfcheetah_dt.make_config(data), updates=5000, episodes=10
+    ),
+    "pong": lambda data: Job(
+        config=atari_dt.make_config(data), updates=2000, episodes=10, temperatures=(1.0, 0.0)
+    ),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("job")
+    parser.add_argument("job", choices=JOBS)
     parser.add_argument("--data", action="append", required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--updates", type=int, help="instead of the job's own number")
+    parser.add_argument("--append", type=Path, help="a file to append the line to")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     ray.init("local", num_cpus=2, include_dashboard=False)
-    chosen = job(args.job, args.data)
-    updates = args.updates or chosen.updates
-    config = chosen.config.debugging(seed=args.seed).evaluation(evaluation_duration=chosen.episodes)
+    job = JOBS[args.job](args.data)
+    updates = args.updates or job.updates
+    config = job.config.debugging(seed=args.seed).evaluation(evaluation_duration=job.episodes)
     algo = config.build_algo()
+    summary = algo.offline_data.summary
     started = time.perf_counter()
-    each = config.dataset_num_iters_per_learner
-    for _ in range(updates // each):
+    for _ in range(updates // config.dataset_num_iters_per_learner):
         learner = algo.train()["learners"]["default_policy"]
         print(
             f"{int(learner['num_updates_lifetime'])} updates, loss {learner['action_loss']:.4f}, "
@@ -77,23 +93,45 @@ def main() -> None:
             flush=True,
         )
     trained = time.perf_counter() - started
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = algo.save_to_path(folder + "/checkpoint")
+        algo.stop()
+        for temperature in job.temperatures:
+            line = {
+                "job": args.job,
+                "data": [Path(path).name for path in args.data],
+                "data_mean": round(summary.return_mean, 3),
+                "seed": args.seed,
+                "updates": updates,
+                "windows": config.windows_per_learner,
+                "episodes": job.episodes,
+                "action_loss": float(learner["action_loss"]),
+                "train_seconds": round(trained),
+                **evaluated(checkpoint, temperature),
+            }
+            print(json.dumps(line), flush=True)
+            if args.append:
+                with args.append.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+    ray.shutdown()
+
+
+def evaluated(checkpoint: str, temperature: float | None) -> dict[str, Any]:
+    """Evaluates a checkpoint: mean and standard deviation at each target."""
+    settings = {} if temperature is None else {"temperature": temperature}
+    algo = DT.from_checkpoint(checkpoint, evaluation=settings)
+    started = time.perf_counter()
     results = algo.evaluate()["env_runners"]
-    line = {
-        "job": args.job,
-        "seed": args.seed,
-        "updates": updates,
-        "action_loss": float(learner["action_loss"]),
-        "train_seconds": round(trained),
-        "evaluation_seconds": round(time.perf_counter() - started - trained),
+    algo.stop()
+    return {
+        "temperature": temperature,
+        "evaluation_seconds": round(time.perf_counter() - started),
         "env_steps": results["num_env_steps_sampled"],
         "by_target": {
-            target: [round(r["episode_return_mean"], 1), round(r["episode_return_std"], 1)]
+            target: [round(r["episode_return_mean"], 2), round(r["episode_return_std"], 2)]
             for target, r in results["by_target"].items()
         },
     }
-    print(json.dumps(line), flush=True)
-    algo.stop()
-    ray.shutdown()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The command line that `tuned_examples` share: RLlib's flags and the data's path."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ray.rllib.examples.utils import (
     add_rllib_example_script_args,
@@ -15,23 +15,33 @@ RETURN_AT_FIRST_TARGET = f"{EVALUATION_RESULTS}/{ENV_RUNNER_RESULTS}/{EPISODE_RE
 
 
 def run_example(
-    make_config: Callable[[Sequence[str]], DTConfig], *, reward: float, iters: int
+    make_config: Callable[..., DTConfig],
+    *,
+    reward: float,
+    iters: int,
+    options: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Runs an example script with the flags of RLlib's examples.
 
     Args:
-        make_config: builds the example's settings from the paths given as `--data`.
+        make_config: builds the example's settings from the paths given as `--data`, and from its
+            own options.
         reward: the mean return at the first target that ends the run; `--as-test` requires it.
         iters: the most iterations.
+        options: the example's own flags and the values of each, passed to `make_config` by name if
+            they are given.
     """
     parser = add_rllib_example_script_args(default_reward=reward, default_iters=iters)
     parser.add_argument(
         "--data", action="append", required=True, help="a recording: a file or a folder"
     )
+    for name, values in (options or {}).items():
+        parser.add_argument(f"--{name}", choices=values)
     parser.set_defaults(algo="DT", evaluation_interval=5, evaluation_duration=10)
     args = parser.parse_args()
+    chosen = {name: getattr(args, name) for name in options or {} if getattr(args, name)}
     run_rllib_example_script_experiment(
-        make_config(args.data),
+        make_config(args.data, **chosen),
         args,
         stop={RETURN_AT_FIRST_TARGET: args.stop_reward, TRAINING_ITERATION: args.stop_iters},
         success_metric={RETURN_AT_FIRST_TARGET: args.stop_reward},

@@ -1,0 +1,90 @@
+"""Trains on random walks through Key-to-Door: Decision Transformer, %BC or BC.
+
+`python -m tuned_examples.key_to_door.record --folder walks --episodes 1000` records walks, and
+`python -m tuned_examples.key_to_door.key_to_door_dt --data walks [--method dt] [--as-test]
+[--no-tune] …` (the flags of RLlib's examples) trains on them.
+
+The context is the whole episode of 90 steps. "dt" is asked for a return of 1. "percent-bc" clones
+the walks that succeed, and "bc" all of them, with the same network, which is not given the return
+(Chen et al. 2021, §5.4, 5.5). The likeliest actions are taken.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from ray import tune
+
+from rllib_dt import DTConfig, DTModelConfig
+from rllib_dt.examples import run_example
+from tuned_examples.key_to_door.environment import KeyToDoor
+
+STEPS = 90
+METHODS = ["dt", "percent-bc", "bc"]
+MANY = 5000
+"""From this many walks on, training takes longer."""
+
+
+def successes(data: Sequence[str]) -> tuple[int, int]:
+    """Returns how many recorded walks succeed, and how many there are."""
+    files = [file for path in data for file in Path(path).rglob("*.parquet")]
+    rewards = [row for file in files for row in pq.read_table(file)["rewards"].to_pylist()]
+    return sum(sum(row) > 0 for row in rewards), len(rewards)
+
+
+def num_updates(method: str, walks: int) -> int:
+    """Returns the updates that the example trains for."""
+    if method == "dt":
+        return 12_000 if walks >= MANY else 4_000
+    return 1_000 if walks >= MANY else 200
+
+
+def make_config(data: Sequence[str], *, method: str = "dt") -> DTConfig:
+    """Returns the settings for training on walks at the given paths.
+
+    Args:
+        data: folders of recorded walks.
+        method: one of `METHODS`.
+    """
+    tune.register_env("key-to-door", lambda _: KeyToDoor(STEPS - 30, as_vector=True))
+    good, walks = successes(data)
+    updates = num_updates(method, walks)
+    return (
+        DTConfig()
+        .environment("key-to-door")
+        .offline_data(
+            input_=list(data),
+            dataset_num_iters_per_learner=updates // 10,
+            # all walks have the same length
+            top_fraction=good / walks if method == "percent-bc" else None,
+        )
+        .rl_module(
+            model_config=DTModelConfig(
+                context_length=STEPS,
+                hidden_size=32,
+                n_layer=2,
+                n_head=2,
+                activation_function="gelu",
+                max_ep_len=STEPS,
+                attn_pdrop=0.0,
+                condition_on_return=method == "dt",
+            )
+        )
+        .training(
+            lr=3e-3 if method == "dt" else 1e-3,
+            lr_decay="cosine",
+            lr_decay_updates=updates,
+            warmup_steps=20,
+            train_batch_size_per_learner=64,
+            weight_decay=1e-2,
+            weight_decay_on="matrices",
+            grad_clip=1.0,
+            return_scale=1.0,
+        )
+        .env_runners(num_envs_per_env_runner=100)
+        .evaluation(target_returns=[1.0], evaluation_duration=100)
+    )
+
+
+if __name__ == "__main__":
+    run_example(make_config, reward=0.7, iters=10, options={"method": METHODS})
