@@ -13,14 +13,25 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 
-from rllib_dt import DT, DTConfig
-from tuned_examples import atari_dt, cartpole_dt, demo, halfcheetah_dt, hopper_dt, pendulum_dt
+from rllib_dt import DT, DTConfig, DTModelConfig
+from tuned_examples import (
+    atari_dt,
+    cartpole_dt,
+    demo,
+    halfcheetah_dt,
+    hopper_dt,
+    minatar_dt,
+    minigrid_dt,
+    pendulum_dt,
+)
+from tuned_examples.key_to_door import key_to_door_dt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +56,49 @@ def _pendulum_replay(data: list[str]) -> DTConfig:
     return config.evaluation(target_returns=[-1200.0, -600.0, -150.0])
 
 
-def _hopper_window(data: list[str]) -> DTConfig:
+def _hopper_window(data: list[str]) -> Job:
+    config = _hopper({"attention": "window"}, data)
+    return Job(config=config.training(precision="bf16"), updates=5000, episodes=10)
+
+
+def _hopper(model: dict[str, Any], data: list[str]) -> DTConfig:
     config = hopper_dt.make_config(data)
-    config.rl_module(model_config={**config.model_config, "attention": "window"})
-    return config.training(precision="bf16")
+    return config.rl_module(model_config={**config.model_config, **model})
+
+
+def _short_hopper(data: list[str], **settings: Any) -> Job:
+    """Returns 2,000 updates on Hopper with one of the paper's other settings.
+
+    Args:
+        data: the recordings.
+        settings: of the network, if it has them, of `offline_data` or of `training`.
+    """
+    model = {name: value for name, value in settings.items() if hasattr(DTModelConfig, name)}
+    config = _hopper(model, data)
+    if "top_fraction" in settings:
+        config.offline_data(top_fraction=settings["top_fraction"])
+    others = settings.keys() - model.keys() - {"top_fraction"}
+    config.training(**{name: settings[name] for name in others})
+    steps = 2000 * 64 * config.dt_model_config.context_length
+    config.training(lr=[[0, 1e-3], [int(0.6 * steps), 1e-3], [steps, 1e-5]])
+    return Job(config=config, updates=2000, episodes=10)
+
+
+SHORT_HOPPER: dict[str, dict[str, Any]] = {
+    "hopper-short": {},
+    "hopper-delayed": {"delayed_reward": True},
+    "hopper-bc": {"condition_on_return": False},
+    "hopper-bc10": {"condition_on_return": False, "top_fraction": 0.1},
+    "hopper-context1": {"context_length": 1},
+    "hopper-predicts": {"state_loss_weight": 1.0, "return_loss_weight": 1.0},
+}
+"""The paper's other experiments (Chen et al. 2021, §5), each a setting; the first has none."""
+
+
+def _key_to_door(data: list[str], method: str) -> Job:
+    config = key_to_door_dt.make_config(data, method=method)
+    updates = 10 * config.dataset_num_iters_per_learner
+    return Job(config=config, updates=updates, episodes=100)
 
 
 JOBS: dict[str, Callable[[list[str]], Job]] = {
@@ -57,13 +107,24 @@ JOBS: dict[str, Callable[[list[str]], Job]] = {
     "pendulum": lambda data: Job(config=pendulum_dt.make_config(data), updates=2000, episodes=20),
     "pendulum-replay": lambda data: Job(config=_pendulum_replay(data), updates=2000, episodes=20),
     "hopper": lambda data: Job(config=hopper_dt.make_config(data), updates=5000, episodes=10),
-    "hopper-window": lambda data: Job(config=_hopper_window(data), updates=5000, episodes=10),
+    "hopper-window": _hopper_window,
     "halfcheetah": lambda data: Job(
         config=halfcheetah_dt.make_config(data), updates=5000, episodes=10
     ),
     "pong": lambda data: Job(
         config=atari_dt.make_config(data), updates=2000, episodes=10, temperatures=(1.0, 0.0)
     ),
+    "minatar": lambda data: Job(
+        config=minatar_dt.make_config(data), updates=3000, episodes=20, temperatures=(1.0, 0.0)
+    ),
+    "minigrid": lambda data: Job(
+        config=minigrid_dt.make_config(data), updates=2000, episodes=100, temperatures=(1.0, 0.0)
+    ),
+    **{
+        f"key-to-door-{method}": partial(_key_to_door, method=method)
+        for method in key_to_door_dt.METHODS
+    },
+    **{name: partial(_short_hopper, **settings) for name, settings in SHORT_HOPPER.items()},
 }
 
 
@@ -131,6 +192,7 @@ def evaluated(checkpoint: str, temperature: float | None) -> dict[str, Any]:
             target: [round(r["episode_return_mean"], 2), round(r["episode_return_std"], 2)]
             for target, r in results["by_target"].items()
         },
+        **({"success": round(results["success"], 4)} if "success" in results else {}),
     }
 
 
