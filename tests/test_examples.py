@@ -75,7 +75,8 @@ def test_ataris_paper_settings_are_the_papers():
     assert config.train_batch_size_per_learner == 128
     assert (config.lr, config.weight_decay, config.weight_decay_on) == (6e-4, 0.1, "matrices")
     assert (config.adam_betas, config.grad_clip, config.lr_decay) == ([0.9, 0.95], 1.0, "cosine")
-    assert (config.frame_stack, config.clip_rewards, config.temperature) == (4, True, 1.0)
+    assert (config.frame_stack, config.clip_rewards, config.temperature) == (4, False, 1.0)
+    assert atari_dt.make_config(["nowhere"], clip="yes").clip_rewards
 
 
 def test_atari_trains_on_single_frames(cluster, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tuned_examples import cartpole_dt, demo, pendulum_dt
+from tuned_examples import cartpole_dt, demo, minatar_dt, pendulum_dt, record_minatar
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -41,3 +41,15 @@ def test_cartpole_from_old_recordings_reaches_the_returns_of_the_data(shared_dat
 def test_pendulum_from_old_recordings_beats_rllibs_former_decision_transformer(shared_data):
     data = shared_data / "rllib" / "pendulum_expert_sac_50eps.zip"
     assert trained(pendulum_dt.make_config([str(data)]), 1500)[-120.0] >= -300
+
+
+def test_minatars_breakout_follows_its_targets(tmp_path):
+    """Images of bits, drawn actions: what is asked decides how well the policy plays."""
+    record_minatar.record(tmp_path / "data", steps=30_000)
+    config = minatar_dt.make_config([str(tmp_path / "data")])
+    config.training(lr_decay_updates=1200).evaluation(target_returns=[40.0, 10.0, 1.0])
+    achieved = trained(config, 1200)
+    means = list(achieved.values())
+    assert means == sorted(means, reverse=True)
+    assert achieved[40.0] >= 10.0  # the recorded episodes have a mean of 2
+    assert achieved[1.0] <= 3.0

@@ -7,13 +7,15 @@ Needs the `atari` extra; ale-py brings the ROMs.
 The recordings hold single frames, as gymnasium's `AtariPreprocessing` makes them; four of them are
 stacked when windows are drawn. `--size paper` is the network of Chen et al. 2021 (§A.1;
 kzl/decision-transformer @ e2d82e6, atari), with 5 passes over 500,000 steps, for a GPU. `--size
-cpu`, the default, has a context of 10 steps, 3 layers, batches of 64 windows and 2,000 updates:
-about half an hour on one core.
+cpu`, the default, has a context of 10 steps, 3 layers, batches of 64 windows, images that are
+centred by the data's mean image, and 2,000 updates: about half an hour on one core.
 
-Differs from the authors' code, on purpose: rewards are clipped to their sign in training and in
-evaluation alike; returns-to-go are scaled, and may be fractions; every step has its true timestep;
-windows do not reach into the episode before, but are padded. Actions are drawn, as there; to take
-the likeliest, set `evaluation(temperature=0)`.
+Differs from the authors' code, on purpose: there, returns-to-go count clipped rewards in training
+and the game's own in evaluation. Here both count the game's own, so targets are the game's scores,
+or with `--clip yes` both count signs, so targets are numbers of rewards. Returns-to-go are scaled,
+and may be fractions; every step has its true timestep; windows do not reach into the episode
+before, but are padded. Actions are drawn, as there; to take the likeliest, set
+`evaluation(temperature=0)`.
 """
 
 from collections.abc import Sequence
@@ -51,13 +53,16 @@ def make_env(env_config: dict[str, Any]) -> gym.Env:
     return FrameStackObservation(env, FRAMES)
 
 
-def make_config(data: Sequence[str], *, game: str = "Pong", size: str = "cpu") -> DTConfig:
+def make_config(
+    data: Sequence[str], *, game: str = "Pong", size: str = "cpu", clip: str = "no"
+) -> DTConfig:
     """Returns the settings for training on recordings at the given paths.
 
     Args:
         data: the recordings.
         game: ALE's name of the game.
         size: "paper" or "cpu".
+        clip: "yes" clips rewards to their sign, in training and in evaluation.
     """
     tune.register_env("atari", make_env)
     in_paper = size == "paper"
@@ -66,7 +71,7 @@ def make_config(data: Sequence[str], *, game: str = "Pong", size: str = "cpu") -
     updates = 5 * 500_000 // windows if in_paper else 2_000
     return (
         DTConfig()
-        .environment("atari", env_config={"game": game}, clip_rewards=True)
+        .environment("atari", env_config={"game": game}, clip_rewards=clip == "yes")
         .offline_data(
             input_=list(data), frame_stack=FRAMES, dataset_num_iters_per_learner=updates // 20
         )
@@ -105,5 +110,5 @@ if __name__ == "__main__":
         make_config,
         reward=9.65,
         iters=20,
-        options={"game": list(TARGETS), "size": ["cpu", "paper"]},
+        options={"game": list(TARGETS), "size": ["cpu", "paper"], "clip": ["no", "yes"]},
     )
