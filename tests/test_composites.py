@@ -45,7 +45,7 @@ from tests.composites import (
     windows,
 )
 from tests.environments import Sampled
-from tests.recordings import read, refused
+from tests.recordings import read, refused, write_states
 from tests.test_spaces import action_spaces, inside, network, observation_spaces, seeds
 from tests.training import same
 
@@ -350,6 +350,40 @@ def test_a_leaf_missing_in_some_rows_or_files_is_named(tmp_path):
     (tmp_path / "b.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with refused(r"b.json: 'obs' has the leaves .*joints.* in its first step, but .* in step 3"):
         read(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize("finalised", [False, True])
+def test_tuples_in_rllibs_serialised_episodes_are_refused_by_name(tmp_path, finalised):
+    space = gym.spaces.Tuple([Box(-1.0, 1.0, (2,)), Discrete(3)])
+    episode = SingleAgentEpisode(
+        observations=[(np.zeros(2, np.float32), 1)] * 4,
+        observation_space=space,
+        actions=[0] * 3,
+        action_space=Discrete(2),
+        rewards=[1.0] * 3,
+        terminated=True,
+        len_lookback_buffer=0,
+    )
+    state = (episode.to_numpy() if finalised else episode).get_state()
+    write_states(tmp_path / "a.parquet", [state])
+    with refused("row 0 .*observations are not numbers, or have several shapes: of a Tuple space"):
+        read(tmp_path / "a.parquet")
+
+
+def test_leaves_beside_a_struct_of_leaves_are_refused(tmp_path):
+    rows = [row for episode in make(ROBOT, ARM) for row in steps_of(episode)]
+    table = pa.Table.from_pylist([row | {"obs/camera": row["obs"]["camera"]} for row in rows])
+    pq.write_table(table, tmp_path / "a.parquet")
+    observed = LeafChoice(only=tuple(leaves(ROBOT)))
+    with refused(
+        r"column 'obs' is a struct of leaves, and \['obs/camera'\] are leaves too; remove"
+    ):
+        read(tmp_path / "a.parquet", observed=observed)
+    others = table.rename_columns(
+        ["obs/unknown" if name == "obs/camera" else name for name in table.column_names]
+    )
+    pq.write_table(others, tmp_path / "a.parquet")
+    read(tmp_path / "a.parquet", observed=observed)
 
 
 @pytest.mark.parametrize(

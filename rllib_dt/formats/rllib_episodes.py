@@ -133,9 +133,15 @@ def _after_lookback(buffer: dict, name: str, source: str, choice: LeafChoice = E
     # the lookback repeats the end of the previous chunk
     first = _timestep(buffer.get("lookback", 0))
     if not _is_nested(buffer["data"]):
-        values = np.asarray(buffer["data"])
+        try:
+            values = np.asarray(buffer["data"])
+        except ValueError:  # several shapes
+            values = np.empty(0, object)
         if values.dtype == object:
-            raise ValueError(f"its {name} are not numbers, or have several shapes")
+            raise ValueError(
+                f"its {name} are not numbers, or have several shapes: of a Tuple space, whose "
+                "values cannot be told from lists of steps here"
+            )
         return values[first:]
     values = tree_from_values(buffer["data"], source, name, choice=choice)
     return at(values, slice(first, None))

@@ -37,10 +37,20 @@ def read(given: ParquetInput) -> Iterator[Fragment]:
 def _theirs(name: str, present: set[str], given: ParquetInput) -> list[str]:
     """Returns a column's own name in the file, or those of its leaves ("obs/camera")."""
     theirs, choice = given.name(name), given.options.choice_of(name)
-    if theirs in present or name not in _MAY_HAVE_LEAVES:
+    if name not in _MAY_HAVE_LEAVES:
         return [theirs] if theirs in present else []
-    within = [c.removeprefix(f"{theirs}/") for c in present if c.startswith(f"{theirs}/")]
-    return [f"{theirs}/{path}" for path in sorted(within) if not choice.skips(path)]
+    prefix = f"{theirs}/"
+    paths = (c.removeprefix(prefix) for c in sorted(present) if c.startswith(prefix))
+    within = [f"{prefix}{path}" for path in paths if not choice.skips(path)]
+    if theirs not in present:
+        return within
+    if within and pa.types.is_struct(given.schema.field(theirs).type):
+        raise DataError(
+            given.source,
+            f"column {theirs!r} is a struct of leaves, and {within} are leaves too",
+            "remove the ones that do not belong to it",
+        )
+    return [theirs]
 
 
 def _tables(given: ParquetInput, columns: list[str]) -> Iterator[pa.Table]:
