@@ -192,7 +192,7 @@ def evaluated(checkpoint: str, temperature: float | None) -> dict[str, Any]:
             target: [round(r["episode_return_mean"], 2), round(r["episode_return_std"], 2)]
             for target, r in results["by_target"].items()
         },
-        **({"success": round(results["success"], 4)} if "success" in results else {}),
+        **({"success": dict(results["success"])} if "success" in results else {}),
     }
 
 

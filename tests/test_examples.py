@@ -125,7 +125,7 @@ def test_minigrid_is_trained_on_and_reports_successes(cluster, tmp_path):
     assert np.isfinite(learner_results(algo)["action_loss"])
     results = algo.evaluate()["env_runners"]
     assert results["num_episodes_failed"] == 0
-    assert 0.0 <= results["success"] <= 1.0
+    assert results["success"] == {"1": 0.0}  # nobody opens the door within ten random steps
     algo.stop()
 
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from rllib_dt import DTConfig, DTModelConfig
 from rllib_dt.examples import run_example
+from rllib_dt.rollout.connector import TARGET_RETURN
 
 MAX_STEPS = 250
 CODES = 16
@@ -49,11 +50,13 @@ class Codes(nn.Module):
 
 
 class Successes(RLlibCallback):
-    """Reports the share of episodes that reach the goal, as `env_runners/success`."""
+    """Reports the share of episodes that reach the goal, as `env_runners/success/TARGET`."""
 
     def on_episode_end(self, *, episode: Any, metrics_logger: Any, **kwargs: Any) -> None:
-        """Counts an episode."""
-        metrics_logger.log_value("success", float(episode.get_return() > 0), reduce="mean")
+        """Counts an episode under the return that was asked for."""
+        target = f"{episode.custom_data[TARGET_RETURN]:g}"
+        reached = float(episode.get_return() > 0)
+        metrics_logger.log_value(("success", target), reached, reduce="mean")
 
 
 def make_env(env_config: dict[str, Any]) -> gym.Env:
