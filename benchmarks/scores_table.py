@@ -19,17 +19,22 @@ HEAD = (
 )
 
 
+def _group(line: dict[str, Any]) -> tuple[str, str, float | None]:
+    """Returns what the lines of a row have in common."""
+    return line["job"], ", ".join(line["data"]), line["temperature"]
+
+
 def table(lines: Iterable[dict[str, Any]]) -> list[str]:
     """Returns the table's lines: a row for each job, way of acting and target."""
-    latest = {(line["job"], line["temperature"], line["seed"]): line for line in lines}
-    groups: dict[tuple[str, float | None], list[dict[str, Any]]] = defaultdict(list)
-    for (job, temperature, _), line in sorted(latest.items(), key=lambda item: item[0][2]):
-        groups[job, temperature].append(line)
+    latest = {(*_group(line), line["seed"]): line for line in lines}
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for line in sorted(latest.values(), key=lambda line: line["seed"]):
+        groups[_group(line)].append(line)
     rows = []
-    for (job, temperature), runs in sorted(groups.items(), key=lambda item: item[0][0]):
+    for (job, data, temperature), runs in sorted(groups.items(), key=lambda item: item[0][:2]):
         first = runs[0]
         actions = "likeliest" if not temperature else f"drawn, temperature {temperature:g}"
-        data = f"{', '.join(first['data'])}: {first['data_mean']:g}"
+        data = f"{data}: {first['data_mean']:g}"
         size = f"{first['updates']:,} × {first['windows']}"
         for target in first["by_target"]:
             means = [run["by_target"][target][0] for run in runs]

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import torch
 from ray import tune
 
-from rllib_dt import DTConfig, DTModelConfig
+from rllib_dt import DTConfig, DTModelConfig, DTTorchLearner, Window
 from rllib_dt.examples import run_example
 from tuned_examples.key_to_door.environment import KeyToDoor
 
@@ -23,6 +24,19 @@ STEPS = 90
 METHODS = ["dt", "percent-bc", "bc"]
 MANY = 5000
 """From this many walks on, training takes longer."""
+
+
+class BalancedLearner(DTTorchLearner):
+    """Lets the few steps from which a walk succeeds count as much as all others together.
+
+    `learner_config_dict["share"]` is their share.
+    """
+
+    def step_weights(self, window: Window) -> torch.Tensor:
+        """Weighs each step by whether its return-to-go is 1: (B, K), with a mean of about 1."""
+        share = self.config.learner_config_dict["share"]
+        succeeds = window.returns_to_go[..., 0] > 0.5
+        return torch.where(succeeds, 0.5 / share, 0.5 / (1 - share))
 
 
 def successes(data: Sequence[str]) -> tuple[int, int]:
