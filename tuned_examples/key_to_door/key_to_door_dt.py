@@ -4,9 +4,11 @@
 `python -m tuned_examples.key_to_door.key_to_door_dt --data walks [--method dt] [--as-test]
 [--no-tune] …` (the flags of RLlib's examples) trains on them.
 
-The context is the whole episode of 90 steps. "dt" is asked for a return of 1. "percent-bc" clones
-the walks that succeed, and "bc" all of them, with the same network, which is not given the return
-(Chen et al. 2021, §5.4, 5.5). The likeliest actions are taken.
+The context is the whole episode of 90 steps. "dt" is asked for a return of 1; since 3 walks in 100
+show what that takes, their steps are weighed so that they count as much as all others. "dt-plain"
+weighs every step alike. "percent-bc" clones the walks that succeed, and "bc" all of them, with the
+same network, which is not given the return (Chen et al. 2021, §5.4, 5.5). The likeliest actions are
+taken.
 """
 
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ from rllib_dt.examples import run_example
 from tuned_examples.key_to_door.environment import KeyToDoor
 
 STEPS = 90
-METHODS = ["dt", "percent-bc", "bc"]
+METHODS = ["dt", "dt-plain", "percent-bc", "bc"]
 MANY = 5000
 """From this many walks on, training takes longer."""
 
@@ -48,9 +50,8 @@ def successes(data: Sequence[str]) -> tuple[int, int]:
 
 def num_updates(method: str, walks: int) -> int:
     """Returns the updates that the example trains for."""
-    if method == "dt":
-        return 12_000 if walks >= MANY else 4_000
-    return 1_000 if walks >= MANY else 200
+    few, many = {"dt": (600, 2000), "dt-plain": (2000, 6000)}.get(method, (200, 1000))
+    return many if walks >= MANY else few
 
 
 def make_config(data: Sequence[str], *, method: str = "dt") -> DTConfig:
@@ -63,7 +64,8 @@ def make_config(data: Sequence[str], *, method: str = "dt") -> DTConfig:
     tune.register_env("key-to-door", lambda _: KeyToDoor(STEPS - 30, as_vector=True))
     good, walks = successes(data)
     updates = num_updates(method, walks)
-    return (
+    is_dt = method in ("dt", "dt-plain")
+    config = (
         DTConfig()
         .environment("key-to-door")
         .offline_data(
@@ -77,15 +79,15 @@ def make_config(data: Sequence[str], *, method: str = "dt") -> DTConfig:
                 context_length=STEPS,
                 hidden_size=32,
                 n_layer=2,
-                n_head=2,
+                n_head=1,
                 activation_function="gelu",
                 max_ep_len=STEPS,
                 attn_pdrop=0.0,
-                condition_on_return=method == "dt",
+                condition_on_return=is_dt,
             )
         )
         .training(
-            lr=3e-3 if method == "dt" else 1e-3,
+            lr=3e-3 if method == "dt-plain" else 1e-3,
             lr_decay="cosine",
             lr_decay_updates=updates,
             warmup_steps=20,
@@ -98,6 +100,9 @@ def make_config(data: Sequence[str], *, method: str = "dt") -> DTConfig:
         .env_runners(num_envs_per_env_runner=100)
         .evaluation(target_returns=[1.0], evaluation_duration=100)
     )
+    if method == "dt":
+        config.training(learner_class=BalancedLearner, learner_config_dict={"share": good / walks})
+    return config
 
 
 if __name__ == "__main__":
