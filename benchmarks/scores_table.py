@@ -39,7 +39,7 @@ def table(lines: Iterable[dict[str, Any]]) -> list[str]:
         for target in first["by_target"]:
             means = [run["by_target"][target][0] for run in runs]
             each = ", ".join(f"{mean:g}" for mean in means)
-            mean = f"{sum(means) / len(means):.3g}"
+            mean = f"{round(sum(means) / len(means), 3):g}"
             rows.append(
                 f"| `{job}` | {data} | {size} | {actions} | {target} | {each} | {mean} "
                 f"| {first['episodes']} |"

@@ -366,7 +366,7 @@ def test_tuples_in_rllibs_serialised_episodes_are_refused_by_name(tmp_path, fina
     )
     state = (episode.to_numpy() if finalised else episode).get_state()
     write_states(tmp_path / "a.parquet", [state])
-    with refused("row 0 .*observations are not numbers, or have several shapes: of a Tuple space"):
+    with refused("row 0 .*observations are not numbers, or have several shapes; those of a Tuple"):
         read(tmp_path / "a.parquet")
 
 

@@ -3,39 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict
 
 from rllib_dt import DT, write_episodes
-from rllib_dt.episodes.frames import stack_frames
+from rllib_dt.episodes.statistics import Statistics
 from rllib_dt.spaces.encoders import Convolutions, leaf_encoder
 from tests.composites import ARM, ROBOT, config_of, make
 from tests.conftest import tiny_config
 from tests.environments import Sampled
+from tests.test_frames import STACKS, F, frame_config, frames_of, record_frames
 from tests.training import learner_results, same, weights
 
-F, H, W, D = 3, 9, 8, 5
+H, W, D = 9, 8, 5
 LENGTHS = (7, 5, 3, 6)
-STACKS, ACTIONS = Box(0, 255, (F, H, W), np.uint8), Discrete(2)
-
-
-def frames_of(length):
-    return np.random.default_rng(length).integers(40, 90, (length + 1, H, W), dtype=np.uint8)
-
-
-def recorded(folder, stacked):
-    space = STACKS if stacked else Box(0, 255, (H, W), np.uint8)
-    episodes = [
-        dict(
-            obs=stack_frames(frames_of(n), F) if stacked else frames_of(n),
-            actions=np.arange(n) % 2,
-            rewards=np.ones(n),
-            terminated=True,
-            truncated=False,
-        )
-        for n in LENGTHS
-    ]
-    write_episodes(episodes, folder, space, ACTIONS)
-    return str(folder)
 
 
 @pytest.mark.semantics(29)
@@ -62,14 +42,15 @@ def test_images_are_scaled_once_then_centred_and_divided(dtype, scale):
 @pytest.mark.parametrize("capacity", [None, 12])
 @pytest.mark.parametrize("stacked", [False, True])
 def test_the_statistics_are_those_of_the_recorded_frames(cluster, tmp_path, capacity, stacked):
-    data = recorded(tmp_path / "data", stacked)
-    config = tiny_config(data, normalize_images=True)
-    config.offline_data(frame_stack=F, pool_capacity_steps=capacity)
-    algo = config.environment(observation_space=STACKS, action_space=ACTIONS).build_algo()
+    data = record_frames(tmp_path / "data", LENGTHS, stacked=stacked)
+    config = frame_config(data, pool_capacity_steps=capacity)
+    config.rl_module(model_config={**config.model_config, "normalize_images": True})
+    algo = config.build_algo()
     encoder = algo.get_module().network.embed_state
     algo.stop()
     # an episode's first stack repeats its first frame
-    padded = [np.concatenate([np.repeat(f[:1], F - 1, 0), f]) for f in map(frames_of, LENGTHS)]
+    recorded = [frames_of(n, n) for n in LENGTHS]
+    padded = [np.concatenate([np.repeat(f[:1], F - 1, 0), f]) for f in recorded]
     frames = np.concatenate([f[:-1] for f in padded]) / 255.0
     mean = frames.mean(axis=0)
     np.testing.assert_allclose(encoder.mean, np.stack([mean] * F), rtol=1e-5)
@@ -100,3 +81,21 @@ def test_an_image_among_other_leaves_is_trained_saved_and_restored(cluster, tmp_
 
 def test_without_the_setting_nothing_is_saved_or_computed():
     assert not [n for n in Convolutions(STACKS, D).state_dict() if n in ("mean", "std")]
+
+
+def test_bits_have_statistics_too():
+    values = np.random.default_rng(0).random((600, H, W)) < 0.25
+    statistics = Statistics((), [""])
+    statistics._add_images("", values)
+    mean, std = statistics._mean_and_std("obs")
+    np.testing.assert_allclose(mean, values.mean(axis=0))
+    assert float(std) == pytest.approx(np.sqrt(values.var(axis=0).mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize("space", [Box(-1.0, 1.0, (3,)), Dict(a=Box(0, 255, (4,), np.uint8))])
+def test_without_images_the_setting_is_refused(space):
+    config = tiny_config("nowhere", normalize_images=True).environment(observation_space=space)
+    with pytest.raises(ValueError, match=r"normalize_images=True\): .* has no images that pass"):
+        config.validate()
+    config.environment(observation_space=Dict(a=Box(0, 255, (9, 8), np.uint8)))
+    config.validate()

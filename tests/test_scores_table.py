@@ -33,6 +33,14 @@ def test_the_last_line_of_a_seed_counts_and_seeds_are_in_order():
     ]
 
 
+def test_large_means_are_written_out():
+    assert table([line(0, 2799.02), line(1, 2848.0)])[-2].split(" | ")[4:7] == [
+        "20",
+        "2799.02, 2848",
+        "2823.51",
+    ]
+
+
 def test_the_documents_table_is_that_of_its_lines():
     lines = [json.loads(text) for text in (DOCS / "scores.jsonl").read_text().splitlines()]
     text = (DOCS / "results.md").read_text()

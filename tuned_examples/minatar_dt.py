@@ -72,4 +72,4 @@ def make_config(data: Sequence[str]) -> DTConfig:
 
 
 if __name__ == "__main__":
-    run_example(make_config, reward=20.0, iters=30)
+    run_example(make_config, reward=10.0, iters=30)

@@ -49,9 +49,13 @@ def check_spaces(config: "DTConfig") -> None:
         config.refuse(str(error))
         return
     model = config.dt_model_config
-    if config.state_loss_weight and not composites.number_leaves(
-        config.observation_space, model.image_encoder, model.choice
-    ):
+    read = config.observation_space, model.image_encoder, model.choice
+    if model.normalize_images and not composites.image_leaves(*read):
+        config.refuse(
+            f"DTModelConfig(normalize_images=True): {config.observation_space} has no images that "
+            "pass through the network's convolutions; leave it out"
+        )
+    if config.state_loss_weight and not composites.number_leaves(*read):
         config.refuse(
             f"training(state_loss_weight={config.state_loss_weight}) predicts observations that "
             f"are numbers, and {config.observation_space} has none; leave it at 0"

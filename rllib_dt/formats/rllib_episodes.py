@@ -139,8 +139,8 @@ def _after_lookback(buffer: dict, name: str, source: str, choice: LeafChoice = E
             values = np.empty(0, object)
         if values.dtype == object:
             raise ValueError(
-                f"its {name} are not numbers, or have several shapes: of a Tuple space, whose "
-                "values cannot be told from lists of steps here"
+                f"its {name} are not numbers, or have several shapes; those of a Tuple space "
+                "cannot be told from lists of steps"
             )
         return values[first:]
     values = tree_from_values(buffer["data"], source, name, choice=choice)

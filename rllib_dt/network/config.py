@@ -67,8 +67,8 @@ class DTModelConfig:
             convolutions; "small", two of 3 × 3; "linear", as numbers; "auto" takes the first from
             36 pixels in height and width up, and the second below.
         normalize_images: subtract the data's mean image from images, and divide them by one
-            standard deviation, after the division by 255. Where most of an image never changes,
-            the network learns from far fewer steps (see `docs/log.md`); the paper does not.
+            standard deviation, after the division by 255. Pong, where most of an image never
+            changes, was not learned without it (see `docs/log.md`); the paper does not do it.
         condition_on_return: give the network returns-to-go. False drops their token, so that a
             step has two: behaviour cloning, the paper's BC (%BC with
             `offline_data(top_fraction=…)`). Targets then have no effect.

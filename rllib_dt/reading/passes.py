@@ -15,7 +15,6 @@ from rllib_dt.formats.fragments import ReadOptions
 from rllib_dt.reading.duplicates import without
 from rllib_dt.reading.holdout import draw_by_name
 from rllib_dt.reading.tasks import read_fragments
-from rllib_dt.spaces.composites import stacked_leaves
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ class Passes:
         actions_normalized: recorded actions are in [-1, 1], not in the environment's units.
         max_ep_len: longer episodes are refused.
         rule: the rule by which rewards become returns-to-go.
-        frame_stack: the frames of a stack; see `DTConfig.offline_data`.
+        stacked: see `Episode.conform`.
         join_files: see `Assembler`.
         left_out: the copies of episodes that the first pass left out; see `Duplicates`.
         min_return: episodes with a smaller return are left out.
@@ -51,7 +50,7 @@ class Passes:
     actions_normalized: bool
     max_ep_len: int
     rule: ReturnRule
-    frame_stack: int | None = None
+    stacked: tuple[str, ...] = ()
     join_files: bool = False
     left_out: frozenset[EpisodeName] = frozenset()
     min_return: float | None = None
@@ -87,7 +86,7 @@ class Passes:
         checked = map(self._checked, episodes)
         once = without(unique(checked), self.left_out) if self.left_out else unique(checked)
         wanted = keep(filter(self._is_wanted, once))
-        yield from pack(wanted, steps, self.rule, stacked=self._stacked)
+        yield from pack(wanted, steps, self.rule, stacked=self.stacked)
         for message in [] if quiet else assembler.dropped:
             logger.warning("left out: %s", message)
 
@@ -99,18 +98,12 @@ class Passes:
         """Returns passes over episodes above a return, and over a share of those that equal it."""
         return replace(self, min_return=min_return, share_of_ties=share_of_ties)
 
-    @property
-    def _stacked(self) -> list[str]:
-        return stacked_leaves(
-            self.observation_space, self.frame_stack, self.options.observed.ignore
-        )
-
     def _checked(self, episode: Episode) -> Episode:
         episode = episode.conform(
             self.observation_space,
             self.action_space,
             actions_normalized=self.actions_normalized,
-            stacked=self._stacked,
+            stacked=self.stacked,
             ignore=self.options.observed.ignore,
         )
         if len(episode) > self.max_ep_len:

@@ -201,8 +201,13 @@ def _passes(config: ReadingSettings, inputs: str | list[str]) -> Passes:
         max_ep_len=config.dt_model_config.max_ep_len,
         rule=config.return_rule,
         join_files=config.join_files,
-        frame_stack=config.frame_stack,
+        stacked=_stacked(config),
     )
+
+
+def _stacked(config: ReadingSettings) -> tuple[str, ...]:
+    ignore = config.dt_model_config.ignore
+    return tuple(stacked_leaves(config.observation_space, config.frame_stack, ignore))
 
 
 def _statistics(config: ReadingSettings) -> Statistics:
@@ -280,13 +285,7 @@ def _validation_pool(holdout: Holdout, config: ReadingSettings, source: str) -> 
             f"({holdout.left_out} do not fit beside the pool)",
             "give whole episodes, or raise offline_data(pool_capacity_steps=…)",
         )
-    pool = EpisodePool.from_episodes(
-        holdout.episodes,
-        config.return_rule,
-        stacked=stacked_leaves(
-            config.observation_space, config.frame_stack, config.dt_model_config.ignore
-        ),
-    )
+    pool = EpisodePool.from_episodes(holdout.episodes, config.return_rule, stacked=_stacked(config))
     logger.info(
         "validation: %d episodes, %d steps%s",
         len(pool.lengths),
