@@ -383,13 +383,13 @@ def test_an_alarm_of_the_users_own_keeps_its_time(monkeypatch):
         started = time.monotonic()
         signal.setitimer(signal.ITIMER_REAL, 0.6, 5.0)
         for _ in range(3):
-            with environments._time_limit(10.0, "step"):
+            with environments._TimeLimit(10.0, "step"):
                 time.sleep(0.05)
         left, interval = signal.getitimer(signal.ITIMER_REAL)
         assert 0 < left < 0.6
         assert interval == 5.0
         assert signal.getsignal(signal.SIGALRM) is ring
-        with environments._time_limit(10.0, "step"):
+        with environments._TimeLimit(10.0, "step"):
             time.sleep(0.7)  # it falls due meanwhile, and rings afterwards
         time.sleep(0.1)
         assert len(rung) == 1

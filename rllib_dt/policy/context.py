@@ -58,11 +58,17 @@ def steps_from_columns(columns: Mapping[str, Tree]) -> Window | NewSteps:
     return NewSteps(window=window, slots=columns[SLOTS], counts=columns[NEW_STEPS])
 
 
-def _empty(name: str, layout: Tree, rows: int) -> dict[str, Array]:
+def _empty(layout: Tree, rows: int) -> dict[str, Array]:
+    """Returns a column of zeros for each leaf, by path."""
     return {
-        column: np.zeros((rows, *shape), dtype)
-        for column, (shape, dtype) in column_names(name, layout)
+        path: np.zeros((rows, *shape), dtype) for path, (shape, dtype) in by_leaf(layout).items()
     }
+
+
+def _write(columns: Mapping[str, Array], row: int, value: Tree) -> None:
+    """Stores one step's value; written for speed, since it runs twice a step."""
+    for path, column in columns.items():
+        column[row] = value[path] if path else value
 
 
 class ContextBuffer:
@@ -91,12 +97,14 @@ class ContextBuffer:
         self._rule = rule or ReturnRule()
         self._rule.check_acting()
         rows = num_slots * self._capacity
+        self._observations = _empty(observation_layout, rows)
+        self._actions = _empty(action_layout, rows)
+        self._returns_to_go = np.zeros((rows, 1), np.float32)
         self._columns: dict[str, Array] = {
-            **_empty(OBSERVATIONS, observation_layout, rows),
-            **_empty(ACTIONS, action_layout, rows),
-            RETURNS_TO_GO: np.zeros((rows, 1), np.float32),
+            **dict(column_names(OBSERVATIONS, from_leaves(self._observations))),
+            **dict(column_names(ACTIONS, from_leaves(self._actions))),
+            RETURNS_TO_GO: self._returns_to_go,
         }
-        self._action_columns = [name for name, _ in column_names(ACTIONS, action_layout)]
         self._row = np.zeros(num_slots, np.int64)
         self._timestep = np.zeros(num_slots, np.int64)
         # float64, so that a thousand subtractions do not drift from the training's sum
@@ -110,8 +118,7 @@ class ContextBuffer:
 
     def append(self, slot: int, action: Tree, reward: float, observation: Tree) -> None:
         """Stores the result of one environment step."""
-        for name, value in column_names(ACTIONS, action):
-            self._columns[name][self._row[slot]] = value
+        _write(self._actions, self._row[slot], action)
         self._return_to_go[slot] = self._rule.step(self._return_to_go[slot], reward)
         self._advance(slot)
         self._put(slot, observation)
@@ -141,11 +148,10 @@ class ContextBuffer:
 
     def _put(self, slot: int, observation: Tree) -> None:
         row = self._row[slot]
-        for name, value in column_names(OBSERVATIONS, observation):
-            self._columns[name][row] = value
-        for name in self._action_columns:
-            self._columns[name][row] = 0
-        self._columns[RETURNS_TO_GO][row] = self._return_to_go[slot]
+        _write(self._observations, row, observation)
+        for column in self._actions.values():
+            column[row] = 0
+        self._returns_to_go[row] = self._return_to_go[slot]
 
 
 class Contexts:

@@ -33,7 +33,7 @@ from rllib_dt.spaces.leaves import (
     out_of_space,
     step_layout_or_none,
 )
-from rllib_dt.spaces.trees import at, by_leaf, flatten, is_composite, leaves, unflatten
+from rllib_dt.spaces.trees import at, flatten, is_composite, leaves, unflatten
 from rllib_dt.types import Array, Value
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,10 @@ class StepResult(NamedTuple):
         return self.terminated or self.truncated
 
 
+_RESULTS = (ResetResult, StepResult)
+_BOOLEANS = (bool, np.bool_)
+
+
 @dataclass(frozen=True)
 class SlotFailure:
     """The loss of a slot's episode.
@@ -90,6 +94,22 @@ class SlotFailure:
 
     error: str
     unmade: bool = False
+
+
+class _ObservedLeaf(NamedTuple):
+    """A leaf of the observation, with what is asked of it at every step."""
+
+    space: gym.Space
+    shape: tuple[int, ...]
+    has_bounds: bool
+    as_array: Callable[[gym.Space, Value], Array]
+
+
+def _has_bounds(space: gym.Space) -> bool:
+    """Returns whether numbers can lie outside a Box; an image's bytes can not."""
+    if not isinstance(space, gym.spaces.Box) or is_image(space):
+        return False
+    return not (np.isneginf(space.low).all() and np.isposinf(space.high).all())
 
 
 class SlotEnvs(ABC):
@@ -149,58 +169,65 @@ class SlotEnvs(ABC):
         self, slot: int, name: str, function: Callable[[SlotEnv, A], R], argument: A
     ) -> R | SlotFailure:
         try:
-            with _time_limit(self._timeout, name):
+            with _TimeLimit(self._timeout, name):
                 if self._envs[slot] is None:  # it failed before
                     self._envs[slot] = self._make(slot)
                 return self._checked(function(self._envs[slot], argument))
         except (Exception, SystemExit):  # neither may end this process
             failure = SlotFailure(traceback.format_exc(), unmade=self._envs[slot] is None)
         env, self._envs[slot] = self._envs[slot], None
-        with contextlib.suppress(Exception), _time_limit(self._timeout, "close"):
+        with contextlib.suppress(Exception), _TimeLimit(self._timeout, "close"):
             self._close(env)
         return failure
 
     def _checked(self, result: R) -> R:
         """Refuses a result that would spoil the other slots' results."""
-        if isinstance(result, ResetResult | StepResult):
+        if isinstance(result, _RESULTS):
             space = self.vector.single_observation_space
             found = flatten(space, result.observation)
             # a list may stand for a tuple, which RLlib would take for something else
             if is_composite(space):
                 result = cast(R, type(result)(unflatten(space, found), *result[1:]))
-            arrays = by_leaf(found)
-            for path, (leaf, shape) in self._observed.items():
-                self._check_observation(as_array(leaf, arrays[path]), leaf, shape)
+            for path, observed in self._observed.items():
+                leaf = found[path] if path else found
+                self._check_observation(observed.as_array(observed.space, leaf), observed)
         if isinstance(result, StepResult) and not abs(result.reward) <= _LARGEST_FLOAT32:
             raise ValueError(f"the reward is {result.reward}, not finite in 32 bits")
         return result
 
     @functools.cached_property
-    def _observed(self) -> dict[str, tuple[gym.Space, tuple[int, ...]]]:
-        """The leaves of observations that have a layout, with their shapes."""
+    def _observed(self) -> "dict[str, _ObservedLeaf]":
+        """The leaves of observations that have a layout."""
         found = leaves(self.vector.single_observation_space)
         layouts = {path: step_layout_or_none(leaf) for path, leaf in found.items()}
-        return {path: (found[path], layout[0]) for path, layout in layouts.items() if layout}
-
-    def _check_observation(
-        self, observation: Array, space: gym.Space, shape: tuple[int, ...]
-    ) -> None:
-        if shape != observation.shape:
-            raise ValueError(
-                f"the observation has shape {observation.shape}, but the space has {shape}"
+        return {
+            path: _ObservedLeaf(
+                space=found[path],
+                shape=layout[0],
+                has_bounds=_has_bounds(found[path]),
+                as_array=as_array.dispatch(type(found[path])),
             )
-        if observation.dtype.kind not in "biuf":
+            for path, layout in layouts.items()
+            if layout
+        }
+
+    def _check_observation(self, observation: Array, observed: "_ObservedLeaf") -> None:
+        space = observed.space
+        if observed.shape != observation.shape:
+            raise ValueError(
+                f"the observation has shape {observation.shape}, but the space has {observed.shape}"
+            )
+        kind = observation.dtype.kind
+        if kind not in "biuf":
             raise ValueError(f"the observation holds {observation.dtype}, not numbers")
-        if observation.dtype.kind == "f":
-            with np.errstate(over="ignore"):
-                numbers = observation.astype(np.float32, copy=False)  # as the network reads them
-            if not np.isfinite(numbers).all():
-                raise ValueError(f"the observation is not finite in 32 bits: {observation}")
+        # false for NaN as well
+        if kind == "f" and not np.abs(observation).max(initial=0.0) <= _LARGEST_FLOAT32:
+            raise ValueError(f"the observation is not finite in 32 bits: {observation}")
         if not isinstance(space, gym.spaces.Box):
             problem = out_of_space(space, observation[None], "observation")
             if problem:
                 raise ValueError(problem)
-        elif self._warns_of_bounds and not is_image(space):
+        elif self._warns_of_bounds and observed.has_bounds:
             outside = (observation < space.low) | (observation > space.high)
             if outside.any():
                 self._warns_of_bounds = False
@@ -214,7 +241,7 @@ class SlotEnvs(ABC):
 
 def _finite(action: Value) -> Value:
     """Returns an action; raises a ValueError if it is not finite, as after extreme observations."""
-    for leaf in tree.flatten(action):
+    for leaf in [action] if isinstance(action, np.ndarray) else tree.flatten(action):
         values = np.asarray(leaf)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise ValueError(f"the policy's action is not finite: {action}; see the observations")
@@ -223,7 +250,7 @@ def _finite(action: Value) -> Value:
 
 def _flag(name: str, value: Any) -> bool:
     """Returns an end flag; raises a ValueError for what is neither a boolean nor 0 or 1."""
-    if isinstance(value, bool | np.bool_):
+    if isinstance(value, _BOOLEANS):
         return bool(value)
     is_number = isinstance(value, bool | int | float | np.generic | np.ndarray)
     if not is_number or np.size(value) != 1 or not np.isin(value, (0, 1)).all():
@@ -247,29 +274,43 @@ class _Checked(gym.Wrapper):
         return _step_checked(self.env, action)
 
 
-@contextlib.contextmanager
-def _time_limit(seconds: float | None, name: str) -> Iterator[None]:
-    """Raises an EnvironmentHangsError in the block after `seconds`, and then every second."""
-    if seconds is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
+class _TimeLimit:
+    """Raises an EnvironmentHangsError in a block after `seconds`, and then every second.
 
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise EnvironmentHangsError(f"the environment's {name} took more than {seconds:g} s")
+    Another alarm may be set in this process: it is put back with the time that it has left.
+    """
 
-    # another alarm may be set in this process: it is put back with the time that it has left
-    started = time.monotonic()
-    theirs, their_interval = signal.getitimer(signal.ITIMER_REAL)
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
-    try:
-        yield
-    finally:
+    # a class, since it is entered at every step, and a generator takes longer
+
+    def __init__(self, seconds: float | None, name: str):
+        self._seconds, self._name = seconds, name
+
+    def __enter__(self) -> None:
+        self._is_set = self._seconds is not None and _is_main_thread()
+        if self._is_set:
+            self._started = time.monotonic()
+            self._theirs = signal.getitimer(signal.ITIMER_REAL)
+            self._handler = signal.signal(signal.SIGALRM, self._interrupt)
+            signal.setitimer(signal.ITIMER_REAL, self._seconds or 0.0, 1.0)
+
+    def __exit__(self, *error: object) -> None:
+        if not self._is_set:
+            return
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        if theirs:
-            left = theirs - (time.monotonic() - started)
-            signal.setitimer(signal.ITIMER_REAL, max(left, _AT_ONCE_SECONDS), their_interval)
+        signal.signal(signal.SIGALRM, self._handler)
+        delay, interval = self._theirs
+        if delay:
+            left = delay - (time.monotonic() - self._started)
+            signal.setitimer(signal.ITIMER_REAL, max(left, _AT_ONCE_SECONDS), interval)
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        raise EnvironmentHangsError(
+            f"the environment's {self._name} took more than {self._seconds:g} s"
+        )
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 class InProcessEnvs(SlotEnvs):

@@ -155,7 +155,7 @@ def rows(space: gym.Space, batch: Value, count: int, ignore: Collection[str] = (
         if len(np.shape(array)) == 0 or len(array) != count:
             name = f"leaf {path!r} of the batch" if path else "the batch"
             raise ValueError(f"{name} has the shape {np.shape(array)}, wanted ({count}, …)")
-    return [at(arrays, row) for row in range(count)]
+    return [at(arrays, i) for i in range(count)] if isinstance(arrays, Mapping) else list(arrays)
 
 
 def column_names(name: str, value: Tree) -> Iterator[tuple[str, Any]]:
