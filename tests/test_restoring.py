@@ -9,7 +9,7 @@ from gymnasium.spaces import Box
 from ray.rllib.algorithms.algorithm import Algorithm
 
 from rllib_dt import DT, DTConfig, DTModelConfig
-from rllib_dt.algorithm.environment import complete_from_environment
+from rllib_dt.algorithm.environment import completed_config
 from rllib_dt.huggingface import load_pretrained, save_pretrained
 from rllib_dt.network.network import DecisionTransformer
 from tests.conftest import TINY, cartpole_config, tiny_config
@@ -103,7 +103,7 @@ def test_training_does_not_change_the_users_random_state(cluster, tiny_data):
 def test_training_and_evaluation_start_from_a_hugging_face_folder(cluster, tmp_path):
     torch.manual_seed(4)
     model = DTModelConfig(**(TINY | dict(max_ep_len=500, context_length=7) | NO_DROPOUT))
-    config = complete_from_environment(cartpole_config())
+    config = completed_config(cartpole_config())
     source = DecisionTransformer(model, config.observation_space, config.action_space)
     source.set_normalization(torch.rand(4), torch.rand(4) + 0.5, 123.0)
     save_pretrained(source, tmp_path / "hf")

@@ -18,7 +18,7 @@ from rllib_dt.algorithm.checks import (
     check_values,
 )
 from rllib_dt.algorithm.connectors import check_connectors
-from rllib_dt.algorithm.environment import needs_environment
+from rllib_dt.algorithm.environment import awaits_spaces
 from rllib_dt.algorithm.overrides import check_overrides
 from rllib_dt.algorithm.settings import DTSettings
 from rllib_dt.algorithm.unused import check_unused
@@ -168,7 +168,7 @@ class DTConfig(DTSettings):
         if not self.in_evaluation:
             check_overrides(self)
         check_values(self)
-        if not needs_environment(self):
+        if not awaits_spaces(self):
             check_spaces(self)
         super().validate()
         self._take_settings_from_pretrained()
@@ -181,7 +181,7 @@ class DTConfig(DTSettings):
     def _validate_offline_settings(self) -> None:
         # RLlib would refuse a config without spaces, even one with an environment that has them
         checked = self
-        if needs_environment(self):
+        if awaits_spaces(self):
             checked = self.copy(copy_frozen=False)
             checked.observation_space = checked.action_space = gym.spaces.Discrete(1)
         super(DTConfig, checked)._validate_offline_settings()

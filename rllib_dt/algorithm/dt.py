@@ -24,7 +24,7 @@ from ray.tune import PlacementGroupFactory
 from rllib_dt.algorithm.checks import evaluation_env
 from rllib_dt.algorithm.compatibility import MODULE, check_same_network
 from rllib_dt.algorithm.config import DTConfig
-from rllib_dt.algorithm.environment import complete_from_environment
+from rllib_dt.algorithm.environment import awaits_spaces, completed_config
 from rllib_dt.algorithm.evaluation import VALIDATION_RESULTS, MeasuredAlgorithm
 from rllib_dt.algorithm.resources import check_gpu, check_resources
 from rllib_dt.compat import check_learners, on_every_learner, repair_msgpack
@@ -94,8 +94,8 @@ class DT(MeasuredAlgorithm):
     def setup(self, config: AlgorithmConfig) -> None:
         repair_msgpack()  # a recording algorithm in this process may have spoiled it
         self._is_stopped = self._awaits_restore = False
-        if evaluation_env(self.config) is not None:
-            self.config = complete_from_environment(self.config)
+        if evaluation_env(self.config) is not None or awaits_spaces(self.config):
+            self.config = completed_config(self.config)
             self.config.validate()
             self.config.freeze()
         check_gpu(self.config)

@@ -1,4 +1,7 @@
-"""Takes from the environment what a config does not set, and compares what it does set."""
+"""Takes from the environment, or else from the data, what a config does not set.
+
+What the config does set is compared with the environment.
+"""
 
 import contextlib
 import logging
@@ -9,7 +12,10 @@ import gymnasium as gym
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
+from rllib_dt.algorithm.inputs import has_inputs
 from rllib_dt.compat import env_creator
+from rllib_dt.formats.recorded_spaces import recorded_spaces
+from rllib_dt.reading.credentials import resolve_filesystem
 from rllib_dt.spaces.descriptions import same_space
 
 if TYPE_CHECKING:
@@ -20,22 +26,27 @@ logger = logging.getLogger(__name__)
 _SPACES = ("observation_space", "action_space")
 
 
-def needs_environment(config: "DTConfig") -> bool:
-    """Returns whether spaces must be taken from the environment."""
-    return config.env is not None and any(getattr(config, name) is None for name in _SPACES)
+def awaits_spaces(config: "DTConfig") -> bool:
+    """Returns whether spaces must be taken from the environment or the data."""
+    is_open = any(getattr(config, name) is None for name in _SPACES)
+    return is_open and (config.env is not None or has_inputs(config.input_))
 
 
-def complete_from_environment(config: "DTConfig") -> "DTConfig":
+def completed_config(config: "DTConfig") -> "DTConfig":
     """Returns a copy with the settings that the environment provides; creates it to read them.
+
+    Without an environment, spaces that are not given are those that the data describes.
 
     Raises:
         ValueError: spaces are given as well, and are not the environment's; or evaluation has an
-            environment of its own, whose spaces differ.
+            environment of its own, whose spaces differ; or the data describes none.
     """
     completed: DTConfig = config.copy(copy_frozen=False)
     if config.env is not None:
         with _created(config, config) as env:
             _complete(completed, env)
+    elif awaits_spaces(config):
+        _complete_from_data(completed)
     evaluation = config.get_evaluation_config_object()
     own = config.env, config.env_config
     if evaluation is None or evaluation.env is None:
@@ -54,6 +65,22 @@ def _complete(config: "DTConfig", env: gym.Env | None) -> None:
     if config.time_limit is None:
         # the step limit that the environment was registered with, if any
         config.time_limit = getattr(getattr(env, "spec", None), "max_episode_steps", None)
+
+
+def _complete_from_data(config: "DTConfig") -> None:
+    filesystem = resolve_filesystem(config.input_filesystem, config.input_filesystem_kwargs)
+    found = recorded_spaces(config.input_, filesystem)
+    if found is None:
+        config.refuse(
+            "neither an environment nor spaces are given, and the data does not describe its "
+            "spaces (Minari's does, and that of write_episodes); set environment(env=…), or "
+            "environment(observation_space=…, action_space=…) to train without one"
+        )
+        return
+    for name, space in zip(_SPACES, found, strict=True):
+        if getattr(config, name) is None:
+            setattr(config, name, space)
+    logger.info("the spaces are those of the data: %s, %s", *found)
 
 
 @contextlib.contextmanager

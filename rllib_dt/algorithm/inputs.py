@@ -2,6 +2,7 @@
 
 import os
 
+from rllib_dt.formats.minari import find_dataset
 from rllib_dt.formats.paths import absolute
 from rllib_dt.reading.credentials import check_no_credentials
 from rllib_dt.types import Paths
@@ -14,18 +15,26 @@ def absolute_inputs(paths: Paths) -> Paths:
     """Makes local paths absolute, since Tune's trials run in their own folders.
 
     Args:
-        paths: a path, a URI, a list of them, or anything else, which is returned unchanged.
+        paths: a path, a URI, the id of a Minari data set, a list of them, or anything else, which
+            is returned unchanged.
     """
     if isinstance(paths, list | tuple):
         return [absolute_inputs(path) for path in paths]
     if isinstance(paths, str | os.PathLike) and paths != _ONLINE:
-        return absolute(paths)
+        path = absolute(paths)
+        # a folder of that name comes first
+        return path if os.path.exists(path) else find_dataset(os.fspath(paths)) or path
     return paths
 
 
 def are_paths(paths: Paths) -> bool:
     """Returns whether a setting holds paths, and not, for example, one of Tune's search spaces."""
     return isinstance(paths, str | os.PathLike | list | tuple)
+
+
+def has_inputs(paths: Paths) -> bool:
+    """Returns whether a setting holds the paths of data, and not RLlib's own word for none."""
+    return are_paths(paths) and paths != _ONLINE
 
 
 def check_inputs(name: str, paths: Paths) -> None:

@@ -44,6 +44,7 @@ _SCALE = _Rule(
     f"positive, from {SMALLEST_FLOAT32:g} to {LARGEST_FLOAT32:g}",
     lambda v: SMALLEST_FLOAT32 <= v <= LARGEST_FLOAT32,
 )
+_FINITE = _Rule("within float32", lambda v: abs(v) <= LARGEST_FLOAT32)
 _SECONDS = _Rule("positive, at most 1e9 seconds", lambda v: 0 < v <= 1e9)
 _SECONDS_OR_0 = _Rule("at least 0, at most 1e9 seconds", lambda v: 0 <= v <= 1e9)
 _SHARE = _Rule("in (0, 1]", lambda v: 0 < v <= 1)
@@ -80,6 +81,7 @@ NUMBERS = {
     "pool_reuse": _POSITIVE,
     "max_expansion": _Rule("at least 1", lambda v: v >= 1),
     "frame_stack": _or(_COUNT, None),
+    "missing_rewards": _or(_or(_FINITE, None), "success"),
     "pool_capacity_steps": _or(_CAPACITY, None),
     "pool_capacity_bytes": _or(_CAPACITY, None),
     "validation_fraction": _or(_Rule("between 0 and 1", lambda v: 0 < v < 1), None),
@@ -142,6 +144,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "precision": ("fp32", "bf16"),
     "incomplete": ("error", "drop", "keep"),
     "duplicates": ("keep", "drop", "error"),
+    "missing_ends": (None, "terminated", "truncated"),
+    "last_row": (None, "drop", "keep"),
     "placement_strategy": ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
     "log_level": ("DEBUG", "INFO", "WARN", "WARNING", "ERROR"),
 }
@@ -164,7 +168,7 @@ def check_rules(config: "DTConfig") -> None:
             config.refuse(f"{name}={getattr(config, name)!r} must be True or False")
     for name, allowed in CHOICES.items():
         value = getattr(config, name)
-        if not isinstance(value, str) or value not in allowed:
+        if not isinstance(value, str | None) or value not in allowed:
             config.refuse(f"{name}={value!r} is not one of {allowed}")
     for name in DICTS:
         _check_dict(config, name)

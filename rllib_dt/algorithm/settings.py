@@ -14,6 +14,7 @@ from ray.rllib.utils.annotations import override
 from rllib_dt.algorithm.inputs import absolute_inputs, are_paths, check_inputs
 from rllib_dt.formats.assembly import IncompletePolicy
 from rllib_dt.formats.expansion import DEFAULT_MAX_EXPANSION
+from rllib_dt.formats.fragments import LastRow, MissingEnds, MissingRewards
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.reading.credentials import Sealed
 from rllib_dt.reading.duplicates import DuplicatesPolicy
@@ -66,6 +67,9 @@ class DTSettings(AlgorithmConfig):
         self.join_files = False
         self.frame_stack: int | None = None
         self.max_expansion = DEFAULT_MAX_EXPANSION
+        self.missing_rewards: MissingRewards | None = None
+        self.missing_ends: MissingEnds | None = None
+        self.last_row: LastRow | None = None
         self.actions_in_input_normalized: bool | None = None
         self.top_fraction: float | None = None
         self.pool_capacity_steps: int | None = None
@@ -142,6 +146,9 @@ class DTSettings(AlgorithmConfig):
         join_files: bool = NotProvided,
         frame_stack: int | None = NotProvided,
         max_expansion: float = NotProvided,
+        missing_rewards: MissingRewards | None = NotProvided,
+        missing_ends: MissingEnds | None = NotProvided,
+        last_row: LastRow | None = NotProvided,
         top_fraction: float | None = NotProvided,
         pool_capacity_steps: int | None = NotProvided,
         pool_capacity_bytes: int | None = NotProvided,
@@ -170,6 +177,14 @@ class DTSettings(AlgorithmConfig):
                 stacks; either way each frame is in memory once, and stacked when drawn.
             max_expansion: how many times its size a file may take in memory once unpacked; any
                 file may take 256 MiB. A guard against damaged and hostile files.
+            missing_rewards: the rewards of data that has none, such as robots' demonstrations:
+                "success", a reward of 1 at the last step of each episode, or a number, the reward
+                of every step. By default such data is refused.
+            missing_ends: how episodes end whose data does not say it (LeRobot without `next.done`):
+                "terminated" or "truncated". By default such data is refused.
+            last_row: what the row of a last observation is in RLDS, where the standard leaves its
+                action and reward undefined: "drop" it, or "keep" it as a step. By default it is
+                dropped, unless it has a reward: then you are asked.
             top_fraction: train only on the best episodes, up to this fraction of all steps (the
                 data of %BC); None for all.
             pool_capacity_steps: the most steps to hold in memory at a time, on each node. Larger
@@ -199,6 +214,9 @@ class DTSettings(AlgorithmConfig):
             join_files=join_files,
             frame_stack=frame_stack,
             max_expansion=max_expansion,
+            missing_rewards=missing_rewards,
+            missing_ends=missing_ends,
+            last_row=last_row,
             top_fraction=top_fraction,
             pool_capacity_steps=pool_capacity_steps,
             pool_capacity_bytes=pool_capacity_bytes,

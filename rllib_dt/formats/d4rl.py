@@ -1,22 +1,18 @@
-"""Reads D4RL's HDF5 layout: flat arrays, `terminals` and, in most files, `timeouts`."""
+"""Reads flat HDF5: D4RL's, with `terminals` and, in most files, `timeouts`, and d3rlpy 1's."""
 
 from collections.abc import Iterator
-from typing import IO
 
-import h5py
 import numpy as np
 
 from rllib_dt.episodes.episode import DataError
-from rllib_dt.formats.expansion import Expansion, size_of
 from rllib_dt.formats.fragments import (
     Fragment,
-    ReadOptions,
     StepTable,
     end_flags,
     fragments_of_parts,
     one_a_step,
 )
-from rllib_dt.formats.hdf5 import names, open_dataset, open_tree
+from rllib_dt.formats.hdf5_input import Hdf5Input, names, open_dataset, open_tree
 from rllib_dt.spaces.trees import at, column_names
 from rllib_dt.types import Array
 
@@ -25,44 +21,32 @@ ROWS_AT_ONCE = 500_000
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
 
+_ENDS_OF_D3RLPY = "episode_terminals"
+"""In d3rlpy 1 (`MDPDataset.dump`) this marks every end; `terminals` marks the environment's own."""
 
-def read_d4rl(file: IO[bytes], source: str, options: ReadOptions) -> Iterator[Fragment]:
-    """Yields the fragments of a D4RL file; either flag, or both, ends an episode.
 
-    Args:
-        file: an open binary file.
-        source: its name, for messages.
-        options: `time_limit` splits files without `timeouts`.
+def read(given: Hdf5Input) -> Iterator[Fragment]:
+    """Yields the fragments of a flat file; either flag, or both, ends an episode.
+
+    `time_limit` of the options splits files without `timeouts`.
     """
-    file_bytes = size_of(file)
-    try:
-        with h5py.File(file, "r") as data:
-            missing = [name for name in _REQUIRED if name not in names(data)]
-            if missing:
-                raise DataError(
-                    source,
-                    f"datasets {missing} are missing; it has {names(data)}",
-                    "use D4RL's layout (docs/dataset_format.md)",
-                )
-            expansion = Expansion(source, file_bytes, options.max_expansion)
-            yield from fragments_of_parts(_tables(data, source, options, expansion))
-    except (OSError, LookupError, RuntimeError, TypeError, OverflowError) as error:
-        raise DataError(
-            source, f"it is not a complete HDF5 file ({error})", "copy or download it again"
-        ) from error
+    given.check_names(given.root, _REQUIRED)
+    yield from fragments_of_parts(_tables(given))
 
 
-def _tables(
-    data: h5py.File, source: str, options: ReadOptions, expansion: Expansion
-) -> Iterator[StepTable]:
+def _tables(given: Hdf5Input) -> Iterator[StepTable]:
     """Reads the file's steps, part by part."""
-    terminals = _flags(data, "terminals", source, expansion)
-    if "timeouts" in names(data):
-        timeouts = _flags(data, "timeouts", source, expansion)
+    data, source, expansion = given.root, given.source, given.expansion
+    terminals = _flags(given, "terminals")
+    present = names(data)
+    if "timeouts" in present:
+        timeouts = _flags(given, "timeouts")
+    elif _ENDS_OF_D3RLPY in present:
+        timeouts = _flags(given, _ENDS_OF_D3RLPY) & ~terminals
     else:
-        timeouts = _timeouts(terminals, options.time_limit, source)
+        timeouts = _timeouts(terminals, given.options.time_limit, source)
     flags = {"terminateds": terminals, "truncateds": timeouts}
-    observations = open_tree(data, "observations", source, expansion, options.observed)
+    observations = open_tree(data, "observations", source, expansion, given.options.observed)
     actions = open_tree(data, "actions", source, expansion)
     rewards = open_dataset(data, "rewards", source, expansion)
     columns = {
@@ -90,8 +74,8 @@ def _tables(
         )
 
 
-def _flags(data: h5py.File, name: str, source: str, expansion: Expansion) -> Array:
-    return end_flags(open_dataset(data, name, source, expansion)[()], name, source)
+def _flags(given: Hdf5Input, name: str) -> Array:
+    return end_flags(given.values(given.root, name), name, given.source)
 
 
 def _timeouts(terminals: np.ndarray, time_limit: int | None, source: str) -> np.ndarray:

@@ -7,14 +7,16 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from rllib_dt.episodes.episode import DataError
-from rllib_dt.formats.d4rl import read_d4rl
+from rllib_dt.formats.arrow import read_arrow
 from rllib_dt.formats.fragments import Fragment, ReadOptions
+from rllib_dt.formats.hdf5 import read_hdf5
+from rllib_dt.formats.npz import read_npz
 from rllib_dt.formats.parquet import read_parquet
 from rllib_dt.formats.paths import is_uri, locate, without_options
 from rllib_dt.formats.remote_files import PersistentFile, RemoteReadError
@@ -39,8 +41,21 @@ class Format:
 FORMATS = (
     Format((".parquet", ".pq"), read_parquet),
     Format((".json", ".jsonl", ".json.gz", ".jsonl.gz", ".zip"), read_sample_batches),
-    Format((".hdf5", ".h5"), read_d4rl),
+    Format((".hdf5", ".h5"), read_hdf5),
+    Format((".arrow",), read_arrow),
+    Format((".npz",), read_npz),
 )
+
+COMPANIONS = frozenset(
+    {
+        "metadata.json",  # Minari
+        "namespace_metadata.json",
+        "dataset_info.json",  # Hugging Face datasets, RLDS
+        "dataset_dict.json",
+        "features.json",  # RLDS
+    }
+)
+"""Names of files that describe the data beside them, and hold none."""
 
 SUFFIXES = tuple(suffix for known in FORMATS for suffix in known.suffixes)
 _WANTED = f"wanted one of {SUFFIXES}"
@@ -92,6 +107,29 @@ def read_file(
     path: str, options: ReadOptions, filesystem: pafs.FileSystem | None = None
 ) -> Iterator[Fragment]:
     """Yields the fragments of one file; raises a DataError if it cannot be read."""
+    opened, inner = open_file(path, filesystem)
+    with opened as file:
+        if file.size() == 0:
+            raise DataError(path, "it is empty", "remove it from the input")
+        try:
+            yield from _format_of(path, inner).read(cast(IO[bytes], file), path, options)
+        except (DataError, RemoteReadError):
+            raise
+        except Exception as error:  # what damaged bytes make a library raise cannot be listed
+            raise DataError(
+                path,
+                f"it cannot be read ({type(error).__name__}: {error}); it is damaged, or of a "
+                "layout that is not supported (docs/dataset_format.md)",
+                "copy or record it again",
+            ) from error
+
+
+def open_file(path: str, filesystem: pafs.FileSystem | None = None) -> tuple[Any, str]:
+    """Opens a file of the input; returns it and its path in its file system.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
     system, inner = _locate_data(path, filesystem)
     is_local = isinstance(system, pafs.LocalFileSystem)
     try:
@@ -107,20 +145,7 @@ def read_file(
         raise DataError(
             path, f"it cannot be opened ({error})", "check that this user may read it"
         ) from error
-    with opened as file:
-        if file.size() == 0:
-            raise DataError(path, "it is empty", "remove it from the input")
-        try:
-            yield from _format_of(path, inner).read(cast(IO[bytes], file), path, options)
-        except (DataError, RemoteReadError):
-            raise
-        except Exception as error:  # what damaged bytes make a library raise cannot be listed
-            raise DataError(
-                path,
-                f"it cannot be read ({type(error).__name__}: {error}); it is damaged, or of a "
-                "layout that is not supported (docs/dataset_format.md)",
-                "copy or record it again",
-            ) from error
+    return opened, inner
 
 
 def _format_of(path: str, inner: str) -> Format:
@@ -160,6 +185,20 @@ def _check_links(folder: str) -> None:
                 )
 
 
+def _companions(paths: Sequence[str]) -> tuple[str, ...]:
+    """Returns the paths of files, or folders ending in "/", that describe data and hold none."""
+    found = []
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        if name in COMPANIONS:
+            found.append(path)
+        if name == "info.json" and folder.endswith("/meta"):  # LeRobot
+            found.append(f"{folder}/")
+        if name == "dataset_info.json":  # Hugging Face datasets
+            found.append(f"{folder}/state.json")
+    return tuple(found)
+
+
 def _data_files(name: str, filesystem: pafs.FileSystem | None) -> list[tuple[str, int]]:
     system, path = _locate_data(name, filesystem)
     prefix = name.split("://", 1)[0] + "://" if is_uri(name) and filesystem is None else ""
@@ -189,11 +228,13 @@ def _data_files(name: str, filesystem: pafs.FileSystem | None) -> list[tuple[str
         raise DataError(
             name, f"it cannot be listed ({error})", "check that this user may read it"
         ) from error
+    companions = _companions([f.path for f in inside])
     named = [
         f
         for f in sorted(inside, key=lambda f: f.path)
         if f.path.endswith(SUFFIXES)
         and not any(p.startswith((".", "_")) for p in Path(f.path).relative_to(path).parts)
+        and not f.path.startswith(companions)
     ]
     if isinstance(system, pafs.LocalFileSystem):
         _check_links(path)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,10 @@ from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.expansion import DEFAULT_MAX_EXPANSION
 from rllib_dt.spaces.trees import EVERYTHING, LeafChoice, at, by_leaf, column_names, map_tree
 from rllib_dt.types import Array, Batch, Tree
+
+MissingRewards = Literal["success"] | float
+LastRow = Literal["drop", "keep"]
+MissingEnds = Literal["terminated", "truncated"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +26,9 @@ class ReadOptions:
         time_limit: the environment's step limit, for D4RL files without `timeouts`.
         max_expansion: how many times its size a file may take when unpacked; see `Expansion`.
         observed, acted: what is read of composite observations and actions.
+        shapes: the shape of a step's value by column ("obs/camera"), for formats that record it
+            flat; empty where the spaces are not known.
+        missing_rewards, missing_ends, last_row: see `DTConfig.offline_data`.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
@@ -28,6 +36,10 @@ class ReadOptions:
     max_expansion: float = DEFAULT_MAX_EXPANSION
     observed: LeafChoice = EVERYTHING
     acted: LeafChoice = EVERYTHING
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    missing_rewards: MissingRewards | None = None
+    missing_ends: MissingEnds | None = None
+    last_row: LastRow | None = None
 
     def choice_of(self, column: str) -> LeafChoice:
         """Returns what is read of one of RLlib's columns."""
@@ -51,6 +63,7 @@ class Fragment:
         truncated: a time limit ended it here.
         marks_end: the format marks each episode's end, so an episode without one is incomplete.
         may_drop_tail: in this format the last episode often has no end and may be dropped.
+        notes: what a setting did to these steps, by what was done, as numbers to add up.
     """
 
     source: str
@@ -64,6 +77,7 @@ class Fragment:
     truncated: bool = False
     marks_end: bool = True
     may_drop_tail: bool = False
+    notes: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -72,6 +86,59 @@ class Fragment:
 
     def __len__(self) -> int:
         return len(self.rewards)
+
+
+def whole_episode(
+    *,
+    source: str,
+    key: str | None,
+    observations: Tree,
+    actions: Tree,
+    rewards: Array,
+    terminated: bool,
+    truncated: bool,
+    notes: Mapping[str, float] | None = None,
+) -> Fragment:
+    """Builds the fragment of an episode that a file holds as a whole.
+
+    Args:
+        source: the file, for messages.
+        key: the episode's name.
+        observations: (T + 1, …), of which the last is after the last action, or (T, …).
+        actions, rewards: (T, …) and (T,).
+        terminated, truncated: see `Fragment`.
+        notes: see `Fragment`.
+
+    Raises:
+        DataError: the columns have other lengths, or none.
+    """
+    columns = [*column_names("observations", observations), *column_names("actions", actions)]
+    lengths = {name: len(array) for name, array in columns} | {"rewards": len(rewards)}
+    one_more = {name for name, n in lengths.items() if n == len(rewards) + 1}
+    of_observations = {name for name, _ in column_names("observations", observations)}
+    lasts = len(rewards) + (one_more == of_observations)
+    if not len(rewards) or any(
+        n != (lasts if name in of_observations else len(rewards)) for name, n in lengths.items()
+    ):
+        raise DataError(
+            source,
+            f"its columns have the lengths {lengths}; wanted T actions and rewards, and T or T + 1 "
+            "observations",
+            "record every column at every step, or remove the episode",
+            episode=key,
+        )
+    return Fragment(
+        source=source,
+        key=key,
+        start=0,
+        observations=at(observations, slice(-1)) if one_more else observations,
+        actions=actions,
+        rewards=rewards,
+        next_observation=at(observations, -1) if one_more else None,
+        terminated=terminated,
+        truncated=truncated,
+        notes=notes or {},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +318,27 @@ def fragments_of_parts(parts: Iterable[StepTable]) -> Iterator[Fragment]:
             yield from whole.fragments()
     if carried is not None:
         yield from carried.fragments()
+
+
+def rewards_for(
+    num_steps: int, options: ReadOptions, source: str
+) -> tuple[Array, Mapping[str, float]]:
+    """Returns the rewards of an episode that was recorded without, and a note of them.
+
+    Raises:
+        DataError: `missing_rewards` does not say what they are.
+    """
+    choice = options.missing_rewards
+    if choice is None:
+        raise DataError(
+            source,
+            "it has no rewards, which a Decision Transformer is conditioned on",
+            'set offline_data(missing_rewards="success") for a reward of 1 at the last step of an '
+            "episode, or missing_rewards=-1.0 (any number) for that reward at every step",
+        )
+    rewards = np.zeros(num_steps)
+    rewards[-1 if choice == "success" else slice(None)] = 1.0 if choice == "success" else choice
+    return rewards, {f"steps whose reward missing_rewards={choice!r} gave": float(num_steps)}
 
 
 def one_a_step(values: Array, name: str, source: str) -> Array:

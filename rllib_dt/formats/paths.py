@@ -41,7 +41,7 @@ def locate(
     return pafs.LocalFileSystem(), absolute(name)
 
 
-def exists(path: str | Path) -> bool:
-    """Returns whether there is a file or folder at a path or URI."""
-    system, inner = locate(path)
+def exists(path: str | Path, filesystem: pafs.FileSystem | None = None) -> bool:
+    """Returns whether there is a file or folder at a path or URI; see `locate`."""
+    system, inner = locate(path, filesystem)
     return bool(system.get_file_info(inner.rstrip("/")).type != pafs.FileType.NotFound)

@@ -13,7 +13,7 @@ from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.episodes.statistics import Statistics, top_episodes
 from rllib_dt.formats.assembly import IncompletePolicy
 from rllib_dt.formats.files import find_files
-from rllib_dt.formats.fragments import ReadOptions
+from rllib_dt.formats.fragments import LastRow, MissingEnds, MissingRewards, ReadOptions
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.reading.credentials import resolve_filesystem
 from rllib_dt.reading.duplicates import Duplicates, DuplicatesPolicy
@@ -22,12 +22,14 @@ from rllib_dt.reading.passes import Passes
 from rllib_dt.reading.tasks import group_files
 from rllib_dt.spaces.composites import (
     image_leaves,
+    layouts,
     look_normalized,
     number_leaves,
     stacked_leaves,
     step_bytes,
     wanted,
 )
+from rllib_dt.spaces.trees import joined
 from rllib_dt.types import Paths
 
 logger = logging.getLogger(__name__)
@@ -57,6 +59,9 @@ class ReadingSettings(Protocol):
     join_files: bool
     frame_stack: int | None
     max_expansion: float
+    missing_rewards: MissingRewards | None
+    missing_ends: MissingEnds | None
+    last_row: LastRow | None
     observation_space: gym.Space
     action_space: gym.Space
     seed: int | None
@@ -192,6 +197,10 @@ def _passes(config: ReadingSettings, inputs: str | list[str]) -> Passes:
             max_expansion=config.max_expansion,
             observed=wanted(config.observation_space, config.dt_model_config.choice),
             acted=wanted(config.action_space),
+            shapes=_shapes(config),
+            missing_rewards=config.missing_rewards,
+            missing_ends=config.missing_ends,
+            last_row=config.last_row,
         ),
         filesystem=filesystem,
         incomplete=config.incomplete,
@@ -203,6 +212,17 @@ def _passes(config: ReadingSettings, inputs: str | list[str]) -> Passes:
         join_files=config.join_files,
         stacked=_stacked(config),
     )
+
+
+def _shapes(config: ReadingSettings) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of a step's value by column; see `ReadOptions`."""
+    observed = layouts(config.observation_space, config.dt_model_config.ignore)
+    acted = layouts(config.action_space)
+    return {
+        joined(column, path): shape
+        for column, found in (("obs", observed), ("actions", acted))
+        for path, (shape, _) in found.items()
+    }
 
 
 def _stacked(config: ReadingSettings) -> tuple[str, ...]:
