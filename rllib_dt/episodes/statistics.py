@@ -1,7 +1,7 @@
 """Statistics of a data set: returns, lengths, means and standard deviations."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ class DataSummary:
     """A summary of a data set.
 
     Returns are those that training sees, in reward units: undiscounted sums, unless `gamma` or
-    `clip_rewards` says otherwise.
+    `clip_rewards` says otherwise. `choices` counts what settings of `offline_data` did to the data,
+    such as `missing_rewards`.
     """
 
     num_episodes: int
@@ -40,17 +41,20 @@ class DataSummary:
     episode_len_max: int
     observation_shape: Tree
     action_shape: Tree
+    choices: Mapping[str, int] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"DataSummary({self})"
 
     def __str__(self) -> str:
         quantiles = ", ".join(f"{k}: {v:.1f}" for k, v in self.return_quantiles.items())
+        choices = "".join(f"; {what}: {count}" for what, count in self.choices.items())
         return (
             f"{self.num_episodes} episodes, {self.num_steps} steps, lengths "
             f"{self.episode_len_min} … {self.episode_len_max}; returns {self.return_min:.1f} … "
             f"{self.return_max:.1f}, mean {self.return_mean:.1f} ± {self.return_std:.1f} "
             f"({quantiles}); observations {self.observation_shape}, actions {self.action_shape}"
+            f"{choices}"
         )
 
 

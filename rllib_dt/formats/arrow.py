@@ -20,6 +20,7 @@ from rllib_dt.formats.fragments import Fragment, ReadOptions
 
 _MAGIC = b"ARROW1"
 _CONTINUES = 0xFFFFFFFF
+_END = struct.pack("<II", _CONTINUES, 0)
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class ArrowInput:
     schema: pa.Schema
     expansion: Expansion
     _reader: pa.RecordBatchStreamReader
+
+    def announce(self, columns: Sequence[str]) -> int:
+        """Returns 0: uncompressed, columns take no more than they do in the file."""
+        return 0
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Reads columns as a whole."""
@@ -112,8 +117,8 @@ def _check_messages(file: IO[bytes], start: int, size: int, source: str) -> None
     while True:
         file.seek(place)
         head = file.read(8)
-        if not is_first and (len(head) < 8 or head == struct.pack("<II", _CONTINUES, 0)):
-            break  # the end, marked or not
+        if not is_first and head == _END:
+            return
         mark, length = struct.unpack("<II", head)
         if mark != _CONTINUES or place + 8 + length > size:
             raise DamagedSchemaError(f"no message of an Arrow stream begins at byte {place}")

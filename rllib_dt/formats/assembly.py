@@ -1,7 +1,7 @@
 """Joins fragments into whole episodes as they arrive."""
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -40,6 +40,7 @@ class Assembler:
 
     Attributes:
         dropped: a message for each episode that was left out.
+        notes: what settings did to the data, added up; see `Fragment`.
         joins_by_order: whether an episode was joined from several files without timesteps to prove
             the order; files must then not be shuffled.
     """
@@ -52,6 +53,7 @@ class Assembler:
         join_files: bool = False,
     ):
         self.dropped: list[str] = []
+        self.notes: Counter[str] = Counter()
         self.joins_by_order = False
         self._incomplete = incomplete
         self._join_files = join_files
@@ -65,6 +67,8 @@ class Assembler:
         """Adds a fragment and yields the episodes that it completes."""
         placed = (self._added, fragment)
         self._added += 1
+        for note, count in fragment.notes.items():
+            self.notes[note] += count
         if fragment.key is None:
             yield from self._emit([placed])
             return

@@ -3,6 +3,7 @@
 import glob
 import logging
 import os
+import re
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from rllib_dt.formats.npz import read_npz
 from rllib_dt.formats.parquet import read_parquet
 from rllib_dt.formats.paths import is_uri, locate, without_options
 from rllib_dt.formats.remote_files import PersistentFile, RemoteReadError
+from rllib_dt.formats.rlds import read_rlds
 from rllib_dt.formats.sample_batch_json import read_sample_batches
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ FORMATS = (
     Format((".hdf5", ".h5"), read_hdf5),
     Format((".arrow",), read_arrow),
     Format((".npz",), read_npz),
+    Format((".tfrecord",), read_rlds),
 )
 
 COMPANIONS = frozenset(
@@ -59,6 +62,18 @@ COMPANIONS = frozenset(
 
 SUFFIXES = tuple(suffix for known in FORMATS for suffix in known.suffixes)
 _WANTED = f"wanted one of {SUFFIXES}"
+
+_SHARD = re.compile(r"-\d+-of-\d+$")
+"""What tensorflow's tools append to the name of each of several files."""
+
+
+def is_data_name(name: str) -> bool:
+    """Returns whether a file's name ends like a known format's."""
+    return _without_shard(name).endswith(SUFFIXES)
+
+
+def _without_shard(name: str) -> str:
+    return _SHARD.sub("", name)
 
 
 def find_files(
@@ -152,7 +167,7 @@ def _format_of(path: str, inner: str) -> Format:
     """Returns the format by the name that was given, or by that of what it is a link to."""
     for name in (without_options(path), inner):
         for known in FORMATS:
-            if name.endswith(known.suffixes):
+            if _without_shard(name).endswith(known.suffixes):
                 return known
     raise DataError(path, "its name does not end like any known format's", _WANTED)
 
@@ -177,7 +192,7 @@ def _check_links(folder: str) -> None:
     """Refuses links to nothing, which a listing leaves out: data that was not fetched, say."""
     for root, _, names in os.walk(folder):
         for name in names:
-            if name.endswith(SUFFIXES) and not os.path.exists(os.path.join(root, name)):
+            if is_data_name(name) and not os.path.exists(os.path.join(root, name)):
                 raise DataError(
                     os.path.join(root, name),
                     "it is a link to nothing",
@@ -218,9 +233,9 @@ def _data_files(name: str, filesystem: pafs.FileSystem | None) -> list[tuple[str
     if info.type == pafs.FileType.Unknown:
         raise DataError(name, "it is neither a file nor a folder", "give files or folders")
     if info.type == pafs.FileType.File:
-        if not (path.endswith(SUFFIXES) or without_options(name).endswith(SUFFIXES)):
+        if not (is_data_name(path) or is_data_name(without_options(name))):
             raise DataError(name, "its name does not end like any known format's", _WANTED)
-        is_link = not prefix and not path.endswith(SUFFIXES)  # to a file of another name
+        is_link = not prefix and not is_data_name(path)  # to a file of another name
         return [((name if is_link else prefix + quoted(path)) + options, info.size)]
     try:
         inside = system.get_file_info(pafs.FileSelector(path, recursive=True))
@@ -232,7 +247,7 @@ def _data_files(name: str, filesystem: pafs.FileSystem | None) -> list[tuple[str
     named = [
         f
         for f in sorted(inside, key=lambda f: f.path)
-        if f.path.endswith(SUFFIXES)
+        if is_data_name(f.path)
         and not any(p.startswith((".", "_")) for p in Path(f.path).relative_to(path).parts)
         and not f.path.startswith(companions)
     ]

@@ -77,7 +77,7 @@ class Fragment:
     truncated: bool = False
     marks_end: bool = True
     may_drop_tail: bool = False
-    notes: Mapping[str, float] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -97,7 +97,7 @@ def whole_episode(
     rewards: Array,
     terminated: bool,
     truncated: bool,
-    notes: Mapping[str, float] | None = None,
+    notes: Mapping[str, int] | None = None,
 ) -> Fragment:
     """Builds the fragment of an episode that a file holds as a whole.
 
@@ -320,9 +320,16 @@ def fragments_of_parts(parts: Iterable[StepTable]) -> Iterator[Fragment]:
         yield from carried.fragments()
 
 
+def end_for(options: ReadOptions) -> tuple[bool, bool, Mapping[str, int]]:
+    """Returns how an episode ended whose data does not say it: terminated, truncated, a note."""
+    choice = options.missing_ends
+    notes = {f"episodes whose end missing_ends={choice!r} gave": 1} if choice else {}
+    return choice == "terminated", choice == "truncated", notes
+
+
 def rewards_for(
     num_steps: int, options: ReadOptions, source: str
-) -> tuple[Array, Mapping[str, float]]:
+) -> tuple[Array, Mapping[str, int]]:
     """Returns the rewards of an episode that was recorded without, and a note of them.
 
     Raises:
@@ -338,7 +345,7 @@ def rewards_for(
         )
     rewards = np.zeros(num_steps)
     rewards[-1 if choice == "success" else slice(None)] = 1.0 if choice == "success" else choice
-    return rewards, {f"steps whose reward missing_rewards={choice!r} gave": float(num_steps)}
+    return rewards, {f"steps whose reward missing_rewards={choice!r} gave": num_steps}
 
 
 def one_a_step(values: Array, name: str, source: str) -> Array:

@@ -62,6 +62,7 @@ def matches_table(schema: pa.Schema) -> bool:
 def read_table(given: TableInput) -> Iterator[Fragment]:
     """Yields a fragment for each row."""
     lists = ["obs", "acts", *({_REWARDS} & set(given.schema.names))]
+    given.announce([*lists, "terminal"])
     number = 0
     for batch in given.batches([*lists, "terminal"], _ROWS_AT_ONCE):
         for row in range(len(batch)):
@@ -81,7 +82,7 @@ def _row(row: pa.ListScalar, where: str, name: str, given: TableInput) -> Array:
 def _fragment(
     given: NpzInput | TableInput, number: int, columns: Mapping[str, Array], terminated: bool
 ) -> Fragment:
-    notes: Mapping[str, float]
+    notes: Mapping[str, int]
     if _REWARDS in columns:
         rewards, notes = one_a_step(columns[_REWARDS], _REWARDS, given.source), {}
     else:

@@ -132,7 +132,8 @@ def matches_table(schema: pa.Schema) -> bool:
 
 def read_table(given: TableInput) -> Iterator[Fragment]:
     """Yields the fragment of a file, which is one episode; its folder has the episode's number."""
-    table = given.read(list(COLUMNS))
+    given.announce(COLUMNS)
+    table = given.read(COLUMNS)
     if len(table) < 2:
         raise DataError(given.source, "it holds no step", "remove it from the input")
     padded = table.slice(0, len(table) - 1)

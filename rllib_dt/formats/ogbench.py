@@ -34,7 +34,7 @@ def read(given: NpzInput) -> Iterator[Fragment]:
     columns = ["observations", "actions", *({"rewards"} & set(given.names))]
     for number, rows in enumerate(given.segments(columns, lengths)):
         steps = len(rows["actions"]) - 1
-        notes: Mapping[str, float] = {}
+        notes: Mapping[str, int] = {}
         if "rewards" in rows:
             rewards = one_a_step(rows["rewards"], "rewards", given.source)[:-1]
         else:

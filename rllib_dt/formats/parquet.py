@@ -7,7 +7,7 @@ from typing import IO
 import pyarrow as pa
 
 from rllib_dt.episodes.episode import DataError
-from rllib_dt.formats import canonical, imitation, minari, rllib_episodes, step_rows
+from rllib_dt.formats import canonical, imitation, lerobot, minari, rllib_episodes, step_rows
 from rllib_dt.formats.arrow_schema import DamagedSchemaError
 from rllib_dt.formats.fragments import Fragment, ReadOptions
 from rllib_dt.formats.parquet_footer import DamagedFooterError
@@ -32,6 +32,7 @@ LAYOUTS = (
     Layout(rllib_episodes.matches, rllib_episodes.read),
     Layout(lambda schema, options: minari.matches_table(schema), minari.read_table),
     Layout(lambda schema, options: imitation.matches_table(schema), imitation.read_table),
+    Layout(lerobot.matches, lerobot.read),
     # anything else must have one row per step, or is refused for the columns that it lacks
     Layout(lambda schema, options: True, step_rows.read),
 )

@@ -28,6 +28,9 @@ class TableInput(Protocol):
     def expansion(self) -> Expansion:
         """What the file may take in memory."""
 
+    def announce(self, columns: Sequence[str]) -> int:
+        """Counts what columns will take in memory; returns their size."""
+
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Reads columns as a whole."""
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -151,7 +152,7 @@ class DTOfflineData(OfflineData):
         self.capacity = _capacity(config)
         found = survey(config, self.capacity)
         statistics = found.statistics
-        self.summary: DataSummary = statistics.summary()
+        self.summary: DataSummary = replace(statistics.summary(), choices=found.choices)
         self.normalization: Normalization = statistics.normalization(config.return_scale)
         _check_scale(self.normalization.return_scale, statistics.targets)
         self.returns = statistics.returns

@@ -83,6 +83,7 @@ class Survey:
         validation: the held-out episodes, or None.
         passes: how to read the training episodes again.
         holdout: the choice of episodes to hold out of `passes`, or None.
+        choices: what settings did to the data; see `DataSummary`.
         may_shuffle: whether files may be read in any order; false if episodes were joined only by
             the order of their files.
     """
@@ -92,6 +93,7 @@ class Survey:
     validation: EpisodePool | None
     passes: Passes
     holdout: Holdout | None
+    choices: dict[str, int]
     may_shuffle: bool
 
 
@@ -148,6 +150,7 @@ def survey(config: ReadingSettings, capacity: int) -> Survey:
         validation=validation,
         passes=passes,
         holdout=holdout.rule() if holdout is not None else None,
+        choices=dict(assembler.notes),
         may_shuffle=not assembler.joins_by_order,
     )
 

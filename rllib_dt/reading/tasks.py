@@ -26,7 +26,16 @@ _RETRIES = 3
 """How often a task is tried again whose process died; Ray Data would try for ever."""
 _MIN_BYTES_PER_TASK = 4 * 2**20
 _ARRAYS = ("observations", "actions", "rewards", "next_observation")
-_FLAGS = ("source", "key", "start", "terminated", "truncated", "marks_end", "may_drop_tail")
+_HEADER = (
+    "source",
+    "key",
+    "start",
+    "terminated",
+    "truncated",
+    "marks_end",
+    "may_drop_tail",
+    "notes",
+)
 
 _BYTES_PER_TABLE = 16 * 2**20
 _SCHEMA = pa.schema(
@@ -157,7 +166,7 @@ def _rows(
 
 def _to_row(fragment: Fragment) -> JsonObject:
     """Stores arrays as bytes, so that all blocks share one schema for data of any shape."""
-    header: JsonObject = {name: getattr(fragment, name) for name in _FLAGS}
+    header: JsonObject = {name: getattr(fragment, name) for name in _HEADER}
     row: JsonObject = dict.fromkeys(_ARRAYS)
     for name in _ARRAYS:
         value = getattr(fragment, name)
