@@ -16,13 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from ray.rllib.utils.compression import unpack_if_needed
 
 from rllib_dt.episodes.episode import DataError
+from rllib_dt.spaces.trees import by_leaf
+from tests import other_recordings as other
 from tests import recordings as rec
 
 FILES_EACH = 200
-"""Damaged files of each kind; ten kinds make 2,000."""
+"""Damaged files of each kind; seventeen kinds make 3,400."""
 
 LENGTHS = (5, 1, 7)
 
@@ -78,6 +81,26 @@ def write_json(path):
 def write_plain_json(path):
     batches = [rec.batch(n, length, compressed=()) for n, length in enumerate(LENGTHS)]
     return rec.write_batches(path, batches)
+
+
+def of_others(write, **settings):
+    """Returns a function that writes `LENGTHS` in another program's format."""
+    return lambda path: write(path, list(enumerate(LENGTHS)), **settings)
+
+
+def write_minari(path):
+    folder = other.write_minari_hdf5(path.parent / "set", list(enumerate(LENGTHS)))
+    return (folder / "data" / "main_data.hdf5").rename(path)
+
+
+def write_arrow(path):
+    folder = other.write_minari_tables(path.parent / "set", "arrow", [(2, 7)])
+    return (folder / "data" / "0" / "part-0.arrow").rename(path)
+
+
+def write_rlds(path):
+    texts = {"observation/text": None, "observation/position": None}
+    return other.write_rlds(path, list(enumerate(LENGTHS)), change=lambda number: texts)
 
 
 # ---- what a file holds
@@ -160,6 +183,112 @@ def of_json(path):
     return grouped(*steps)
 
 
+def of_minari(path):
+    with h5py.File(path) as file:
+        groups = [file[name] for name in sorted(file) if name.startswith("episode_")]
+        return [
+            (g["observations"][: len(g["rewards"])], g["actions"][()], g["rewards"][()])
+            for g in groups
+        ]
+
+
+def of_arrow(path):
+    with pa.OSFile(str(path)) as file:
+        file.seek(8)
+        rows = pa.ipc.open_stream(file).read_all().to_pylist()[:-1]
+    columns = ([row[k] for row in rows] for k in ("observations", "actions", "rewards"))
+    return [tuple(map(np.asarray, columns))]
+
+
+def of_robomimic(path):
+    with h5py.File(path) as file:
+        demos = [file["data"][name] for name in sorted(file["data"])]
+        return [
+            (demo["obs"]["rest"][()], demo["actions"][()], demo["rewards"][()]) for demo in demos
+        ]
+
+
+def of_d3rlpy(path):
+    with h5py.File(path) as file:
+        numbers = [name.split("_")[1] for name in sorted(file) if name.startswith("actions_")]
+        names = ("observations", "actions", "rewards")
+        found = [[file[f"{name}_{i}"][()] for name in names] for i in numbers]
+    return [(obs, actions, rewards.reshape(len(rewards))) for obs, actions, rewards in found]
+
+
+def of_imitation(path):
+    with np.load(path) as file:
+        cuts = file["indices"]
+        obs = np.split(file["obs"], cuts + 1 + np.arange(len(cuts)))
+        rest = [np.split(file[name], cuts) for name in ("acts", "rews")]
+    return [(o[:-1], a, r) for o, a, r in zip(obs, *rest, strict=True)]
+
+
+def of_stable_baselines(path):
+    with np.load(path) as file:
+        cuts = np.flatnonzero(file["episode_starts"])[1:]
+        columns = [np.split(file[name], cuts) for name in ("obs", "actions", "rewards")]
+    return list(zip(*columns, strict=True))
+
+
+def of_rlds(path):
+    data, place, found = path.read_bytes(), 0, []
+    while place < len(data):
+        length = int.from_bytes(data[place : place + 8], "little")
+        example = Example.FromString(data[place + 12 : place + 12 + length])
+        place += 16 + length
+        features = dict(example.features.feature)
+        lists = {k: v.float_list.value for k, v in features.items()}
+        rows = len(features["steps/is_last"].int64_list.value)
+        ended = bool(features["steps/is_last"].int64_list.value[-1])
+        names = ("steps/observation/rest", "steps/action", "steps/reward")
+        columns = [np.asarray(lists[name], np.float32).reshape(rows, -1) for name in names]
+        obs, actions, rewards = (column[: rows - ended] for column in columns)
+        found.append((obs, actions, rewards[:, 0]))
+    return found
+
+
+def example_class():
+    """Builds the class of `tf.train.Example` by tensorflow's `feature.proto`."""
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="test", syntax="proto3")
+
+    def message(name, *fields):
+        added = file.message_type.add(name=name)
+        for number, (field_name, kind, label, type_name) in enumerate(fields, 1):
+            added.field.add(
+                name=field_name, number=number, type=kind, label=label, type_name=type_name
+            )
+        return added
+
+    one, many = field.LABEL_OPTIONAL, field.LABEL_REPEATED
+    message("BytesList", ("value", field.TYPE_BYTES, many, None))
+    message("FloatList", ("value", field.TYPE_FLOAT, many, None))
+    message("Int64List", ("value", field.TYPE_INT64, many, None))
+    message(
+        "Feature",
+        ("bytes_list", field.TYPE_MESSAGE, one, ".test.BytesList"),
+        ("float_list", field.TYPE_MESSAGE, one, ".test.FloatList"),
+        ("int64_list", field.TYPE_MESSAGE, one, ".test.Int64List"),
+    )
+    features = message(
+        "Features", ("feature", field.TYPE_MESSAGE, many, ".test.Features.FeatureEntry")
+    )
+    entry = features.nested_type.add(name="FeatureEntry")
+    entry.options.map_entry = True
+    entry.field.add(name="key", number=1, type=field.TYPE_STRING, label=one)
+    entry.field.add(
+        name="value", number=2, type=field.TYPE_MESSAGE, label=one, type_name=".test.Feature"
+    )
+    message("Example", ("features", field.TYPE_MESSAGE, one, ".test.Features"))
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("test.Example"))
+
+
+Example = example_class()
+
+
 # ---- damage
 
 
@@ -237,11 +366,26 @@ KINDS = {
     "json": Kind(".json", write_json, of_json),
     "json.gz": Kind(".json.gz", write_plain_json, of_json, is_exact=True),
     "zip": Kind(".zip", write_json, of_json, is_exact=True),
+    "minari": Kind(".hdf5", write_minari, of_minari),
+    "arrow": Kind(".arrow", write_arrow, of_arrow),
+    "robomimic": Kind(".hdf5", of_others(other.write_robomimic), of_robomimic),
+    "d3rlpy": Kind(".h5", of_others(other.write_d3rlpy), of_d3rlpy),
+    "imitation": Kind(".npz", of_others(other.write_imitation), of_imitation, is_exact=True),
+    "stable-baselines": Kind(
+        ".npz", of_others(other.write_stable_baselines), of_stable_baselines, is_exact=True
+    ),
+    "rlds": Kind(".tfrecord", write_rlds, of_rlds),
 }
 
 
 def steps_of(episodes):
-    return [(e.observations[: len(e)], e.actions, e.rewards) for e in episodes]
+    # of several leaves the one that every kind has
+    seen = [by_leaf(e.observations) for e in episodes]
+    for tree in seen:
+        if not {"", "rest"} & set(tree):
+            raise DataError("it", f"it lacks a leaf, and has {list(tree)}", "as spaces refuse it")
+    leaves = [tree[""] if "" in tree else tree["rest"] for tree in seen]
+    return [(o[: len(e)], e.actions, e.rewards) for o, e in zip(leaves, episodes, strict=True)]
 
 
 def same(found, held):

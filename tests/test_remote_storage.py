@@ -15,13 +15,16 @@ from rllib_dt import DT, write_episodes
 from rllib_dt.formats import remote_files
 from rllib_dt.formats.files import find_files, read_file
 from rllib_dt.formats.fragments import ReadOptions
+from rllib_dt.formats.recorded_spaces import recorded_spaces
 from rllib_dt.formats.remote_files import PersistentFile, RemoteReadError
 from rllib_dt.reading import credentials
 from rllib_dt.reading.credentials import Sealed
+from tests import other_recordings as other
 from tests.conftest import make_episodes, tiny_config
 
 moto = pytest.importorskip("moto.server")
 
+TEXT = "observation/text"
 SECRET = "kept-secret-0123456789"
 KEY = "AKIAFORTESTSONLY0000"
 
@@ -135,6 +138,34 @@ def test_a_uri_is_read_with_its_options(server, recorded, monkeypatch):
     assert len(files) == 4
     fragments = [f for path, _ in files for f in read_file(path, ReadOptions())]
     assert sum(map(len, fragments)) == recorded
+
+
+@pytest.mark.parametrize("kind", ["minari hdf5", "minari arrow", "imitation", "rlds", "lerobot"])
+def test_other_formats_are_read_from_s3(server, tmp_path, kind, monkeypatch):
+    folder = tmp_path / kind.replace(" ", "-")
+    folder.mkdir()
+    if kind == "minari hdf5":
+        other.write_minari_hdf5(folder)
+    elif kind == "minari arrow":
+        other.write_minari_tables(folder, "arrow")
+    elif kind == "imitation":
+        other.write_imitation(folder / "a.npz")
+    elif kind == "rlds":
+        other.write_rlds(folder / "a.tfrecord-00000-of-00001", change=lambda n: {TEXT: None})
+    else:
+        other.write_lerobot(folder, "3.0")
+    system = server[1]
+    place = f"recordings/{folder.name}"
+    pafs.copy_files(str(folder), place, pafs.LocalFileSystem(), system)
+    files = find_files(place, system)
+    found = [f for path, _ in files for f in read_file(path, ReadOptions(), system)]
+    assert sum(map(len, found)) == sum(length for _, length in other.EPISODES)
+    spaces = recorded_spaces(place, system)
+    assert (spaces is not None) == kind.startswith("minari")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    options = f"?endpoint_override=127.0.0.1:{server[0]}&scheme=http&region=us-east-1"
+    assert recorded_spaces(f"s3://{place}{options}") == spaces
 
 
 @pytest.mark.slow

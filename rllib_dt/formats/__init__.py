@@ -4,6 +4,7 @@
 contiguous steps of one episode in one file; `assembly` joins them into episodes. Nothing here needs
 Ray or torch, and nothing read from data is ever executed.
 
-To add a format, write one module with a reader and add one line to `files.FORMATS` (or, for another
-layout of Parquet files, to `parquet.LAYOUTS`).
+To add a format, write one module with a reader and add one line to the table of its container:
+`parquet.LAYOUTS`, `hdf5.LAYOUTS`, `arrow.LAYOUTS` or `npz.LAYOUTS`. A new container is a line of
+`files.FORMATS`.
 """
