@@ -22,7 +22,7 @@ import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any
 
-from rllib_dt import compat
+from rllib_dt import compat, hook
 
 if TYPE_CHECKING:
     from rllib_dt.algorithm import DT, DTConfig, register
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rllib_dt.learning.rl_module import DTTorchRLModule
     from rllib_dt.network.config import DTModelConfig
     from rllib_dt.network.network import DecisionTransformer
+    from rllib_dt.policy.loading import load_policy
 
 __version__ = "0.2.0.dev0"
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "DTTorchRLModule",
     "DecisionTransformer",
     "Window",
+    "load_policy",
     "register",
     "write_episodes",
 ]
@@ -54,6 +56,7 @@ _HOMES = {
     "DTTorchRLModule": "rllib_dt.learning.rl_module",
     "DecisionTransformer": "rllib_dt.network.network",
     "Window": "rllib_dt.episodes.windows",
+    "load_policy": "rllib_dt.policy.loading",
     "register": "rllib_dt.algorithm",
     "write_episodes": "rllib_dt.formats.canonical",
 }
@@ -79,4 +82,4 @@ _show_progress()
 # Registers "DT", except in Ray's workers: reading tasks need neither torch nor RLlib. There the
 # algorithm is imported, and registered, on first use.
 if importlib.util.find_spec("ray") is not None and not compat.in_ray_task():
-    importlib.import_module("rllib_dt.algorithm")
+    hook.register_with_ray()

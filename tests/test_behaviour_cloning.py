@@ -6,9 +6,9 @@ import torch
 from gymnasium.spaces import Box
 
 from rllib_dt import DT, DecisionTransformer, DTModelConfig
-from rllib_dt.algorithm.checkpoints import CheckpointError
 from rllib_dt.huggingface import save_pretrained
 from rllib_dt.policy.actor import Actor
+from rllib_dt.policy.manifest import CheckpointError
 from tests.conftest import TINY, cartpole_config
 from tests.training import same, weights
 

@@ -14,7 +14,8 @@ from gymnasium.spaces import Box
 
 from rllib_dt import DT, write_episodes
 from rllib_dt.algorithm import checkpoints
-from rllib_dt.algorithm.checkpoints import MANIFEST, STATES, CheckpointError, verify, writing
+from rllib_dt.algorithm.checkpoints import STATES, verify, writing
+from rllib_dt.policy.manifest import MANIFEST, CheckpointError
 from tests.conftest import make_episodes, tiny_config
 from tests.training import same, weights
 

@@ -9,7 +9,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 import rllib_dt
 from rllib_dt import DTTorchLearner, DTTorchRLModule, Window, write_episodes
-from rllib_dt.algorithm.checkpoints import CheckpointError
+from rllib_dt.policy.manifest import CheckpointError
 from rllib_dt.reading.offline_data import DTOfflineData
 from tests.conftest import TINY, make_episodes, tiny_config
 from tests.training import NO_DROPOUT, learner_results, same, weights

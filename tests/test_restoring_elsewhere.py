@@ -11,10 +11,10 @@ from gymnasium.spaces import Box, Discrete
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rllib_dt import DT, DTTorchRLModule
-from rllib_dt.algorithm.checkpoints import MANIFEST, CheckpointError
 from rllib_dt.algorithm.compatibility import check_same_network
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.huggingface import save_pretrained
+from rllib_dt.policy.manifest import MANIFEST, CheckpointError
 from tests.conftest import SHIPPED, TINY, cartpole_config, tiny_config
 from tests.training import same, weights
 

@@ -8,7 +8,6 @@ truncated or changed later is detected before anything is restored.
 
 import ctypes
 import errno
-import hashlib
 import json
 import os
 import pickle
@@ -25,10 +24,9 @@ from packaging.version import Version
 from ray.rllib.utils.checkpoints import CHECKPOINT_VERSION_LEARNER_AND_ENV_RUNNER
 
 from rllib_dt.formats.paths import locate
+from rllib_dt.policy.manifest import MANIFEST, MANIFEST_VERSION, CheckpointError, digest
 from rllib_dt.types import JsonObject
 
-MANIFEST = "rllib_dt_manifest.json"
-MANIFEST_VERSION = 1
 _STATE_SUFFIXES = (".pkl", ".pickle", ".msgpack")
 _RLLIB_METADATA = "rllib_checkpoint.json"
 
@@ -40,10 +38,6 @@ STATES = (
 """The files that a checkpoint of a `DT` must hold, each as .pkl or .msgpack."""
 
 _UNHARMED = "earlier checkpoints are unharmed"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written, or is incomplete or damaged."""
 
 
 @contextmanager
@@ -162,7 +156,7 @@ def verify(
             problem = f"has {info.size} bytes, but {wanted['size']} were written"
         else:
             with system.open_input_stream(f"{folder}/{name}") as file:
-                same = _digest(file.read()) == wanted["digest"]
+                same = digest(file.read()) == wanted["digest"]
             problem = "" if same else "contains other bytes than were written"
         if problem:
             raise CheckpointError(
@@ -210,12 +204,8 @@ def _manifest(folder: Path) -> JsonObject:
         if path.is_file():
             content = path.read_bytes()
             name = path.relative_to(folder).as_posix()
-            files[name] = {"size": len(content), "digest": _digest(content)}
+            files[name] = {"size": len(content), "digest": digest(content)}
     return {"version": MANIFEST_VERSION, "files": files}
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _check_written(folder: Path) -> None:

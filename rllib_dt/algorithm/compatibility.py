@@ -15,10 +15,10 @@ import pyarrow.fs as pafs
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.checkpoints import Checkpointable, try_import_msgpack
 
-from rllib_dt.algorithm.checkpoints import CheckpointError
 from rllib_dt.compat import repair_msgpack
 from rllib_dt.formats.paths import locate
 from rllib_dt.network.config import DTModelConfig
+from rllib_dt.policy.manifest import CheckpointError
 from rllib_dt.spaces.descriptions import same_space
 from rllib_dt.types import State
 

@@ -28,6 +28,7 @@ from rllib_dt.algorithm.compatibility import check_same_network
 from rllib_dt.compat import on_every_learner, recall_learners, repair_msgpack
 from rllib_dt.formats.paths import absolute, locate
 from rllib_dt.learning.learner import COUNTERS
+from rllib_dt.policy.manifest import CheckpointError
 from rllib_dt.reading.offline_data import restoring
 from rllib_dt.types import EnvRunnerGroup, Paths, State
 
@@ -188,7 +189,7 @@ class OfflineAlgorithm(Algorithm):
                     repair_msgpack()
             if use_msgpack:
                 on_every_learner(self.learner_group, lambda learner: repair_msgpack())
-        except checkpoints.CheckpointError:
+        except CheckpointError:
             # RLlib excludes a learner that could not write from every later call
             recall_learners(self.learner_group)
             raise
@@ -284,7 +285,7 @@ class OfflineAlgorithm(Algorithm):
                     return saved
                 restored: AlgorithmConfig = AlgorithmConfig.from_state(saved)
             except (ValueError, AttributeError, ImportError, TypeError, LookupError) as error:
-                raise checkpoints.CheckpointError(
+                raise CheckpointError(
                     f"the settings saved in {path} cannot be read ({error}): another version of "
                     "Python or of the package wrote them; give all of them: "
                     "from_checkpoint(path, config=…)"

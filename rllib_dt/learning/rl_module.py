@@ -106,7 +106,16 @@ class DTTorchRLModule(TorchRLModule):
         return self._actions(batch, temperature=self.temperature)
 
     def _actions(self, batch: Batch, *, temperature: float) -> Batch:
-        actions = self._policy.act(steps_from_columns(batch), temperature=temperature)
+        try:
+            steps = steps_from_columns(batch)
+        except KeyError as error:
+            raise ValueError(
+                f"the batch has {sorted(batch)} and no {error}: a Decision Transformer needs a "
+                "window of the episode, its actions, returns-to-go, timesteps and mask as well as "
+                "its observations. rllib_dt.load_policy(checkpoint).actor(target_return) remembers "
+                "them for you; so does the env-to-module connector that DTConfig builds"
+            ) from error
+        actions = self._policy.act(steps, temperature=temperature)
         return {Columns.ACTIONS: unflatten(self.action_space, actions)}
 
     @override(TorchRLModule)

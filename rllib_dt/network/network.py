@@ -525,17 +525,30 @@ class DecisionTransformer(nn.Module):
         )
 
     @torch.no_grad()
-    def act(self, window: Window, *, temperature: float = 0.0) -> Tree:
+    def act(
+        self,
+        window: Window,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tree:
         """Picks the action of each window's last step: (B, A) or, Discrete, (B,); a tree.
 
         That step's value in `window.actions` has no effect. Dropout is on in train mode only.
+        `ActionHead.act` documents `temperature` and `generator`.
         """
         outputs = self.predict(window, last_only=True).action_outputs
-        return self.action_head.act(outputs[:, 0], temperature=temperature)
+        return self.action_head.act(outputs[:, 0], temperature=temperature, generator=generator)
 
     @torch.no_grad()
     def step(
-        self, cache: RollingCache, slots: Tensor, window: Window, *, temperature: float = 0.0
+        self,
+        cache: RollingCache,
+        slots: Tensor,
+        window: Window,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
     ) -> Tree:
         """Picks the next action of B running episodes, computing 3 new tokens for each.
 
@@ -546,7 +559,7 @@ class DecisionTransformer(nn.Module):
             slots: (B,) int, each episode's slot in the cache.
             window: (B, 2), the previous step and the current one. The previous step is masked where
                 an episode begins, which clears the slot. The current step's action is never read.
-            temperature: 0 takes the likeliest action; see `ActionHead.act`.
+            temperature, generator: see `ActionHead.act`.
 
         Returns:
             (B, A) or, Discrete, (B,); a tree.
@@ -562,7 +575,7 @@ class DecisionTransformer(nn.Module):
             queries=LAST_TOKEN,
         )
         outputs = self._action_outputs(out.last_hidden_state, window, LAST_STEP)
-        return self.action_head.act(outputs[:, 0], temperature=temperature)
+        return self.action_head.act(outputs[:, 0], temperature=temperature, generator=generator)
 
     def _position_ids(self, tokens: Tensor) -> Tensor:
         # row 0 for every token, as in Hugging Face's model

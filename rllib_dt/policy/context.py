@@ -6,7 +6,7 @@
 Numpy only: a runner can hold contexts without torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -188,6 +188,17 @@ class Contexts:
         # slots whose steps are in the policy's cache, except for the newest
         self._known: set[int] = set()
         self._version: int | None = None
+
+    @property
+    def ignore(self) -> Sequence[str]:
+        """The paths of leaves that are left out."""
+        return self._ignore
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each leaf of an environment's observation; a text has none."""
+        found = self._layouts.items()
+        return {path: () if path in self._texts else shape for path, (shape, _) in found}
 
     def begin(self, slot: int, observation: Tree, target_return: float) -> None:
         """Starts a new episode in a slot."""

@@ -33,21 +33,29 @@ class Policy:
         self._cache = None
         self.version += 1
 
-    def act(self, steps: Window | NewSteps, *, temperature: float = 0.0) -> Tree:
+    def act(
+        self,
+        steps: Window | NewSteps,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tree:
         """Picks each episode's next action.
 
         Args:
             steps: what to act on, as tensors on the network's device.
-            temperature: 0 takes the likeliest action; see `ActionHead.act`.
+            temperature, generator: see `ActionHead.act`.
 
         Returns:
             (B, …) actions in the environment's units; a tree.
         """
         if isinstance(steps, Window):
-            return self.network.act(steps, temperature=temperature)
-        return self._catch_up(steps, temperature)
+            return self.network.act(steps, temperature=temperature, generator=generator)
+        return self._catch_up(steps, temperature, generator)
 
-    def _catch_up(self, new: NewSteps, temperature: float) -> Tree:
+    def _catch_up(
+        self, new: NewSteps, temperature: float, generator: torch.Generator | None
+    ) -> Tree:
         """Feeds new steps one by one; the last one is new to every episode."""
         cache = self._cache_for(int(new.slots.max()) + 1)
         num_steps = new.window.mask.shape[1] - 1
@@ -55,7 +63,11 @@ class Policy:
             rows = new.counts >= num_steps - step
             self.network.step(cache, new.slots[rows], new.window[rows, step : step + 2])
         return self.network.step(
-            cache, new.slots, new.window[:, num_steps - 1 :], temperature=temperature
+            cache,
+            new.slots,
+            new.window[:, num_steps - 1 :],
+            temperature=temperature,
+            generator=generator,
         )
 
     def _cache_for(self, num_slots: int) -> RollingCache:

@@ -58,10 +58,16 @@ class CompositeHead(ActionHead):
             total = total + head.losses(part, actions[path])
         return total
 
-    def act(self, outputs: Tensor, *, temperature: float = 0.0) -> Tree:
+    def act(
+        self,
+        outputs: Tensor,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tree:
         """Returns (…) actions by path."""
         return {
-            path: head.act(part, temperature=temperature)
+            path: head.act(part, temperature=temperature, generator=generator)
             for path, head, part in self._parts(outputs)
         }
 

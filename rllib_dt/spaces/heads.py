@@ -48,13 +48,20 @@ class ActionHead(nn.Module, ABC):
         """Returns each step's loss, (…,) float, for `actions` in the environment's units."""
 
     @abstractmethod
-    def act(self, outputs: Tensor, *, temperature: float = 0.0) -> Tree:
+    def act(
+        self,
+        outputs: Tensor,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tree:
         """Returns actions in the environment's units.
 
         Args:
             outputs: (…, size).
             temperature: 0 takes the likeliest; otherwise categories are drawn, from logits that are
                 divided by it.
+            generator: draws; torch's global one by default.
         """
 
     @abstractmethod
@@ -143,7 +150,13 @@ class BoxHead(ActionHead):
         error = outputs.to(self.middle.dtype) - self.features(actions)
         return (error * self.has_range).square().mean(dim=-1)
 
-    def act(self, outputs: Tensor, *, temperature: float = 0.0) -> Tensor:
+    def act(
+        self,
+        outputs: Tensor,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Returns actions within the bounds; deterministic at any temperature."""
         actions = self.decode(outputs).clamp(self.low, self.high)
         return _shaped(actions, self._shape)
@@ -195,12 +208,15 @@ class LogitsHead(ActionHead):
         return {"action_accuracy": (correct & mask).sum()}
 
 
-def _chosen(logits: Tensor, temperature: float) -> Tensor:
+def _chosen(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
     """Returns the likeliest of (…, n) categories, or with a temperature drawn ones."""
     if not temperature:
         return logits.argmax(dim=-1)
-    drawn: Tensor = torch.distributions.Categorical(logits=logits / temperature).sample()  # type: ignore[no-untyped-call]
-    return drawn
+    # as `torch.distributions.Categorical` draws, which takes no generator
+    warmed = (logits / temperature).log_softmax(dim=-1)
+    shares = warmed.softmax(dim=-1).reshape(-1, logits.shape[-1])
+    drawn = torch.multinomial(shares, 1, replacement=True, generator=generator)
+    return drawn.reshape(logits.shape[:-1])
 
 
 class DiscreteHead(LogitsHead):
@@ -221,9 +237,15 @@ class DiscreteHead(LogitsHead):
         logits = self.decode(outputs).flatten(0, -2)
         return F.cross_entropy(logits, index.flatten(), reduction="none").view(index.shape)
 
-    def act(self, outputs: Tensor, *, temperature: float = 0.0) -> Tensor:
+    def act(
+        self,
+        outputs: Tensor,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Returns (…,) actions: the likeliest, or drawn ones."""
-        return _chosen(self.decode(outputs), temperature) + self.start
+        return _chosen(self.decode(outputs), temperature, generator) + self.start
 
     def _index(self, actions: Tensor) -> Tensor:
         """Converts actions to (…,) long in [0, n); those of padded steps become legal ones."""
@@ -258,9 +280,15 @@ class MultiDiscreteHead(LogitsHead):
             total = total + part.view(total.shape)
         return total
 
-    def act(self, outputs: Tensor, *, temperature: float = 0.0) -> Tensor:
+    def act(
+        self,
+        outputs: Tensor,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Returns (…) actions: the likeliest, or drawn ones."""
-        chosen = [_chosen(logits, temperature) for logits in self._parts(outputs)]
+        chosen = [_chosen(logits, temperature, generator) for logits in self._parts(outputs)]
         return _shaped(torch.stack(chosen, dim=-1) + self.starts, self.shape)
 
     def _parts(self, outputs: Tensor) -> tuple[Tensor, ...]:
@@ -292,10 +320,18 @@ class MultiBinaryHead(LogitsHead):
         logits = self.decode(outputs)
         return F.binary_cross_entropy_with_logits(logits, bits, reduction="none").sum(dim=-1)
 
-    def act(self, outputs: Tensor, *, temperature: float = 0.0) -> Tensor:
+    def act(
+        self,
+        outputs: Tensor,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Returns (…) bits, int8: the likeliest, or drawn ones."""
         logits = self.decode(outputs)
-        ones = torch.bernoulli((logits / temperature).sigmoid()) if temperature else (logits > 0)
+        if not temperature:
+            return _shaped((logits > 0).to(torch.int8), self.shape)
+        ones = torch.bernoulli((logits / temperature).sigmoid(), generator=generator)
         return _shaped(ones.to(torch.int8), self.shape)
 
 

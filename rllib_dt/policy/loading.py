@@ -1,0 +1,251 @@
+"""`load_policy`: a trained policy from a checkpoint or a Hugging Face folder, without Ray."""
+
+import io
+import logging
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from rllib_dt.episodes.returns import ReturnRule
+from rllib_dt.network.config import DTModelConfig
+from rllib_dt.network.network import DecisionTransformer, current_names
+from rllib_dt.policy.actor import Actor
+from rllib_dt.policy.folders import load_pretrained
+from rllib_dt.policy.manifest import MANIFEST, CheckpointError, read_listed
+
+logger = logging.getLogger(__name__)
+
+_MODULE = "learner_group/learner/rl_module/default_policy"
+_ARGUMENTS, _STATE = "class_and_ctor_args.pkl", "module_state.pkl"
+_RLLIB = "rllib_checkpoint.json"
+_OF_TUNE = re.compile(r"checkpoint_\d+")
+_NETWORK = "network."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedPolicy:
+    """A trained network with what acting needs besides: the rule of its returns.
+
+    Attributes:
+        network: the network, in eval mode.
+        rule: how rewards reduce the return-to-go, as in training.
+        target_returns: the targets that the checkpoint's settings name; empty if they name none.
+    """
+
+    network: DecisionTransformer
+    rule: ReturnRule = field(default_factory=ReturnRule)
+    target_returns: tuple[float, ...] = ()
+
+    @property
+    def observation_space(self) -> gym.Space:
+        """The space of one observation."""
+        return self.network.observation_space
+
+    @property
+    def action_space(self) -> gym.Space:
+        """The space of one action."""
+        return self.network.action_space
+
+    def actor(self, target_return: Any = None, num_envs: int = 1, **settings: Any) -> Actor:
+        """Returns an actor for N environments at a time.
+
+        Args:
+            target_return: the return to ask for, in reward units: a number, or one for each
+                environment. The first of `target_returns` by default.
+            num_envs: N.
+            settings: `temperature` and `generator`; see `Actor`.
+
+        Raises:
+            ValueError: neither a target is given nor the checkpoint names one.
+        """
+        if target_return is None:
+            if not self.target_returns:
+                raise ValueError("give a target_return; the checkpoint's settings name none")
+            target_return = self.target_returns[0]
+        return Actor(self.network, target_return, num_envs, rule=self.rule, **settings)
+
+
+def load_policy(
+    path: str | os.PathLike[str], *, device: str | torch.device = "cpu"
+) -> TrainedPolicy:
+    """Loads a trained policy; imports torch and numpy, and no Ray.
+
+    No code in the checkpoint runs: of its pickles only arrays, spaces and plain values are loaded.
+    An encoder of the user's own is imported by its name, as in training.
+
+    Args:
+        path: a checkpoint of a `DT` (`save_to_path`), a checkpoint of its RLModule, a folder of a
+            Tune trial (its last checkpoint is taken), or a Hugging Face folder.
+        device: where the network goes.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it holds none of these.
+        CheckpointError: the checkpoint is incomplete or damaged.
+    """
+    folder = _checkpoint_in(Path(path).expanduser())
+    if (folder / _RLLIB).is_file() and (folder / _MODULE).is_dir():
+        policy = _from_algorithm(folder)
+    elif (folder / _ARGUMENTS).is_file() and (folder / _STATE).is_file():
+        arguments, state = ((folder / name).read_bytes() for name in (_ARGUMENTS, _STATE))
+        policy = TrainedPolicy(network=_network(arguments, state, folder))
+    elif (folder / "config.json").is_file():
+        policy = TrainedPolicy(network=load_pretrained(folder))
+    else:
+        raise FileNotFoundError(
+            f"{folder} is neither a checkpoint of a DT or its RLModule, nor a trial's folder, nor "
+            "a Hugging Face folder (config.json)"
+        )
+    policy.network.to(device)
+    return policy
+
+
+def _checkpoint_in(folder: Path) -> Path:
+    """Returns the last complete checkpoint of a Tune trial, or the folder itself."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    of_trial = _checkpoints(folder)
+    if of_trial:
+        return of_trial[-1]
+    trials = [inner for inner in sorted(folder.iterdir()) if inner.is_dir() and _checkpoints(inner)]
+    if len(trials) > 1:
+        names = ", ".join(trial.name for trial in trials[:5])
+        raise FileNotFoundError(
+            f"{folder} holds {len(trials)} trials with checkpoints; give one of them: {names}"
+        )
+    return _checkpoints(trials[0])[-1] if trials else folder
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Lists a trial's complete checkpoints, in their order."""
+    found = [inner for inner in folder.iterdir() if _OF_TUNE.fullmatch(inner.name)]
+    return sorted(inner for inner in found if (inner / MANIFEST).is_file())
+
+
+def _from_algorithm(folder: Path) -> TrainedPolicy:
+    names = (_ARGUMENTS, f"{_MODULE}/{_ARGUMENTS}", f"{_MODULE}/{_STATE}")
+    of_algorithm, arguments, state = read_listed(folder, names).values()
+    settings = _arguments(of_algorithm, folder)[0]
+    needed = {"gamma", "delayed_reward", "clip_rewards"}
+    if not settings or not isinstance(settings[0], Mapping) or not needed <= set(settings[0]):
+        raise CheckpointError(f"{folder}/{_ARGUMENTS} holds no settings of a DT")
+    settings = settings[0]
+    if settings.get("_env_to_module_connector") is not None:
+        logger.warning(
+            "the checkpoint was trained with connectors of its own (env_to_module_connector), "
+            "which do not run here: give the actor what they made of the observations"
+        )
+    targets = settings.get("target_returns") or ()
+    return TrainedPolicy(
+        network=_network(arguments, state, folder),
+        rule=ReturnRule(
+            gamma=settings["gamma"],
+            delayed=settings["delayed_reward"],
+            clip_rewards=settings["clip_rewards"],
+        ),
+        target_returns=tuple(map(float, targets)),
+    )
+
+
+def _network(arguments: bytes, state: bytes, folder: Path) -> DecisionTransformer:
+    """Builds the network that an RLModule's checkpoint holds."""
+    given = _arguments(arguments, folder)[1]
+    spaces = given.get("observation_space"), given.get("action_space")
+    if not all(isinstance(space, gym.Space) for space in spaces):
+        raise CheckpointError(
+            f"{folder}/{_ARGUMENTS} holds spaces that are no gymnasium spaces: {spaces}"
+        )
+    network = DecisionTransformer(DTModelConfig.from_dict(given.get("model_config") or {}), *spaces)
+    weights = {
+        name.removeprefix(_NETWORK): torch.as_tensor(value)
+        for name, value in _unpickled(state, folder).items()
+        if name.startswith(_NETWORK) and isinstance(value, np.ndarray | np.generic | float | int)
+    }
+    try:
+        network.load_state_dict(current_names(weights))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the weights in {folder} do not fit its settings: {error}"
+        ) from error
+    return network.eval()
+
+
+# --- pickles
+
+
+def _arguments(content: bytes, folder: Path) -> tuple[Any, Any]:
+    """Returns the (positional, named) arguments that RLlib saved beside a state."""
+    found = _unpickled(content, folder).get("ctor_args_and_kwargs")
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
+        raise CheckpointError(f"{folder} holds no arguments of an algorithm or a module")
+    return found
+
+
+_ADMITTED = {
+    "collections": {"OrderedDict"},
+    "builtins": {"set", "frozenset", "slice", "complex", "bytearray"},
+    "numpy": {"dtype", "ndarray", "float32", "float64", "int32", "int64", "uint8", "bool"},
+    "numpy.core.multiarray": {"_reconstruct", "scalar"},
+    "numpy._core.multiarray": {"_reconstruct", "scalar"},
+    "numpy.core.numeric": {"_frombuffer"},
+    "numpy._core.numeric": {"_frombuffer"},
+}
+"""Names by module that are loaded; gymnasium's spaces are as well."""
+
+
+class _Absent:
+    """Stands for what a pickle names and is not loaded; accepts whatever is done to it."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_Absent":
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "_Absent":
+        return _Absent()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        """Ignores a value."""
+
+    def extend(self, values: Any) -> None:
+        """Ignores values."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Loads arrays, spaces and plain values, and puts `_Absent` in place of all else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _ADMITTED.get(module, ()):
+            return super().find_class(module, name)
+        if module.startswith("gymnasium.spaces."):
+            found = super().find_class(module, name)
+            if isinstance(found, type) and issubclass(found, gym.Space):
+                return found
+        return _Absent
+
+
+def _unpickled(content: bytes, folder: Path) -> dict[str, Any]:
+    try:
+        found = _Unpickler(io.BytesIO(content)).load()
+    # what damaged bytes make a pickle raise cannot be listed
+    except Exception as error:
+        raise CheckpointError(
+            f"a state in {folder} cannot be read ({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"a state in {folder} is a {type(found).__name__}, not a dict")
+    return found
