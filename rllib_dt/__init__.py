@@ -26,6 +26,8 @@ from rllib_dt import compat, hook
 
 if TYPE_CHECKING:
     from rllib_dt.algorithm import DT, DTConfig, register
+    from rllib_dt.cards import report
+    from rllib_dt.conversion import convert
     from rllib_dt.episodes.windows import Window
     from rllib_dt.formats.canonical import write_episodes
     from rllib_dt.learning.learner import DTTorchLearner
@@ -43,8 +45,10 @@ __all__ = [
     "DTTorchRLModule",
     "DecisionTransformer",
     "Window",
+    "convert",
     "load_policy",
     "register",
+    "report",
     "write_episodes",
 ]
 
@@ -56,7 +60,9 @@ _HOMES = {
     "DTTorchRLModule": "rllib_dt.learning.rl_module",
     "DecisionTransformer": "rllib_dt.network.network",
     "Window": "rllib_dt.episodes.windows",
+    "convert": "rllib_dt.conversion",
     "load_policy": "rllib_dt.policy.loading",
+    "report": "rllib_dt.cards",
     "register": "rllib_dt.algorithm",
     "write_episodes": "rllib_dt.formats.canonical",
 }

@@ -22,7 +22,17 @@ LAYERS = [
     ("rollout",),
     ("learning",),
     ("algorithm",),
-    ("huggingface", "plots", "examples", "runtime", "hook", "__init__"),
+    (
+        "huggingface",
+        "plots",
+        "examples",
+        "runtime",
+        "hook",
+        "cards",
+        "conversion",
+        "cli",
+        "__init__",
+    ),
 ]
 # modules without torch in layers that use it: reading tasks and runners' connectors import them
 NUMPY_ONLY = {"spaces/leaves.py", "policy/context.py"}

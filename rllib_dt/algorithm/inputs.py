@@ -2,7 +2,7 @@
 
 import os
 
-from rllib_dt.formats.minari import find_dataset
+from rllib_dt.formats.minari import located
 from rllib_dt.formats.paths import absolute
 from rllib_dt.reading.credentials import check_no_credentials
 from rllib_dt.types import Paths
@@ -21,9 +21,7 @@ def absolute_inputs(paths: Paths) -> Paths:
     if isinstance(paths, list | tuple):
         return [absolute_inputs(path) for path in paths]
     if isinstance(paths, str | os.PathLike) and paths != _ONLINE:
-        path = absolute(paths)
-        # a folder of that name comes first
-        return path if os.path.exists(path) else find_dataset(os.fspath(paths)) or path
+        return absolute(located(os.fspath(paths)))
     return paths
 
 

@@ -48,6 +48,11 @@ def find_dataset(name: str) -> str | None:
     return str(folder) if (folder / "data" / METADATA).is_file() else None
 
 
+def located(path: str) -> str:
+    """Returns a path, or the folder of the data set whose id it is if there is no such path."""
+    return path if os.path.exists(path) else find_dataset(path) or path
+
+
 def metadata_of(path: str) -> list[str]:
     """Lists where the metadata of the data set is that a file may belong to."""
     folder = path.rpartition("/")[0]
