@@ -557,6 +557,24 @@ def test_every_leaf_arrives_as_the_environment_returned_it(kind):
     envs.vector.close()
 
 
+class WithMore(Changing):
+    """Returns leaves that its space does not have."""
+
+    def observe(self):
+        seen = super().observe()
+        return {**seen, "more": 3.0, "z": list(seen["z"])}
+
+
+@pytest.mark.parametrize("kind", [InProcessEnvs, SubprocessEnvs])
+def test_leaves_that_are_not_in_the_space_are_left_out(kind):
+    envs = kind([WithMore], 20.0, Changing.observation_space)
+    ((_, result),) = envs.reset({0: 0})
+    assert set(result.observation) == set(Changing.observation_space.spaces)
+    ((_, result),) = envs.step({0: 0})
+    assert set(result.observation) == set(Changing.observation_space.spaces)
+    envs.vector.close()
+
+
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_leaves_that_rllib_cannot_batch_may_be_ignored(cluster, tmp_path, mode):
     written = gym.spaces.Dict(a=Box(-1.0, 1.0, (2,)), z=gym.spaces.Tuple([Box(-1.0, 1.0, ())]))

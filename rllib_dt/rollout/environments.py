@@ -33,7 +33,7 @@ from rllib_dt.spaces.leaves import (
     out_of_space,
     step_layout_or_none,
 )
-from rllib_dt.spaces.trees import at, flatten, is_composite, leaves, unflatten
+from rllib_dt.spaces.trees import at, flatten, is_composite, known_leaves, leaves, unflatten
 from rllib_dt.types import Array, Value
 
 logger = logging.getLogger(__name__)
@@ -184,7 +184,8 @@ class SlotEnvs(ABC):
         """Refuses a result that would spoil the other slots' results."""
         if isinstance(result, _RESULTS):
             space = self.vector.single_observation_space
-            found = flatten(space, result.observation)
+            # leaves that are not in the space are left out, as gymnasium does between processes
+            found = flatten(space, known_leaves(space, result.observation))
             # a list may stand for a tuple, which RLlib would take for something else
             if is_composite(space):
                 result = cast(R, type(result)(unflatten(space, found), *result[1:]))

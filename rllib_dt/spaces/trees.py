@@ -103,6 +103,19 @@ def flatten(space: gym.Space, value: Value, ignore: Collection[str] = ()) -> Tre
     return {path: leaf for path, leaf in pairs if not is_below(path, ignore)}
 
 
+def known_leaves(space: gym.Space, value: Value) -> Value:
+    """Returns a value without the keys that a Dict space lacks, at any level."""
+    if not is_composite(space):
+        return value
+    if isinstance(space, gym.spaces.Dict) and isinstance(value, Mapping):
+        inner = space.spaces
+        return {k: known_leaves(inner[k], v) for k, v in value.items() if k in inner}
+    is_tuple = isinstance(space, gym.spaces.Tuple) and isinstance(value, tuple | list)
+    if is_tuple and len(value) == len(space.spaces):
+        return tuple(known_leaves(s, v) for s, v in zip(space.spaces, value, strict=True))
+    return value
+
+
 def unflatten(space: gym.Space, value: Tree) -> Value:
     """Turns a tree back into a value of the space: dicts and tuples."""
     if not is_composite(space):
