@@ -51,6 +51,23 @@ def evaluate(config):
         algo.stop()
 
 
+def test_other_targets_need_no_new_algorithm(cluster, lengths_data):
+    algo = lengths_config(lengths_data, episodes=2).build_algo()
+    usual = algo.evaluate()["env_runners"]["by_target"]
+    sweep = [float(target) for target in range(0, 100, 5)]
+    swept = algo.evaluate(target_returns=sweep)["env_runners"]["by_target"]
+    assert list(swept) == [target_name(target) for target in sweep]
+    assert {result["num_episodes"] for result in swept.values()} == {2}
+    one = algo.evaluate(target_returns=np.float64(30.0))["env_runners"]["by_target"]
+    assert one == {"30": usual["30"]} == {"30": swept["30"]}
+    assert algo.target_returns == [30.0, 3.5]  # those of the settings stay
+    assert algo.evaluate()["env_runners"]["by_target"] == usual
+    for bad, message in (([], "is empty"), ([1, 1.0], "twice"), ([math.nan], "finite numbers")):
+        with pytest.raises(ValueError, match=message):
+            algo.evaluate(target_returns=bad)
+    algo.stop()
+
+
 @pytest.mark.semantics(24)
 @pytest.mark.trap(7)
 def test_every_layout_of_slots_and_runners_runs_exactly_the_same_episodes(cluster, lengths_data):

@@ -57,6 +57,21 @@ def test_a_loaded_policy_plays_the_episodes_of_rllibs_evaluation(trained, attent
         assert np.std(returns) == result["episode_return_std"]
 
 
+def test_targets_that_were_derived_from_the_data_are_in_the_checkpoint(
+    cluster, tiny_data, tmp_path
+):
+    algo = tiny_config(tiny_data[0]).build_algo()
+    derived = algo.target_returns
+    policy = load_policy(algo.save_to_path(str(tmp_path / "checkpoint")))
+    algo.stop()
+    assert policy.target_returns == tuple(derived)
+    assert len(derived) > 0
+    observation = np.zeros(3, np.float32)
+    np.testing.assert_array_equal(
+        policy.actor().predict(observation), policy.actor(derived[0]).predict(observation)
+    )
+
+
 def test_loading_and_acting_import_no_ray(trained):
     out = run_script(
         """

@@ -228,18 +228,23 @@ def _check_lr(config: "DTConfig") -> None:
 
 
 def _check_targets(config: "DTConfig") -> None:
-    targets = config.target_returns
+    try:
+        check_targets(config.target_returns)
+    except ValueError as error:
+        config.refuse(str(error))
+
+
+def check_targets(targets: Any) -> None:
+    """Raises a ValueError unless targets are None, or a list of different finite numbers."""
     if targets is None:
         return
     if not isinstance(targets, list) or not targets:
-        config.refuse("target_returns is empty; give at least one number, or None")
-        return
+        raise ValueError("target_returns is empty; give at least one number, or None")
     for target in targets:
         if not is_number(target) or abs(target) > LARGEST_FLOAT32:
-            config.refuse(f"target_returns={target!r} must be finite numbers, within float32")
-            return
+            raise ValueError(f"target_returns={target!r} must be finite numbers, within float32")
     if len({float(target) for target in targets}) < len(targets):
-        config.refuse(f"target_returns={targets} names a target twice")
+        raise ValueError(f"target_returns={targets} names a target twice")
 
 
 def _is_share(value: float) -> bool:

@@ -3,9 +3,11 @@
 import dataclasses
 import logging
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.utils import make_callback
@@ -18,6 +20,7 @@ from ray.rllib.utils.metrics import (
 )
 from ray.rllib.utils.typing import ResultDict
 
+from rllib_dt.algorithm.checks import check_targets
 from rllib_dt.algorithm.compatibility import check_same_scale, check_same_settings
 from rllib_dt.algorithm.measurements import (
     AGE_IN_ITERATIONS,
@@ -150,22 +153,38 @@ class MeasuredAlgorithm(OfflineAlgorithm):
         return self.validation.run(self.learner_group)
 
     @override(Algorithm)
-    def evaluate(self, parallel_train_future: Any = None) -> ResultDict:
+    def evaluate(
+        self,
+        parallel_train_future: Any = None,
+        *,
+        target_returns: float | Sequence[float] | None = None,
+    ) -> ResultDict:
         """Runs exactly `evaluation_duration` whole episodes for each target return.
 
         In parallel to training (`evaluation_parallel_to_training`) it uses the weights from before
         the iteration.
+
+        Args:
+            parallel_train_future: RLlib's, see `Algorithm.evaluate`.
+            target_returns: the returns to ask for, any number of them; those of the settings by
+                default.
 
         Returns:
             {"env_runners": {…}} as `rllib_dt.rollout.results.summarize` describes it, with
             `num_updates_lifetime`: the update that the weights come from.
 
         Raises:
-            ValueError: the config names no environment.
+            ValueError: the config names no environment, or the targets are no numbers.
         """
         if self.eval_env_runner_group is None:
             raise ValueError("there is no environment to evaluate in; set environment(env=…)")
-        if not self.target_returns:
+        targets = self.target_returns
+        if target_returns is not None:
+            several = isinstance(target_returns, Sequence | np.ndarray)
+            given: list[Any] = list(target_returns) if several else [target_returns]  # type: ignore[arg-type]
+            check_targets(given)
+            targets = [float(target) for target in given]
+        if not targets:
             raise ValueError(
                 "there are no target returns, since the training data is missing; set "
                 "evaluation(target_returns=[…]), also in DT.from_checkpoint"
@@ -173,9 +192,9 @@ class MeasuredAlgorithm(OfflineAlgorithm):
         self.config.return_rule.check_acting()
         self._check_weights()
         with self._lock:  # a thread beside `train()` waits for the iteration's end
-            return self._evaluate(parallel=parallel_train_future is not None)
+            return self._evaluate(targets, parallel=parallel_train_future is not None)
 
-    def _evaluate(self, *, parallel: bool) -> ResultDict:
+    def _evaluate(self, targets: Sequence[float], *, parallel: bool) -> ResultDict:
         config = self.evaluation_config
         self._before_evaluate()
         make_callback(
@@ -184,7 +203,7 @@ class MeasuredAlgorithm(OfflineAlgorithm):
             callbacks_functions=self.config.callbacks_on_evaluate_start,
             kwargs={"algorithm": self, "metrics_logger": self.metrics},
         )
-        jobs = make_jobs(self.target_returns, config.evaluation_duration, config.seed)
+        jobs = make_jobs(targets, config.evaluation_duration, config.seed)
         snapshot = self._snapshot if parallel else self.take_snapshot()
         outcome = run_jobs(
             self.eval_env_runner_group,
@@ -193,7 +212,7 @@ class MeasuredAlgorithm(OfflineAlgorithm):
             call_timeout=config.evaluation_sample_timeout_s,
         )
         report_failures(outcome)
-        summary = summarize(outcome, self.target_returns, config.score_reference)
+        summary = summarize(outcome, targets, config.score_reference)
         summary[NUM_UPDATES_LIFETIME] = snapshot.num_updates
         evaluation = {ENV_RUNNER_RESULTS: self._custom_metrics() | summary}
         make_callback(

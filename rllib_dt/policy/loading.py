@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _MODULE = "learner_group/learner/rl_module/default_policy"
 _ARGUMENTS, _STATE = "class_and_ctor_args.pkl", "module_state.pkl"
+_ALGORITHM_STATE = "algorithm_state.pkl"
 _RLLIB = "rllib_checkpoint.json"
 _OF_TUNE = re.compile(r"checkpoint_\d+")
 _NETWORK = "network."
@@ -37,7 +38,8 @@ class TrainedPolicy:
     Attributes:
         network: the network, in eval mode.
         rule: how rewards reduce the return-to-go, as in training.
-        target_returns: the targets that the checkpoint's settings name; empty if they name none.
+        target_returns: the targets of the settings, or else those that were derived from the data;
+            empty where the checkpoint holds neither.
     """
 
     network: DecisionTransformer
@@ -68,7 +70,7 @@ class TrainedPolicy:
         """
         if target_return is None:
             if not self.target_returns:
-                raise ValueError("give a target_return; the checkpoint's settings name none")
+                raise ValueError("give a target_return; the checkpoint names none")
             target_return = self.target_returns[0]
         return Actor(self.network, target_return, num_envs, rule=self.rule, **settings)
 
@@ -130,8 +132,8 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _from_algorithm(folder: Path) -> TrainedPolicy:
-    names = (_ARGUMENTS, f"{_MODULE}/{_ARGUMENTS}", f"{_MODULE}/{_STATE}")
-    of_algorithm, arguments, state = read_listed(folder, names).values()
+    names = (_ARGUMENTS, _ALGORITHM_STATE, f"{_MODULE}/{_ARGUMENTS}", f"{_MODULE}/{_STATE}")
+    of_algorithm, own_state, arguments, state = read_listed(folder, names).values()
     settings = _arguments(of_algorithm, folder)[0]
     needed = {"gamma", "delayed_reward", "clip_rewards"}
     if not settings or not isinstance(settings[0], Mapping) or not needed <= set(settings[0]):
@@ -142,7 +144,9 @@ def _from_algorithm(folder: Path) -> TrainedPolicy:
             "the checkpoint was trained with connectors of its own (env_to_module_connector), "
             "which do not run here: give the actor what they made of the observations"
         )
-    targets = settings.get("target_returns") or ()
+    # those that were derived from the data are not among the settings
+    measured = _unpickled(own_state, folder).get("dt_measured") or {}
+    targets = settings.get("target_returns") or measured.get("target_returns") or ()
     return TrainedPolicy(
         network=_network(arguments, state, folder),
         rule=ReturnRule(
