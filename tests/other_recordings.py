@@ -1,5 +1,6 @@
 """Small recordings in other programs' formats, whose values are `recordings.arrays`."""
 
+import gzip
 import json
 import struct
 
@@ -201,6 +202,23 @@ def write_ogbench(path, episodes=EPISODES, **changes):
 def save(path, columns):
     np.savez(path, **{k: v for k, v in columns.items() if v is not None})
     return path
+
+
+def write_d4rl_atari(folder, episodes=EPISODES, *, name="{}.gz", tail=2, **changes):
+    """Writes frames whose pixels are the step, and `tail` steps of an episode without an end."""
+    folder.mkdir(exist_ok=True)
+    steps = np.concatenate([np.arange(n) for _, n in [*episodes, (0, tail)]])
+    last = np.concatenate([np.arange(n) == n - 1 for _, n in episodes] + [np.zeros(tail, bool)])
+    fields = dict(
+        observation=np.broadcast_to(steps[:, None, None], (len(steps), 84, 84)).astype(np.uint8),
+        action=steps % 4,
+        reward=np.sign(steps - 2).astype(np.float32),
+        terminal=last.astype(np.uint8),
+    )
+    for field_name, values in (fields | changes).items():
+        with gzip.open(folder / name.format(field_name), "wb") as file:
+            np.save(file, values)
+    return folder
 
 
 # --- RLDS

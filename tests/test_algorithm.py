@@ -389,9 +389,10 @@ def test_relative_paths_resolve_against_the_current_directory(tiny_data, tmp_pat
     assert config._model_config["pretrained"] == str(tmp_path / "hf")
 
 
-def test_a_config_without_environment_and_spaces_is_refused(tiny_data):
-    with pytest.raises(ValueError, match="spaces"):
-        DTConfig().offline_data(input_=tiny_data[0]).validate()
+def test_a_config_without_environment_spaces_and_data_is_refused(tiny_data):
+    with pytest.raises(ValueError, match="neither an environment nor spaces are given"):
+        DTConfig().validate()
+    DTConfig().offline_data(input_=tiny_data[0]).validate()  # the data describes its spaces
 
 
 def test_the_learners_share_one_copy_of_the_data(algo):

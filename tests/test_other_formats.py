@@ -417,6 +417,44 @@ def test_npz_files_that_are_cut_short_are_refused(tmp_path):
             read(path)
 
 
+# ---- d4rl-atari
+
+
+@pytest.mark.parametrize("name", ["{}.gz", "$store$_{}_ckpt.7.gz", "{}.npy.gz"])
+def test_d4rl_ataris_folders_are_single_frames_without_truncations(tmp_path, name):
+    folder = other.write_d4rl_atari(tmp_path / "1", name=name)
+    (found,) = find_files(str(tmp_path))
+    assert found[0] == str(folder / name.format("observation"))
+    assembly = read(tmp_path)
+    assert len(assembly.dropped) == 1  # the steps after the last termination
+    assert "the last of its 2 steps is neither terminated nor truncated" in assembly.dropped[0]
+    assert [len(e) for e in assembly.episodes] == [length for _, length in EPISODES]
+    for episode in assembly.episodes:
+        steps = np.arange(len(episode))
+        assert episode.observations.shape == (len(steps), 84, 84)
+        np.testing.assert_array_equal(episode.observations[:, 5, 7], steps)
+        np.testing.assert_array_equal(episode.actions, steps % 4)
+        np.testing.assert_array_equal(episode.rewards, np.sign(steps - 2))
+    stacks = Box(0, 255, (4, 84, 84), np.uint8), Discrete(4)
+    conformed = assembly.episodes[0].conform(*stacks, stacked=("",))
+    assert len(conformed) == 5
+
+
+def test_bad_d4rl_atari_folders_are_refused_by_name(tmp_path):
+    short = other.write_d4rl_atari(tmp_path / "a", action=np.zeros(3))
+    with refused(r"a/observation.gz: the files of its fields have different lengths"):
+        read(short)
+    missing = other.write_d4rl_atari(tmp_path / "b")
+    (missing / "reward.gz").unlink()
+    with refused("b/reward.gz: it has disappeared"):
+        read(missing)
+    cut = other.write_d4rl_atari(tmp_path / "c")
+    content = (cut / "observation.gz").read_bytes()
+    (cut / "observation.gz").write_bytes(content[: len(content) // 2])
+    with refused("c/observation.gz.*is not complete"):
+        read(cut)
+
+
 # ---- RLDS
 
 

@@ -180,7 +180,10 @@ def test_the_package_exports_exactly_its_public_names():
         "DTTorchRLModule",
         "DecisionTransformer",
         "Window",
+        "convert",
+        "load_policy",
         "register",
+        "report",
         "write_episodes",
     ]
     for name in rllib_dt.__all__:

@@ -7,6 +7,7 @@ import re
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -15,6 +16,7 @@ import pyarrow.fs as pafs
 
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.arrow import read_arrow
+from rllib_dt.formats.d4rl_atari import NAMED, read_d4rl_atari
 from rllib_dt.formats.fragments import Fragment, ReadOptions
 from rllib_dt.formats.hdf5 import read_hdf5
 from rllib_dt.formats.npz import read_npz
@@ -34,10 +36,21 @@ class Format:
     Attributes:
         suffixes: the endings of such files' names.
         read: yields the fragments of an open binary file, given its name and the options.
+        named: such files are those whose path it finds, instead.
+        reads_beside: `read` gets a function as well that opens files beside its own; see
+            `d4rl_atari.Beside`.
     """
 
     suffixes: tuple[str, ...]
-    read: Callable[[IO[bytes], str, ReadOptions], Iterator[Fragment]]
+    read: Callable[..., Iterator[Fragment]]
+    named: re.Pattern[str] | None = None
+    reads_beside: bool = False
+
+    def matches(self, name: str) -> bool:
+        """Returns whether a file's name is that of such a file."""
+        if self.named is not None:
+            return self.named.search(name) is not None
+        return _without_shard(name).endswith(self.suffixes)
 
 
 FORMATS = (
@@ -47,6 +60,7 @@ FORMATS = (
     Format((".arrow",), read_arrow),
     Format((".npz",), read_npz),
     Format((".tfrecord",), read_rlds),
+    Format(("observation.gz",), read_d4rl_atari, NAMED, reads_beside=True),
 )
 
 COMPANIONS = frozenset(
@@ -69,7 +83,7 @@ _SHARD = re.compile(r"-\d+-of-\d+$")
 
 def is_data_name(name: str) -> bool:
     """Returns whether a file's name ends like a known format's."""
-    return _without_shard(name).endswith(SUFFIXES)
+    return any(known.matches(name) for known in FORMATS)
 
 
 def _without_shard(name: str) -> str:
@@ -127,7 +141,9 @@ def read_file(
         if file.size() == 0:
             raise DataError(path, "it is empty", "remove it from the input")
         try:
-            yield from _format_of(path, inner).read(cast(IO[bytes], file), path, options)
+            known = _format_of(path, inner)
+            given = (partial(_open_beside, path, filesystem),) if known.reads_beside else ()
+            yield from known.read(cast(IO[bytes], file), path, options, *given)
         except (DataError, RemoteReadError):
             raise
         except Exception as error:  # what damaged bytes make a library raise cannot be listed
@@ -137,6 +153,16 @@ def read_file(
                 "layout that is not supported (docs/dataset_format.md)",
                 "copy or record it again",
             ) from error
+
+
+def _open_beside(
+    path: str, filesystem: pafs.FileSystem | None, field: str, other: str
+) -> IO[bytes]:
+    """Opens the file beside another whose name has `other` in place of `field`."""
+    place, mark, settings = (path, "", "") if not is_uri(path) else path.partition("?")
+    folder, slash, name = place.rpartition("/")
+    opened, _ = open_file(folder + slash + name.replace(field, other) + mark + settings, filesystem)
+    return cast(IO[bytes], opened)
 
 
 def open_file(path: str, filesystem: pafs.FileSystem | None = None) -> tuple[Any, str]:
@@ -167,7 +193,7 @@ def _format_of(path: str, inner: str) -> Format:
     """Returns the format by the name that was given, or by that of what it is a link to."""
     for name in (without_options(path), inner):
         for known in FORMATS:
-            if _without_shard(name).endswith(known.suffixes):
+            if known.matches(name):
                 return known
     raise DataError(path, "its name does not end like any known format's", _WANTED)
 

@@ -71,7 +71,7 @@ class NpzInput:
         for length in lengths:
             yield {name: column.rows(int(length)) for name, column in opened.items()}
 
-    def _open(self, name: str) -> "_Column":
+    def _open(self, name: str) -> "Column":
         try:
             stream = self._zip.open(f"{name}.npy")
         except KeyError as error:
@@ -80,26 +80,42 @@ class NpzInput:
                 f"it has no array {name!r}, only {self.names}",
                 "use the layout of the format (docs/dataset_format.md)",
             ) from error
-        version = np.lib.format.read_magic(stream)
-        if version not in _HEADERS:
-            raise DataError(self.source, f"{name!r} has numpy's format {version}", "save it again")
-        shape, is_fortran, dtype = _HEADERS[version](stream)
-        if dtype.kind not in "biuf":
-            raise DataError(
-                self.source,
-                f"{name!r} holds {dtype}, not numbers",
-                "record numbers; objects are pickles, which are not read",
-            )
-        self.expansion.take(math.prod(shape) * dtype.itemsize, f"array {name!r}")
-        if is_fortran and len(shape) > 1:  # its first axis is the innermost: no part is a row
-            content = _read(stream, math.prod(shape) * dtype.itemsize, name, self.source)
-            whole = np.frombuffer(content, dtype).reshape(shape, order="F")
-            stream = io.BytesIO(np.ascontiguousarray(whole).tobytes())
-        return _Column(self.source, name, stream, tuple(shape), dtype)
+        return open_column(stream, name, self.source, self.expansion)
+
+
+def open_column(stream: IO[bytes], name: str, source: str, expansion: Expansion) -> "Column":
+    """Opens an array in numpy's npy format, whose rows are then read in their order.
+
+    Args:
+        stream: its bytes.
+        name: the array's name, for messages.
+        source: the file's name, for messages.
+        expansion: what the array's declared size counts towards.
+
+    Raises:
+        DataError: it does not hold numbers, or too many.
+        ValueError: it is no array.
+    """
+    version = np.lib.format.read_magic(stream)
+    if version not in _HEADERS:
+        raise DataError(source, f"{name!r} has numpy's format {version}", "save it again")
+    shape, is_fortran, dtype = _HEADERS[version](stream)
+    if dtype.kind not in "biuf":
+        raise DataError(
+            source,
+            f"{name!r} holds {dtype}, not numbers",
+            "record numbers; objects are pickles, which are not read",
+        )
+    expansion.take(math.prod(shape) * dtype.itemsize, f"array {name!r}")
+    if is_fortran and len(shape) > 1:  # its first axis is the innermost: no part is a row
+        content = _read(stream, math.prod(shape) * dtype.itemsize, name, source)
+        whole = np.frombuffer(content, dtype).reshape(shape, order="F")
+        stream = io.BytesIO(np.ascontiguousarray(whole).tobytes())
+    return Column(source, name, stream, tuple(shape), dtype)
 
 
 @dataclass(frozen=True)
-class _Column:
+class Column:
     """An array of which the next rows are read."""
 
     source: str
@@ -110,9 +126,11 @@ class _Column:
 
     @property
     def length(self) -> int:
+        """The number of rows."""
         return self.shape[0] if self.shape else 1
 
     def rows(self, count: int) -> Array:
+        """Reads the next rows."""
         inner = self.shape[1:]
         size = count * math.prod(inner) * self.dtype.itemsize
         content = _read(self.stream, size, self.name, self.source)
