@@ -1,6 +1,7 @@
 """Shows achieved against target returns, as a table and as a plot."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,46 @@ def target_table(by_target: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join("  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in rows)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How well achieved returns follow what was asked, over the targets.
+
+    Attributes:
+        mean_absolute_error: the mean of |achieved - target|, in reward units.
+        slope: of the least-squares line through the targets' means: 1 follows them exactly, 0 not
+            at all. None with a single target.
+    """
+
+    mean_absolute_error: float
+    slope: float | None
+
+    def __str__(self) -> str:
+        error = f"mean absolute error {self.mean_absolute_error:.4g}"
+        return error if self.slope is None else f"{error}, slope {self.slope:.2f}"
+
+
+def calibration(by_target: Mapping[str, Mapping[str, Any]]) -> Calibration:
+    """Computes the calibration of an evaluation's `by_target`, without targets that lack episodes.
+
+    Raises:
+        ValueError: no target has an episode.
+    """
+    means = {float(t): r["episode_return_mean"] for t, r in by_target.items()}
+    pairs = np.array([(t, mean) for t, mean in means.items() if np.isfinite(mean)])
+    if not len(pairs):
+        raise ValueError("no target has an episode")
+    targets, achieved = pairs.T
+    spread = targets - targets.mean()
+    slope = None if not spread.any() else float((spread * achieved).sum() / (spread**2).sum())
+    return Calibration(mean_absolute_error=float(np.abs(achieved - targets).mean()), slope=slope)
+
+
 def plot_targets(
     by_target: Mapping[str, Mapping[str, Any]],
     data_returns: Sequence[float],
     path: str | Path | None = None,
 ) -> "Figure":
-    """Plots achieved against target return, with the data's returns in the background.
+    """Plots achieved against target return, with the data's returns behind and the `calibration`.
 
     Needs matplotlib (the `plots` extra).
 
@@ -56,6 +91,8 @@ def plot_targets(
     axes.set_xlabel("target return")
     axes.set_ylabel("achieved return")
     axes.legend(loc="upper left")
+    if np.isfinite(means).any():
+        axes.set_title(str(calibration(by_target)), fontsize="medium")
     if path is not None:
         figure.savefig(path, dpi=120)
     return figure
