@@ -12,6 +12,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from rllib_dt import compat
+
 _WATCHED = ("ray.tune", "ray.rllib")
 _ALGORITHM = "rllib_dt.algorithm"
 
@@ -23,6 +25,12 @@ def register_with_ray() -> None:
         watcher.register()
     else:
         sys.meta_path.insert(0, watcher)
+
+
+def register_first() -> None:
+    """Registers now, unless this is one of Ray's workers, or the algorithm is being imported."""
+    if not compat.in_ray_task() and _ALGORITHM not in sys.modules:
+        importlib.import_module(_ALGORITHM)
 
 
 def _is_whole(name: str) -> bool:
@@ -73,6 +81,9 @@ class _Reporting(Loader):
 
     def __init__(self, loader: Any, watcher: _Watcher):
         self._loader, self._watcher = loader, watcher
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)  # what tools ask of a loader
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         """Creates the module as its own loader does."""

@@ -11,13 +11,13 @@ from tests.scripts import run_script
 PACKAGE = Path(__file__).resolve().parents[1] / "rllib_dt"
 # from the lowest; a module may import from its own layer and from those before it
 LAYERS = [
-    ("types",),
+    ("types", "safe_pickle"),
     ("spaces",),
     ("episodes",),
     ("network",),
     ("policy",),
     ("formats",),
-    ("compat",),
+    ("compat", "hook"),
     ("reading",),
     ("rollout",),
     ("learning",),
@@ -27,7 +27,6 @@ LAYERS = [
         "plots",
         "examples",
         "runtime",
-        "hook",
         "cards",
         "conversion",
         "cli",

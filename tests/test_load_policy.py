@@ -1,6 +1,7 @@
 """A policy out of a checkpoint acts as RLlib's evaluation does, and needs no Ray."""
 
 import json
+import math
 import os
 import pickle
 import shutil
@@ -221,7 +222,144 @@ def test_no_code_in_a_checkpoint_runs(trained, tmp_path, monkeypatch):
     assert (tmp_path / "sprung").exists()  # the trap works
 
 
+def array_pickle(function, *arguments):
+    class Made:
+        def __reduce__(self):
+            return function, arguments
+
+    return Made()
+
+
+def test_no_bytes_become_the_addresses_of_objects(trained, tmp_path):
+    module = tmp_path / "module"
+    shutil.copytree(f"{trained['context'][0]}/{MODULE}", module)
+    arguments = pickle.loads((module / "class_and_ctor_args.pkl").read_bytes())
+    hostile = [
+        array_pickle(np.ndarray, (1,), "O", b"A" * 8),
+        array_pickle(np.dtype, "O"),
+        SetState(np.dtype("f8", False, True), (3, "<", None, None, None, -1, -1, 63)),
+        SetState(np.dtype("f8", False, True), (3, "<", (np.dtype("O"), (1,)), None, None, 8, 8, 0)),
+    ]
+    for value in hostile:
+        arguments["ctor_args_and_kwargs"][1]["observation_space"] = value
+        (module / "class_and_ctor_args.pkl").write_bytes(pickle.dumps(arguments, protocol=4))
+        with pytest.raises(CheckpointError):
+            load_policy(module)
+
+
+class SetState:
+    """Pickles as an object that gets a state."""
+
+    def __init__(self, built, state):
+        self.built, self.state = built, state
+
+    def __reduce__(self):
+        return np.dtype, (self.built.str, False, True), self.state
+
+
+def test_encoders_that_a_checkpoint_names_are_imported_only_if_they_are_allowed(cluster, tmp_path):
+    from rllib_dt import DTConfig, write_episodes
+    from tests.conftest import make_episodes
+    from tests.recordings import ACTIONS, OBSERVATIONS
+
+    write_episodes(make_episodes([5, 7]), tmp_path / "data", OBSERVATIONS, ACTIONS)
+    name = "tests.test_load_policy.Own"
+    model = DTModelConfig(**SMALL, encoders={"": name})
+    config = DTConfig().offline_data(input_=str(tmp_path / "data")).rl_module(model_config=model)
+    algo = config.build_algo()
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    algo.stop()
+    with pytest.raises(CheckpointError, match=r"has encoders of its own.*encoders=\['tests"):
+        load_policy(path)
+    assert load_policy(path, encoders=[name]).actor(1.0).predict(np.zeros(3)).shape == (2,)
+
+
+class Own(torch.nn.Module):
+    def __init__(self, space, width):
+        super().__init__()
+        self.layer = torch.nn.Linear(space.shape[0], width)
+
+    def forward(self, values):
+        return self.layer(values)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["DTTorchLearner", "DTTorchRLModule", "learning.learner", "rollout.env_runner",
+     "reading.offline_data", "learning.rl_module", "huggingface", "examples", "compat"],
+)  # fmt: skip
+def test_any_part_may_be_imported_first(name):
+    what = (
+        f"import rllib_dt.{name}"
+        if "." in name or name.islower()
+        else (f"from rllib_dt import {name}")
+    )
+    out = run_script(
+        f"""
+        {what}
+        import rllib_dt, ray.tune
+        from ray.tune.registry import get_trainable_cls
+        import importlib.util
+        loader = importlib.util.find_spec("ray.tune").loader
+        print(get_trainable_cls("DT") is rllib_dt.DT, loader.get_filename("ray.tune")[-11:])
+        """
+    )
+    assert out.strip() == "True __init__.py"
+
+
 # ---- actors
+
+
+@pytest.mark.parametrize(
+    ("space", "bad", "message"),
+    [
+        (
+            Box(-1.0, 1.0, (3,)),
+            [np.nan, 0, 0],
+            "the observation of environment 0: it is not finite",
+        ),
+        (Box(-1.0, 1.0, (3,)), [1e39, 0, 0], "it is not finite in 32 bits"),
+        (Box(0, 255, (8, 8, 3), np.uint8), np.full((8, 8, 3), 300.0), "values that are no uint8"),
+        (Box(0, 255, (8, 8, 3), np.uint8), np.full((8, 8, 3), 0.9), "values that are no uint8"),
+        (Discrete(4), 9, "lies outside"),
+        (Discrete(4), 1.7, "values that are no int"),
+        (Dict(a=Box(-1.0, 1.0, (2,))), {"a": [np.inf, 0.0]}, "leaf 'a' of the observation of"),
+    ],
+)
+def test_observations_that_would_be_read_as_others_are_refused(space, bad, message):
+    actor = Actor(network(space, Box(-1.0, 1.0, (2,))), 1.0)
+    with pytest.raises(ValueError, match=message):
+        actor.predict(bad)
+
+
+def test_a_refused_call_changes_nothing_and_results_are_the_callers():
+    net = network(*SPACES["numbers"])
+    seen = np.random.default_rng(0).standard_normal((4, 2, 3)).astype(np.float32)
+    plain, careless = (Actor(net, 5.0, num_envs=2) for _ in range(2))
+    for step in range(4):
+        if step:
+            with pytest.raises(ValueError, match="the reward of environment 1 is nan"):
+                careless.predict(seen[step], [1.0, np.nan])
+        action = careless.predict(seen[step], [1.0, 2.0])
+        np.testing.assert_array_equal(action, plain.predict(seen[step], [[1.0], [2.0]]))
+        action *= 0  # an environment that clips in place
+
+
+def test_what_an_actor_cannot_do_is_refused():
+    net = network(*SPACES["numbers"])
+    for settings, message in (
+        ({"num_envs": 0}, "num_envs=0 must be at least 1"),
+        ({"temperature": -1.0}, "temperature=-1.0 must be"),
+        ({"temperature": math.nan}, "temperature=nan must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Actor(net, 1.0, **settings)
+    actor = Actor(net, 1.0, num_envs=2)
+    for slots in ([-1], [2]):
+        with pytest.raises(ValueError, match="are not the numbers of environments, 0 … 1"):
+            actor.reset(slots)
+    with pytest.raises(ValueError, match=r"rewards have the shape \(3,\), wanted one number or"):
+        actor.predict(np.zeros((2, 3), np.float32), [1.0, 2.0, 3.0])
 
 
 def network(observation_space, action_space, **model):

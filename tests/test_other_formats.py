@@ -1,6 +1,7 @@
 """Recordings of other programs read to the same episodes as our own."""
 
 import io
+import zipfile
 
 import h5py
 import numpy as np
@@ -347,7 +348,101 @@ def test_a_link_to_another_file_is_refused_in_every_layout(tmp_path):
         read(folder)
 
 
+@pytest.mark.parametrize("write", ["minari", "tables", "robomimic", "d3rlpy", "npz", "atari"])
+def test_mapping_columns_of_a_fixed_layout_is_refused(tmp_path, write):
+    path = {
+        "minari": lambda: other.write_minari_hdf5(tmp_path),
+        "tables": lambda: other.write_minari_tables(tmp_path, "parquet"),
+        "robomimic": lambda: other.write_robomimic(tmp_path / "a.hdf5"),
+        "d3rlpy": lambda: other.write_d3rlpy(tmp_path / "a.h5"),
+        "npz": lambda: other.write_imitation(tmp_path / "a.npz"),
+        "atari": lambda: other.write_d4rl_atari(tmp_path),
+    }[write]()
+    with refused(r"input_read_schema=\{'rewards': 'dense'\} maps columns, but this format's are"):
+        read(path, names={"rewards": "dense"})
+
+
+def test_names_that_lerobots_tables_lack_are_refused(tmp_path):
+    folder = other.write_lerobot(tmp_path, "3.0")
+    for name in ("rewards", "truncateds", "obs", "terminateds"):
+        with refused("input_read_schema maps .*next.rewrd.*, which it does not have"):
+            read(folder, names={name: "next.rewrd"}, missing_rewards=5.0)
+
+
+def test_a_done_at_a_time_limit_of_lerobot_is_a_truncation(tmp_path):
+    both = other.lerobot_table(0, 3, 4) | {"next.done": pa.array([False] * 3 + [True])}
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(both), tmp_path / "a.parquet")
+    assert ends(read(tmp_path).episodes) == [(False, True)]
+
+
+def test_robomimics_next_obs_must_be_as_long_as_obs(tmp_path):
+    path = other.write_robomimic(tmp_path / "a.hdf5", [(2, 5)])
+    with h5py.File(path, "a") as file:
+        rest = file["data/demo_0/next_obs/rest"][:2]
+        del file["data/demo_0/next_obs/rest"]
+        file["data/demo_0/next_obs/rest"] = rest
+    with refused("episode demo_0: obs and next_obs differ"):
+        read(path)
+
+
+def test_d3rlpy_1_splits_at_the_ends_of_episodes_only(tmp_path):
+    from tests.recordings import write_d4rl
+
+    last = np.isin(np.arange(6), (5,)).astype(np.float32)
+    path = write_d4rl(
+        tmp_path / "a.h5", (6,), terminals=(1, 5), timeouts=None, episode_terminals=last
+    )
+    (episode,) = read(path).episodes
+    assert (len(episode), episode.terminated) == (6, True)
+
+
+def test_numbered_names_may_have_leading_zeros(tmp_path):
+    folder = other.write_minari_hdf5(tmp_path, [(2, 5)])
+    with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+        file.move("episode_0", "episode_007")
+    (episode,) = read(folder).episodes
+    assert (episode.id, len(episode)) == ("7", 5)
+
+
+def test_images_of_16_bits_keep_their_values(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    depth = np.arange(36 * 40, dtype=np.uint16).reshape(36, 40) * 40
+
+    def png(number, columns):
+        buffer = io.BytesIO()
+        image.fromarray(depth).save(buffer, "PNG")
+        row = np.frombuffer(buffer.getvalue(), np.uint8)
+        return {"observations": np.stack([row] * 6)}
+
+    (episode,) = read(other.write_minari_hdf5(tmp_path, [(2, 5)], change=png)).episodes
+    np.testing.assert_array_equal(episode.observations, np.stack([depth] * 6))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"missing_rewards": v} for v in ("sucess", np.nan, True)]
+    + [{"missing_ends": "done"}, {"last_row": ""}],
+)
+def test_settings_that_mean_nothing_are_refused(tmp_path, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        read(other.write_ogbench(tmp_path / "a.npz"), **options)
+
+
 # ---- npz
+
+
+def test_a_negative_shape_in_a_header_is_refused(tmp_path):
+    path = other.write_ogbench(tmp_path / "a.npz")
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["terminals.npy"] = members["terminals.npy"].replace(b"(16,)", b"(-9,)")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with refused(r"'terminals' declares the shape \(-9,\)"):
+        read(path, missing_rewards=0.0)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -376,10 +471,24 @@ def test_ogbench_has_a_row_for_the_last_state_and_no_rewards(tmp_path):
         np.testing.assert_array_equal(episode.observations, want["obs"])
         np.testing.assert_array_equal(episode.actions, want["actions"])
         assert episode.rewards.tolist() == [-1.0] * length
-    rewards = np.concatenate([np.append(arrays(*e)["rewards"], 99) for e in EPISODES])
-    with_rewards = read(other.write_ogbench(tmp_path / "b.npz", rewards=rewards)).episodes
-    for episode, (number, length) in zip(with_rewards, EPISODES, strict=True):
-        check(episode, number, length)
+    # files of another layout, whose last row is a step, must not lose it
+    for more in ({"rewards": np.zeros(16)}, {"next_observations": np.zeros((16, 3))}):
+        with refused(r"b.npz: it has .* beside .*'terminals'\], which OGBench's files do not"):
+            read(other.write_ogbench(tmp_path / "b.npz", **more), missing_rewards=0.0)
+
+
+def test_d4rls_arrays_may_be_npz(tmp_path):
+    parts = [arrays(*episode) for episode in EPISODES]
+    lasts = np.cumsum([length for _, length in EPISODES]) - 1
+    columns = dict(
+        observations=np.concatenate([a["obs"][:-1] for a in parts]),
+        actions=np.concatenate([a["actions"] for a in parts]),
+        rewards=np.concatenate([a["rewards"] for a in parts]),
+        terminals=np.isin(np.arange(13), lasts[[0, 2]]),
+        timeouts=np.isin(np.arange(13), lasts[[1]]),
+        next_observations=np.concatenate([a["obs"][1:] for a in parts]),
+    )
+    check_all(read(other.save(tmp_path / "a.npz", columns)).episodes, last=False)
 
 
 @pytest.mark.parametrize(
@@ -420,7 +529,7 @@ def test_npz_files_that_are_cut_short_are_refused(tmp_path):
 # ---- d4rl-atari
 
 
-@pytest.mark.parametrize("name", ["{}.gz", "$store$_{}_ckpt.7.gz", "{}.npy.gz"])
+@pytest.mark.parametrize("name", ["{}.gz", "{}.npy.gz"])
 def test_d4rl_ataris_folders_are_single_frames_without_truncations(tmp_path, name):
     folder = other.write_d4rl_atari(tmp_path / "1", name=name)
     (found,) = find_files(str(tmp_path))
@@ -438,6 +547,30 @@ def test_d4rl_ataris_folders_are_single_frames_without_truncations(tmp_path, nam
     stacks = Box(0, 255, (4, 84, 84), np.uint8), Discrete(4)
     conformed = assembly.episodes[0].conform(*stacks, stacked=("",))
     assert len(conformed) == 5
+
+
+def test_a_part_of_dqns_replay_buffer_begins_within_an_episode(tmp_path):
+    blank = {"frames": 0, "action": 0, "reward": 0.0}
+    tail = [{"frames": 40 + t, "action": 1, "reward": 1.0} for t in range(2)]
+    whole = [{"frames": 50 + t, "action": 2, "reward": 0.0} for t in range(4)]
+    rows = [*tail, *[blank] * 3, *whole, *[blank] * 3, *whole]
+    column = {name: np.array([row[name] for row in rows]) for name in blank}
+    frames = np.broadcast_to(column["frames"][:, None, None], (16, 84, 84)).astype(np.uint8)
+    folder = other.write_d4rl_atari(
+        tmp_path,
+        name="$store$_{}_ckpt.7.gz",
+        observation=frames,
+        action=column["action"],
+        reward=column["reward"],
+        terminal=np.isin(np.arange(16), (1, 8, 15)).astype(np.uint8),
+    )
+    episodes = read(folder).episodes
+    assert [len(e) for e in episodes] == [4, 4]
+    for episode in episodes:
+        assert episode.observations[:, 0, 0].tolist() == [50, 51, 52, 53]
+        assert episode.actions.tolist() == [2, 2, 2, 2]
+    noted = "blank rows at the beginning of episodes left out"
+    assert sum(f.notes.get(noted, 0) for f in fragments(folder)) == 6
 
 
 def test_bad_d4rl_atari_folders_are_refused_by_name(tmp_path):
@@ -503,6 +636,30 @@ def test_rlds_without_ends_or_rewards(tmp_path):
     episodes = read(path, missing_rewards="success", missing_ends="truncated").episodes
     assert [(len(e), len(e.observations["rest"])) for e in episodes] == [(5, 5), (1, 1), (7, 7)]
     assert ends(episodes) == [(False, True)] * 3
+
+
+def test_rlds_may_lack_is_last_and_is_terminal_decides(tmp_path):
+    def without(number):
+        return {"is_last": None, "observation/text": None}
+
+    path = other.write_rlds(tmp_path / "a.tfrecord", [(2, 5)], cut=True, change=without)
+    (episode,) = read(path, missing_ends="terminated").episodes
+    assert (len(episode), episode.terminated) == (5, True)
+
+    def terminal(number):
+        return without(number) | {"is_terminal": np.arange(6) == 4}
+
+    path = other.write_rlds(tmp_path / "b.tfrecord", [(2, 5)], cut=True, change=terminal)
+    (episode,) = read(path, missing_ends="truncated").episodes
+    assert ends([episode]) == [(True, False)]
+
+    def within(number):
+        return {"is_terminal": np.arange(6) == 1, "observation/text": None}
+
+    with refused("episode 0: is_terminal is set in row 1 of 6"):
+        read(other.write_rlds(tmp_path / "c.tfrecord", [(2, 5)], change=within))
+    with refused("episode 0: it has no steps/dense"):
+        read(path, names={"rewards": "dense"}, missing_rewards=1.0)
 
 
 def test_damaged_tfrecords_are_refused(tmp_path):

@@ -13,7 +13,7 @@ from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.expansion import Expansion
 from rllib_dt.formats.images import decode_images, is_encoded
 from rllib_dt.formats.parquet_footer import Footer
-from rllib_dt.formats.safe_pickle import (
+from rllib_dt.safe_pickle import (
     PackedTooLargeError,
     RefusedPickleError,
     unpack_array,

@@ -25,6 +25,7 @@ def read(given: Hdf5Input) -> Iterator[Fragment]:
     The observation after the last action is not recorded; an episode that did not terminate was
     truncated.
     """
+    given.options.refuse_names(given.source, ("observations", "actions", "rewards", "terminated"))
     present = names(given.root)
     numbers = sorted(int(match[1]) for name in present if (match := _ACTIONS.fullmatch(name)))
     for number in numbers:

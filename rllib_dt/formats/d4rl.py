@@ -13,11 +13,14 @@ from rllib_dt.formats.fragments import (
     one_a_step,
 )
 from rllib_dt.formats.hdf5_input import Hdf5Input, names, open_dataset, open_tree
+from rllib_dt.formats.npz_input import NpzInput
 from rllib_dt.spaces.trees import at, column_names
 from rllib_dt.types import Array
 
 ROWS_AT_ONCE = 500_000
 """Rows read at a time, so that a file is never in memory as a whole."""
+
+ARRAYS = ("observations", "actions", "rewards", "terminals", "timeouts")
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
 
@@ -30,6 +33,7 @@ def read(given: Hdf5Input) -> Iterator[Fragment]:
 
     `time_limit` of the options splits files without `timeouts`.
     """
+    given.options.refuse_names(given.source, _REQUIRED)
     given.check_names(given.root, _REQUIRED)
     yield from fragments_of_parts(_tables(given))
 
@@ -42,7 +46,8 @@ def _tables(given: Hdf5Input) -> Iterator[StepTable]:
     if "timeouts" in present:
         timeouts = _flags(given, "timeouts")
     elif _ENDS_OF_D3RLPY in present:
-        timeouts = _flags(given, _ENDS_OF_D3RLPY) & ~terminals
+        ends = _flags(given, _ENDS_OF_D3RLPY)
+        terminals, timeouts = terminals & ends, ends & ~terminals
     else:
         timeouts = _timeouts(terminals, given.options.time_limit, source)
     flags = {"terminateds": terminals, "truncateds": timeouts}
@@ -70,6 +75,32 @@ def _tables(given: Hdf5Input) -> Iterator[StepTable]:
             rewards=one_a_step(rewards[rows], "rewards", source),
             terminateds=terminals[rows],
             truncateds=timeouts[rows],
+            may_drop_tail=True,
+        )
+
+
+def read_npz(given: NpzInput) -> Iterator[Fragment]:
+    """Yields the fragments of the same arrays in npz; either flag, or both, ends an episode."""
+    given.options.refuse_names(given.source, ARRAYS)
+    flags = {
+        name: end_flags(given.values(name), name, given.source)
+        for name in ("terminals", "timeouts")
+    }
+    ends = flags["terminals"] | flags["timeouts"]
+    stops = [*(np.flatnonzero(ends) + 1).tolist(), len(ends)]
+    lengths = [length for length in np.diff([0, *stops]).tolist() if length]
+    stop = 0
+    for number, rows in enumerate(given.segments(ARRAYS[:3], lengths)):
+        stop += lengths[number]
+        yield Fragment(
+            source=given.source,
+            key=str(number),
+            start=0,
+            observations=rows["observations"],
+            actions=rows["actions"],
+            rewards=one_a_step(rows["rewards"], "rewards", given.source),
+            terminated=bool(flags["terminals"][stop - 1]),
+            truncated=bool(flags["timeouts"][stop - 1]),
             may_drop_tail=True,
         )
 

@@ -47,6 +47,7 @@ class Expansion:
         Raises:
             DataError: the file takes more than it may.
         """
+        assert num_bytes >= 0
         self._taken += num_bytes
         if self._taken > self._limit:
             self.refuse(what)

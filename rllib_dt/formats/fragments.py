@@ -1,6 +1,7 @@
 """`Fragment`, which readers yield: contiguous steps of one episode in one file."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -14,6 +15,7 @@ from rllib_dt.types import Array, Batch, Tree
 
 MissingRewards = Literal["success"] | float
 LastRow = Literal["drop", "keep"]
+_WORDS = {"missing_ends": ("terminated", "truncated"), "last_row": ("drop", "keep")}
 MissingEnds = Literal["terminated", "truncated"]
 
 
@@ -40,6 +42,26 @@ class ReadOptions:
     missing_rewards: MissingRewards | None = None
     missing_ends: MissingEnds | None = None
     last_row: LastRow | None = None
+
+    def __post_init__(self) -> None:
+        rewards: object = self.missing_rewards
+        is_number = isinstance(rewards, int | float) and not isinstance(rewards, bool)
+        is_finite = is_number and math.isfinite(float(rewards))  # type: ignore[arg-type]
+        if rewards not in (None, "success") and not is_finite:
+            raise ValueError(f'missing_rewards={rewards!r} must be "success" or a finite number')
+        for name, allowed in _WORDS.items():
+            if getattr(self, name) not in (None, *allowed):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {allowed}")
+
+    def refuse_names(self, source: str, present: Collection[str]) -> None:
+        """Raises a DataError if columns are mapped in a format whose names are fixed."""
+        if self.names:
+            raise DataError(
+                source,
+                f"input_read_schema={dict(self.names)} maps columns, but this format's are always "
+                f"{sorted(present)}",
+                "leave it out, or convert the data with write_episodes",
+            )
 
     def choice_of(self, column: str) -> LeafChoice:
         """Returns what is read of one of RLlib's columns."""
@@ -117,7 +139,14 @@ def whole_episode(
     one_more = {name for name, n in lengths.items() if n == len(rewards) + 1}
     of_observations = {name for name, _ in column_names("observations", observations)}
     lasts = len(rewards) + (one_more == of_observations)
-    if not len(rewards) or any(
+    if not len(rewards):
+        raise DataError(
+            source,
+            "it has no step, only the observation that begins it",
+            "remove the episode",
+            episode=key,
+        )
+    if any(
         n != (lasts if name in of_observations else len(rewards)) for name, n in lengths.items()
     ):
         raise DataError(

@@ -235,6 +235,8 @@ def _follow(
         if not isinstance(found, h5py.Group):
             raise KeyError(path)
         link = found.get(part, getlink=True)
+        if link is None:
+            raise KeyError(path)
         if isinstance(link, h5py.SoftLink):
             if not links_left:
                 raise DataError(source, f"{path!r} is a chain of too many links", _REMEDY)

@@ -10,8 +10,10 @@ from rllib_dt.formats.expansion import Expansion
 from rllib_dt.types import Array
 
 _BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
-_AS_THEY_ARE = ("L", "RGB", "RGBA")
-"""Modes whose bytes are pixels; others, such as palettes, are converted."""
+_VALUE_BYTES = {"I": 4, "I;16": 2, "I;16B": 2, "I;16L": 2, "F": 4}
+"""Bytes of a pixel in modes of one large number each, such as depth in 16 bits."""
+_AS_THEY_ARE = ("L", "RGB", "RGBA", *_VALUE_BYTES)
+"""Modes whose values are pixels; others, such as palettes, are converted."""
 
 
 def is_encoded(value: object) -> bool:
@@ -21,6 +23,8 @@ def is_encoded(value: object) -> bool:
 
 def decode_images(values: Sequence[bytes], source: str, name: str, expansion: Expansion) -> Array:
     """Decodes n images of one size to (n, H, W) or (n, H, W, C) uint8.
+
+    Images of 16 bits, such as depth, are (n, H, W) of a larger integer type.
 
     Args:
         values: PNG or JPEG.
@@ -58,7 +62,7 @@ def _decode(value: bytes, row: int, source: str, name: str, expansion: Expansion
         try:
             with Image.open(io.BytesIO(value), formats=("PNG", "JPEG")) as image:
                 mode = image.mode if image.mode in _AS_THEY_ARE else _converted(image.mode)
-                size = image.width * image.height * len(mode)
+                size = image.width * image.height * _VALUE_BYTES.get(mode, len(mode))
                 expansion.take(size, f"column {name!r}")
                 return np.asarray(image if image.mode == mode else image.convert(mode))
         except DataError:

@@ -34,6 +34,7 @@ def read_npz(given: NpzInput) -> Iterator[Fragment]:
 
     `indices` are those of the actions where a trajectory begins, without the first.
     """
+    given.options.refuse_names(given.source, ARRAYS)
     ends = end_flags(given.values("terminal"), "terminal", given.source)
     acts = {"acts", *({_REWARDS} & set(given.names))}
     num_steps = given.length("acts")
@@ -56,12 +57,15 @@ def read_npz(given: NpzInput) -> Iterator[Fragment]:
 
 def matches_table(schema: pa.Schema) -> bool:
     """Returns whether each row of a table is a trajectory."""
-    return set(COLUMNS) <= set(schema.names) and is_list(schema.field("acts").type)
+    return set(COLUMNS) <= set(schema.names) and all(
+        is_list(schema.field(name).type) for name in ("obs", "acts")
+    )
 
 
 def read_table(given: TableInput) -> Iterator[Fragment]:
     """Yields a fragment for each row."""
     lists = ["obs", "acts", *({_REWARDS} & set(given.schema.names))]
+    given.options.refuse_names(given.source, COLUMNS)
     given.announce([*lists, "terminal"])
     number = 0
     for batch in given.batches([*lists, "terminal"], _ROWS_AT_ONCE):

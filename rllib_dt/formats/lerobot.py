@@ -20,12 +20,13 @@ _NAMES = {
     "obs": "observation",
     "actions": "action",
     "rewards": "next.reward",
-    "terminateds": "next.done",
+    # set at a time limit too; beside `next.truncated` it counts as the other kind of end
+    "dones": "next.done",
     "truncateds": "next.truncated",
     "eps_id": "episode_index",
     "t": "frame_index",
 }
-_OPTIONAL = ("terminateds", "truncateds")
+_ENDS = ("dones", "terminateds", "truncateds")
 
 
 def matches(schema: pa.Schema, options: ReadOptions) -> bool:
@@ -38,15 +39,22 @@ def read(given: ParquetInput) -> Iterator[Fragment]:
     options = given.options
     names = {**_NAMES, **options.names}
     present = set(given.schema.names)
-    names = {k: v for k, v in names.items() if k not in _OPTIONAL or v in present}
+    absent = {k: v for k, v in options.names.items() if not _is_there(v, present)}
+    if absent:
+        raise DataError(
+            given.source,
+            f"input_read_schema maps {absent}, which it does not have; it has {sorted(present)}",
+            "correct the names",
+        )
+    names = {k: v for k, v in names.items() if k not in _ENDS or v in present}
     has_rewards = names["rewards"] in present
-    has_ends = any(name in names for name in _OPTIONAL)
+    has_ends = any(name in names for name in _ENDS)
     if not has_rewards:
         rewards_for(1, options, given.source)  # refuses if nothing says what they are
     if not has_ends and options.missing_ends is None:
         raise DataError(
             given.source,
-            f"neither {_NAMES['terminateds']} nor {_NAMES['truncateds']} says how episodes end",
+            f"neither {_NAMES['dones']} nor {_NAMES['truncateds']} says how episodes end",
             'set offline_data(missing_ends="terminated"), or "truncated" if a time limit or the '
             "end of the recording ended them",
         )
@@ -58,6 +66,10 @@ def read(given: ParquetInput) -> Iterator[Fragment]:
             terminated, truncated, notes = end_for(options)
             ended = replace(ended, terminated=terminated, truncated=truncated, notes=notes)
         yield ended if has_rewards else _rewarded(ended, options, given.source, is_last)
+
+
+def _is_there(name: str, present: set[str]) -> bool:
+    return any(column == name or column.startswith(f"{name}.") for column in present)
 
 
 def _with_ends(fragments: Iterator[Fragment]) -> Iterator[tuple[Fragment, bool]]:

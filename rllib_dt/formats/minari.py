@@ -102,9 +102,10 @@ def matches_hdf5(present: list[str]) -> bool:
 
 def read_hdf5(given: Hdf5Input) -> Iterator[Fragment]:
     """Yields a fragment for each episode's group, in the order of their numbers."""
+    given.options.refuse_names(given.source, COLUMNS)
     found = (_EPISODE.fullmatch(name) for name in names(given.root))
-    for number in sorted(int(match[1]) for match in found if match):
-        yield _from_group(given, given.group(f"episode_{number}"), str(number))
+    for number, name in sorted((int(match[1]), match[0]) for match in found if match):
+        yield _from_group(given, given.group(name), str(number))
 
 
 def _from_group(given: Hdf5Input, group: h5py.Group, key: str) -> Fragment:
@@ -137,6 +138,7 @@ def matches_table(schema: pa.Schema) -> bool:
 
 def read_table(given: TableInput) -> Iterator[Fragment]:
     """Yields the fragment of a file, which is one episode; its folder has the episode's number."""
+    given.options.refuse_names(given.source, COLUMNS)
     given.announce(COLUMNS)
     table = given.read(COLUMNS)
     if len(table) < 2:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from rllib_dt.episodes.episode import DataError
-from rllib_dt.formats import imitation, ogbench, stable_baselines
+from rllib_dt.formats import d4rl, imitation, ogbench, stable_baselines
 from rllib_dt.formats.expansion import Expansion, size_of
 from rllib_dt.formats.fragments import Fragment, ReadOptions
 from rllib_dt.formats.npz_input import NpzInput
@@ -28,6 +28,7 @@ class Layout:
 LAYOUTS = (
     Layout(imitation.ARRAYS, imitation.read_npz),
     Layout(stable_baselines.ARRAYS, stable_baselines.read),
+    Layout(d4rl.ARRAYS, d4rl.read_npz),
     Layout(ogbench.ARRAYS, ogbench.read),
 )
 

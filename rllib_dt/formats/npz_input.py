@@ -106,6 +106,8 @@ def open_column(stream: IO[bytes], name: str, source: str, expansion: Expansion)
             f"{name!r} holds {dtype}, not numbers",
             "record numbers; objects are pickles, which are not read",
         )
+    if any(length < 0 for length in shape):
+        raise DataError(source, f"{name!r} declares the shape {shape}", "save it again")
     expansion.take(math.prod(shape) * dtype.itemsize, f"array {name!r}")
     if is_fortran and len(shape) > 1:  # its first axis is the innermost: no part is a row
         content = _read(stream, math.prod(shape) * dtype.itemsize, name, source)

@@ -11,6 +11,7 @@ from rllib_dt.formats import minari
 from rllib_dt.formats.files import find_files, open_file
 from rllib_dt.formats.parquet_footer import DamagedFooterError, read_footer
 from rllib_dt.formats.paths import exists, without_options
+from rllib_dt.formats.remote_files import RemoteReadError
 from rllib_dt.spaces.descriptions import same_space, space_from_description
 
 Spaces = tuple[gym.Space, gym.Space]
@@ -59,9 +60,9 @@ def _described(path: str, filesystem: pafs.FileSystem | None) -> Spaces | None:
             if spaces is not None:
                 return spaces
         return _of_minari(path, filesystem)
-    except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
-        if isinstance(error, DataError):
-            raise
+    except (DataError, RemoteReadError):
+        raise
+    except Exception as error:  # what a damaged description makes gymnasium raise cannot be listed
         raise DataError(
             path,
             f"the description of its spaces cannot be read ({type(error).__name__}: {error})",

@@ -67,28 +67,23 @@ class _Episode:
     ):
         self._steps, self._source, self._key = steps, source, key
         self._options, self._expansion = options, expansion
-        is_last = steps.get(_IS_LAST)
-        if not isinstance(is_last, np.ndarray):
+        flags = (steps.get(name) for name in (_IS_LAST, _IS_TERMINAL, "is_first", "reward"))
+        one_a_row = next((flag for flag in flags if isinstance(flag, np.ndarray)), None)
+        if one_a_row is None:
             raise self._error(
-                f"it has no steps/{_IS_LAST}, only {sorted(steps)[:20]}",
+                f"it has neither steps/{_IS_LAST} nor steps/{_IS_TERMINAL}, only "
+                f"{sorted(steps)[:20]}",
                 "use RLDS's layout (docs/dataset_format.md)",
             )
-        self._is_last = end_flags(is_last, _IS_LAST, source)
-        self._num_rows = len(is_last)
+        self._num_rows = len(one_a_row)
+        self._is_last, self._is_terminal = (self._flag(n) for n in (_IS_LAST, _IS_TERMINAL))
 
     def fragment(self) -> Fragment:
         """Builds the fragment."""
-        if self._is_last[:-1].any():
-            raise self._error(
-                f"row {int(np.argmax(self._is_last))} of {self._num_rows} is marked as the last",
-                "record each episode on its own",
-            )
-        terminal = self._steps.get(_IS_TERMINAL)
-        has_last = bool(self._is_last[-1])
-        terminated = has_last and isinstance(terminal, np.ndarray) and bool(terminal[-1])
+        has_last, terminated = bool(self._is_last[-1]), bool(self._is_terminal[-1])
         truncated = has_last and not terminated
         kept, rewards, notes = self._rewards(has_last)
-        if not has_last:  # the recording was cut, or has no such rows
+        if not has_last and not terminated:  # the recording was cut, or has no such rows
             terminated, truncated, of_end = end_for(self._options)
             notes = {**notes, **of_end}
         return whole_episode(
@@ -102,11 +97,29 @@ class _Episode:
             notes=notes,
         )
 
+    def _flag(self, name: str) -> Array:
+        """Returns a flag of each row; raises a DataError if it is set before the last."""
+        values = self._steps.get(name)
+        if not isinstance(values, np.ndarray):
+            return np.zeros(self._num_rows, bool)
+        flags = end_flags(values, name, f"{self._source}, episode {self._key}")
+        if len(flags) != self._num_rows or flags[:-1].any():
+            raise self._error(
+                f"{name} is set in row {int(np.argmax(flags))} of {self._num_rows}",
+                "record each episode on its own",
+            )
+        return flags
+
     def _rewards(self, has_last: bool) -> tuple[int, Array, Mapping[str, int]]:
         """Returns the number of steps, their rewards, and what the settings did to them."""
         name = self._name("rewards")
         choice = self._options.last_row
         recorded = self._steps.get(name)
+        if recorded is None and "rewards" in self._options.names:
+            raise self._error(
+                f"it has no steps/{name}, only {sorted(self._steps)[:20]}",
+                "correct input_read_schema",
+            )
         if not isinstance(recorded, np.ndarray):
             kept = self._num_rows - (has_last and choice != "keep")
             return kept, *rewards_for(kept, self._options, self._source)

@@ -9,6 +9,7 @@ from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.fragments import Fragment, end_flags, one_a_step, whole_episode
 from rllib_dt.formats.hdf5_input import Hdf5Input, names
 from rllib_dt.spaces.trees import map_tree
+from rllib_dt.types import Array
 
 _GROUP = "data"
 _DEMO = re.compile(r"demo_(\d+)")
@@ -25,6 +26,7 @@ def read(given: Hdf5Input) -> Iterator[Fragment]:
     A demonstration ends with its group. It terminated if the last of `dones` is set; those before
     mark a success, after which the recording goes on.
     """
+    given.options.refuse_names(given.source, ("obs", "actions", "rewards", "dones"))
     data = given.group(_GROUP)
     found = (_DEMO.fullmatch(name) for name in names(data))
     demos = sorted((int(match[1]), match[0]) for match in found if match)
@@ -38,6 +40,13 @@ def read(given: Hdf5Input) -> Iterator[Fragment]:
         yield _fragment(given, name)
 
 
+def _with_last(now: Array, after: Array) -> Array:
+    """Returns (T + 1, …): all of `now`, (T, …), and the last of what comes after it."""
+    if now.shape != after.shape:
+        raise ValueError(f"they have the shapes {now.shape} and {after.shape}")
+    return np.concatenate([now, after[-1:]])
+
+
 def _fragment(given: Hdf5Input, name: str) -> Fragment:
     source, options = given.source, given.options
     demo = given.group(f"{_GROUP}/{name}")
@@ -46,9 +55,7 @@ def _fragment(given: Hdf5Input, name: str) -> Fragment:
     if "next_obs" in names(demo):
         following = given.tree(demo, "next_obs", options.observed)
         try:
-            observations = map_tree(
-                lambda now, after: np.concatenate([now, after[-1:]]), observations, following
-            )
+            observations = map_tree(_with_last, observations, following)
         except ValueError as error:
             raise DataError(
                 source,

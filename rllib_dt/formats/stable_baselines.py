@@ -16,6 +16,7 @@ def read(given: NpzInput) -> Iterator[Fragment]:
 
     It counts as terminated, like `dones` of RLlib's old recordings.
     """
+    given.options.refuse_names(given.source, ARRAYS)
     starts = end_flags(given.values("episode_starts"), "episode_starts", given.source)
     if not starts[:1].all():
         raise DataError(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -11,8 +12,9 @@ from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.policy.context import Contexts
 from rllib_dt.policy.policy import Policy, as_tensors
-from rllib_dt.spaces.trees import at, by_leaf, flatten, map_tree, unflatten
-from rllib_dt.types import Tree, Value
+from rllib_dt.spaces.leaves import out_of_space
+from rllib_dt.spaces.trees import at, by_leaf, flatten, leaves, map_tree, unflatten
+from rllib_dt.types import Array, Tree, Value
 
 
 class Actor:
@@ -41,6 +43,10 @@ class Actor:
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
     ):
+        if num_envs < 1:
+            raise ValueError(f"num_envs={num_envs} must be at least 1")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature={temperature} must be a finite number, at least 0")
         self._policy = Policy(network.eval())
         self._device = next(network.parameters()).device
         self._temperature, self._generator = temperature, generator
@@ -50,6 +56,7 @@ class Actor:
             num_envs, network.config, network.observation_space, network.action_space, rule
         )
         self._observation_space = network.observation_space
+        self._leaves = leaves(network.observation_space)
         self._action_space = network.action_space
         self._actions: list[Tree | None] = [None] * num_envs
 
@@ -62,7 +69,11 @@ class Actor:
             slots: the numbers of environments, from 0.
             target_return: what to ask for from now on in these slots; as before by default.
         """
-        chosen = self._slots.tolist() if slots is None else list(slots)
+        chosen = self._slots.tolist() if slots is None else [int(slot) for slot in slots]
+        if any(slot not in self._slots for slot in chosen):
+            raise ValueError(
+                f"slots={slots!r} are not the numbers of environments, 0 … {len(self._slots) - 1}"
+            )
         if target_return is not None:
             self._targets[chosen] = _targets(target_return, len(chosen))
         for slot in chosen:
@@ -92,13 +103,16 @@ class Actor:
             seen = [self._contexts.observed(observations)]
         else:
             seen = self._contexts.observed_rows(observations, num_envs)
-        given = np.broadcast_to(np.asarray(rewards, np.float64), self._slots.shape)
+        for slot, observation in enumerate(seen):
+            self._check(slot, observation)
+        given = self._rewards(rewards)
         for slot, reward in zip(self._slots.tolist(), given.tolist(), strict=True):
             self._follow(slot, seen[slot], reward)
         steps = as_tensors(self._contexts.steps(self._slots, self._policy.version), self._device)
         chosen = self._policy.act(steps, temperature=self._temperature, generator=self._generator)
         actions = map_tree(lambda leaf: leaf.cpu().numpy(), chosen)
-        self._actions = [at(actions, slot) for slot in range(num_envs)]
+        # copies: the caller may change what it gets
+        self._actions = [map_tree(np.copy, at(actions, slot)) for slot in range(num_envs)]
         return unflatten(self._action_space, at(actions, 0) if is_single else actions)
 
     def _follow(self, slot: int, observation: Tree, reward: float) -> None:
@@ -106,15 +120,52 @@ class Actor:
         if action is None:
             self._contexts.begin(slot, observation, float(self._targets[slot]))
             return
-        if not math.isfinite(reward):
-            raise ValueError(f"the reward of environment {slot} is {reward}")
         self._contexts.append(slot, action, reward, observation)
+
+    def _rewards(self, rewards: ArrayLike) -> NDArray[np.float64]:
+        """Returns (N,) rewards of the steps before; 0 where an episode begins."""
+        given = np.asarray(rewards, np.float64)
+        if given.shape not in ((), (1,), self._slots.shape, (len(self._slots), 1)):
+            raise ValueError(
+                f"rewards have the shape {given.shape}, wanted one number or {self._slots.shape}"
+            )
+        begins = np.array([action is None for action in self._actions])
+        found = np.where(begins, 0.0, np.broadcast_to(given.ravel(), self._slots.shape))
+        if not np.isfinite(found).all():
+            slot = int(np.argmin(np.isfinite(found)))
+            raise ValueError(f"the reward of environment {slot} is {found[slot]}")
+        return found
+
+    def _check(self, slot: int, observation: Tree) -> None:
+        """Refuses an observation that the network would read as another one."""
+        found = by_leaf(observation)
+        for path, (shape, dtype) in self._contexts.layouts.items():
+            values = np.asarray(found[path])
+            problem = None if values.dtype.kind in "US" else _misread(values, dtype)
+            leaf = self._leaves[path]
+            if problem is None and not isinstance(leaf, gym.spaces.Box | gym.spaces.Text):
+                problem = out_of_space(leaf, values.reshape(1, *shape), "observation")
+            if problem is not None:
+                name = f"leaf {path!r} of the observation" if path else "the observation"
+                raise ValueError(f"{name} of environment {slot}: {problem}")
 
     def _is_single(self, observation: Value) -> bool:
         """Returns whether an observation has the space's own shape, without an axis before it."""
         found = by_leaf(flatten(self._observation_space, observation, self._contexts.ignore))
         shapes = self._contexts.shapes
         return all(np.shape(found[path]) == shape for path, shape in shapes.items())
+
+
+def _misread(values: Array, dtype: np.dtype) -> str | None:
+    """Says why values would change when they are stored; None if they would not."""
+    if values.dtype.kind not in "biuf":
+        return f"it holds {values.dtype}, not numbers"
+    if dtype.kind == "f":
+        is_finite = np.abs(values.astype(np.float64)).max(initial=0.0) <= np.finfo(dtype).max
+        return None if is_finite else f"it is not finite in {8 * dtype.itemsize} bits: {values}"
+    with np.errstate(invalid="ignore"):
+        is_same = (values.astype(dtype) == values).all()
+    return None if is_same else f"it holds values that are no {dtype}: {values}"
 
 
 def _targets(target_return: ArrayLike, num_envs: int) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ from rllib_dt.episodes.windows import (
     gather_windows,
 )
 from rllib_dt.network.config import DTModelConfig
-from rllib_dt.spaces.composites import layouts, text_leaves
+from rllib_dt.spaces.composites import Layout, layouts, text_leaves
 from rllib_dt.spaces.leaves import as_array
 from rllib_dt.spaces.trees import by_leaf, column_names, flatten, from_leaves, rows
 from rllib_dt.types import Array, Batch, Tree, Value
@@ -193,6 +193,11 @@ class Contexts:
     def ignore(self) -> Sequence[str]:
         """The paths of leaves that are left out."""
         return self._ignore
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        """The shape and dtype of each leaf of an observation, as they are stored."""
+        return self._layouts
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

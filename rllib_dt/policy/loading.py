@@ -5,10 +5,10 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -20,6 +20,7 @@ from rllib_dt.network.network import DecisionTransformer, current_names
 from rllib_dt.policy.actor import Actor
 from rllib_dt.policy.folders import load_pretrained
 from rllib_dt.policy.manifest import MANIFEST, CheckpointError, read_listed
+from rllib_dt.safe_pickle import ADMITTED
 
 logger = logging.getLogger(__name__)
 
@@ -76,28 +77,33 @@ class TrainedPolicy:
 
 
 def load_policy(
-    path: str | os.PathLike[str], *, device: str | torch.device = "cpu"
+    path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    encoders: Collection[str] = (),
 ) -> TrainedPolicy:
     """Loads a trained policy; imports torch and numpy, and no Ray.
 
-    No code in the checkpoint runs: of its pickles only arrays, spaces and plain values are loaded.
-    An encoder of the user's own is imported by its name, as in training.
+    No code in the checkpoint runs: of its pickles only arrays, spaces and plain values are loaded,
+    and code outside it that it names, a user's own encoders, only if `encoders` names it too.
 
     Args:
         path: a checkpoint of a `DT` (`save_to_path`), a checkpoint of its RLModule, a folder of a
             Tune trial (its last checkpoint is taken), or a Hugging Face folder.
         device: where the network goes.
+        encoders: the classes of `DTModelConfig(encoders=…)` that may be imported.
 
     Raises:
         FileNotFoundError: there is no such folder, or it holds none of these.
-        CheckpointError: the checkpoint is incomplete or damaged.
+        CheckpointError: the checkpoint is incomplete or damaged, or has an encoder that
+            `encoders` does not name.
     """
     folder = _checkpoint_in(Path(path).expanduser())
     if (folder / _RLLIB).is_file() and (folder / _MODULE).is_dir():
-        policy = _from_algorithm(folder)
+        policy = _from_algorithm(folder, encoders)
     elif (folder / _ARGUMENTS).is_file() and (folder / _STATE).is_file():
         arguments, state = ((folder / name).read_bytes() for name in (_ARGUMENTS, _STATE))
-        policy = TrainedPolicy(network=_network(arguments, state, folder))
+        policy = TrainedPolicy(network=_network(arguments, state, folder, encoders))
     elif (folder / "config.json").is_file():
         policy = TrainedPolicy(network=load_pretrained(folder))
     else:
@@ -131,7 +137,7 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(inner for inner in found if (inner / MANIFEST).is_file())
 
 
-def _from_algorithm(folder: Path) -> TrainedPolicy:
+def _from_algorithm(folder: Path, encoders: Collection[str]) -> TrainedPolicy:
     names = (_ARGUMENTS, _ALGORITHM_STATE, f"{_MODULE}/{_ARGUMENTS}", f"{_MODULE}/{_STATE}")
     of_algorithm, own_state, arguments, state = read_listed(folder, names).values()
     settings = _arguments(of_algorithm, folder)[0]
@@ -148,7 +154,7 @@ def _from_algorithm(folder: Path) -> TrainedPolicy:
     measured = _unpickled(own_state, folder).get("dt_measured") or {}
     targets = settings.get("target_returns") or measured.get("target_returns") or ()
     return TrainedPolicy(
-        network=_network(arguments, state, folder),
+        network=_network(arguments, state, folder, encoders),
         rule=ReturnRule(
             gamma=settings["gamma"],
             delayed=settings["delayed_reward"],
@@ -158,7 +164,9 @@ def _from_algorithm(folder: Path) -> TrainedPolicy:
     )
 
 
-def _network(arguments: bytes, state: bytes, folder: Path) -> DecisionTransformer:
+def _network(
+    arguments: bytes, state: bytes, folder: Path, encoders: Collection[str]
+) -> DecisionTransformer:
     """Builds the network that an RLModule's checkpoint holds."""
     given = _arguments(arguments, folder)[1]
     spaces = given.get("observation_space"), given.get("action_space")
@@ -166,11 +174,18 @@ def _network(arguments: bytes, state: bytes, folder: Path) -> DecisionTransforme
         raise CheckpointError(
             f"{folder}/{_ARGUMENTS} holds spaces that are no gymnasium spaces: {spaces}"
         )
-    network = DecisionTransformer(DTModelConfig.from_dict(given.get("model_config") or {}), *spaces)
+    config = DTModelConfig.from_dict(given.get("model_config") or {})
+    unnamed = sorted(set(config.encoders.values()) - set(encoders))
+    if unnamed:
+        raise CheckpointError(
+            f"the checkpoint {folder} has encoders of its own, which are code: {unnamed}; if you "
+            f"trust them, load_policy(…, encoders={unnamed})"
+        )
+    network = DecisionTransformer(config, *spaces)
     weights = {
         name.removeprefix(_NETWORK): torch.as_tensor(value)
         for name, value in _unpickled(state, folder).items()
-        if name.startswith(_NETWORK) and isinstance(value, np.ndarray | np.generic | float | int)
+        if name.startswith(_NETWORK) and _is_number(value)
     }
     try:
         network.load_state_dict(current_names(weights))
@@ -179,6 +194,11 @@ def _network(arguments: bytes, state: bytes, folder: Path) -> DecisionTransforme
             f"the weights in {folder} do not fit its settings: {error}"
         ) from error
     return network.eval()
+
+
+def _is_number(value: Any) -> bool:
+    is_array = isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf"
+    return is_array or isinstance(value, float | int)
 
 
 # --- pickles
@@ -195,13 +215,12 @@ def _arguments(content: bytes, folder: Path) -> tuple[Any, Any]:
 _ADMITTED = {
     "collections": {"OrderedDict"},
     "builtins": {"set", "frozenset", "slice", "complex", "bytearray"},
-    "numpy": {"dtype", "ndarray", "float32", "float64", "int32", "int64", "uint8", "bool"},
-    "numpy.core.multiarray": {"_reconstruct", "scalar"},
-    "numpy._core.multiarray": {"_reconstruct", "scalar"},
-    "numpy.core.numeric": {"_frombuffer"},
-    "numpy._core.numeric": {"_frombuffer"},
+    "numpy": {"float32", "float64", "int32", "int64", "uint8", "bool"},
 }
-"""Names by module that are loaded; gymnasium's spaces are as well."""
+"""Names by module that are loaded, besides those of numpy's arrays and gymnasium's spaces."""
+
+_PLAIN_DTYPE = (None, None, None, -1, -1)
+"""What numpy saves of a dtype of numbers besides its byte order: no fields, and no parts."""
 
 
 class _Absent:
@@ -229,10 +248,19 @@ class _Absent:
         """Ignores values."""
 
 
-class _Unpickler(pickle.Unpickler):
+_InPython: Any = pickle._Unpickler
+"""In Python, where single steps can be checked."""
+
+
+class _Unpickler(_InPython):
     """Loads arrays, spaces and plain values, and puts `_Absent` in place of all else."""
 
+    dispatch: ClassVar = dict(_InPython.dispatch)
+
     def find_class(self, module: str, name: str) -> Any:
+        """Returns what stands for a name."""
+        if (module, name) in ADMITTED:
+            return ADMITTED[module, name]
         if name in _ADMITTED.get(module, ()):
             return super().find_class(module, name)
         if module.startswith("gymnasium.spaces."):
@@ -240,6 +268,20 @@ class _Unpickler(pickle.Unpickler):
             if isinstance(found, type) and issubclass(found, gym.Space):
                 return found
         return _Absent
+
+    def load_build(self) -> None:
+        """Sets an object's state, if it is one that can be set safely."""
+        state, built = self.stack[-1], self.stack[-2]
+        if isinstance(built, np.dtype):
+            # any other state could make numpy take bytes for the addresses of objects
+            is_plain = isinstance(state, tuple) and len(state) == 8 and state[2:7] == _PLAIN_DTYPE
+            if built.kind not in "biuf" or not is_plain or state[7]:
+                raise pickle.UnpicklingError(f"it changes the dtype {built}")
+        elif not isinstance(built, np.ndarray | gym.Space | _Absent):
+            raise pickle.UnpicklingError(f"it sets the state of a {type(built).__name__}")
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 def _unpickled(content: bytes, folder: Path) -> dict[str, Any]:

@@ -7,3 +7,8 @@
 input; `survey` makes the first one, which checks everything; `stream` repeats passes for data that
 exceeds memory; `offline_data` gives each learner a supply of windows.
 """
+
+from rllib_dt import hook
+
+# an import of RLlib from within this room would register the algorithm, which imports the room
+hook.register_first()

@@ -6,3 +6,8 @@ results ◀─── events ◀────┘
 
 docs/design.md says how failures are contained.
 """
+
+from rllib_dt import hook
+
+# an import of RLlib from within this room would register the algorithm, which imports the room
+hook.register_first()

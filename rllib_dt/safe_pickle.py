@@ -12,7 +12,6 @@ import pickle
 import pickletools
 from typing import Any
 
-import lz4.frame
 import numpy as np
 
 
@@ -72,13 +71,14 @@ def _admitted() -> dict[tuple[str, str], Any]:
     return names
 
 
-_ADMITTED = _admitted()
+ADMITTED = _admitted()
+"""What numpy's pickles of arrays name, by (module, name), and what stands for each."""
 
 
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _ADMITTED[(module, name)]
+            return ADMITTED[(module, name)]
         except KeyError:
             raise RefusedPickleError(
                 f"it holds {module}.{name}; only numpy arrays are read from pickles"
@@ -178,7 +178,7 @@ def _first_name(data: bytes) -> str:
             memo[int(argument or 0)] = texts[-1]
         elif opcode.name in ("GLOBAL", "STACK_GLOBAL"):
             found = str(argument).split(" ") if argument is not None else texts[-2:]
-            if tuple(found) not in _ADMITTED:
+            if tuple(found) not in ADMITTED:
                 return ".".join(map(str, found))[:_SHOWN]
             texts.append(None)
         else:
@@ -220,6 +220,8 @@ _MAX_RATIO = 256
 
 
 def _bounded(compressed: bytes, max_bytes: int) -> bytes:
+    import lz4.frame
+
     # several times slower for small frames, since it allocates what they may take
     decompressor = lz4.frame.LZ4FrameDecompressor()
     data: bytes = decompressor.decompress(compressed, max_length=max_bytes + 1)
@@ -241,6 +243,8 @@ def unpack_array(packed: str | bytes, max_bytes: int) -> np.ndarray:
         RefusedPickleError: it is something else.
         PackedTooLargeError: it unpacks to more.
     """
+    import lz4.frame
+
     try:
         compressed = base64.b64decode(packed, validate=True)
         if len(compressed) * _MAX_RATIO <= max_bytes:
