@@ -118,7 +118,9 @@ def test_a_card_is_plotted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "write", [other.write_minari_hdf5, other.write_d3rlpy, other.write_imitation], ids=str
+    "write",
+    [other.write_minari_hdf5, other.write_d3rlpy, other.write_imitation],
+    ids=lambda write: write.__name__,
 )
 def test_what_is_converted_reads_as_before(tmp_path, write):
     source = write(tmp_path / "a.npz" if write is other.write_imitation else tmp_path / "a.h5")
