@@ -56,7 +56,7 @@ def check_leaves(episodes, first, *, last=True, ended=True):
 
 @pytest.mark.parametrize("kind", ["hdf5", "arrow", "parquet"])
 @pytest.mark.semantics(30)
-def test_minari_reads_exactly_from_each_of_its_storages(tmp_path, kind):
+def test_minari_reads_exactly_from_each_of_its_storages(cluster, tmp_path, kind):
     folder = tmp_path / "space" / "walk-v0"
     if kind == "hdf5":
         other.write_minari_hdf5(folder)
@@ -707,7 +707,7 @@ def test_examples_of_tensorflow_round_trip(features):
 
 
 @pytest.mark.parametrize("version", ["2.1", "3.0"])
-def test_lerobot_reads_exactly(tmp_path, version):
+def test_lerobot_reads_exactly(cluster, tmp_path, version):
     folder = other.write_lerobot(tmp_path, version)
     assert len(find_files(str(folder))) == (3 if version == "2.1" else 1)
     check_leaves(read(folder).episodes, "state", last=False)
