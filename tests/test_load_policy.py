@@ -283,11 +283,23 @@ class Own(torch.nn.Module):
         return self.layer(values)
 
 
+SLOW = pytest.mark.slow  # each takes a process that imports Ray
+
+
 @pytest.mark.parametrize(
     "name",
-    ["DTTorchLearner", "DTTorchRLModule", "learning.learner", "rollout.env_runner",
-     "reading.offline_data", "learning.rl_module", "huggingface", "examples", "compat"],
-)  # fmt: skip
+    [
+        "DTTorchRLModule",
+        "rollout.env_runner",
+        "reading.offline_data",
+        pytest.param("DTTorchLearner", marks=SLOW),
+        pytest.param("learning.learner", marks=SLOW),
+        pytest.param("learning.rl_module", marks=SLOW),
+        pytest.param("huggingface", marks=SLOW),
+        pytest.param("examples", marks=SLOW),
+        pytest.param("compat", marks=SLOW),
+    ],
+)
 def test_any_part_may_be_imported_first(name):
     what = (
         f"import rllib_dt.{name}"
