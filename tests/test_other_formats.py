@@ -643,6 +643,8 @@ def test_rlds_may_lack_is_last_and_is_terminal_decides(tmp_path):
         return {"is_last": None, "observation/text": None}
 
     path = other.write_rlds(tmp_path / "a.tfrecord", [(2, 5)], cut=True, change=without)
+    with refused("episode 0: it has no steps/is_last.*missing_ends="):
+        read(path)
     (episode,) = read(path, missing_ends="terminated").episodes
     assert (len(episode), episode.terminated) == (5, True)
 
@@ -659,7 +661,7 @@ def test_rlds_may_lack_is_last_and_is_terminal_decides(tmp_path):
     with refused("episode 0: is_terminal is set in row 1 of 6"):
         read(other.write_rlds(tmp_path / "c.tfrecord", [(2, 5)], change=within))
     with refused("episode 0: it has no steps/dense"):
-        read(path, names={"rewards": "dense"}, missing_rewards=1.0)
+        read(path, names={"rewards": "dense"}, missing_rewards=1.0, missing_ends="truncated")
 
 
 def test_damaged_tfrecords_are_refused(tmp_path):

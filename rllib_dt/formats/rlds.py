@@ -69,11 +69,11 @@ class _Episode:
         self._options, self._expansion = options, expansion
         flags = (steps.get(name) for name in (_IS_LAST, _IS_TERMINAL, "is_first", "reward"))
         one_a_row = next((flag for flag in flags if isinstance(flag, np.ndarray)), None)
-        if one_a_row is None:
+        if one_a_row is None or (_IS_LAST not in steps and options.missing_ends is None):
             raise self._error(
-                f"it has neither steps/{_IS_LAST} nor steps/{_IS_TERMINAL}, only "
-                f"{sorted(steps)[:20]}",
-                "use RLDS's layout (docs/dataset_format.md)",
+                f"it has no steps/{_IS_LAST}, only {sorted(steps)[:20]}",
+                'set offline_data(missing_ends="terminated"), or "truncated", if every row is a '
+                "step, and use RLDS's layout otherwise (docs/dataset_format.md)",
             )
         self._num_rows = len(one_a_row)
         self._is_last, self._is_terminal = (self._flag(n) for n in (_IS_LAST, _IS_TERMINAL))
