@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
+from rllib_dt.episodes.duplicates import Duplicates
 from rllib_dt.episodes.episode import DataError, Episode
 from rllib_dt.formats.assembly import Assembler
 from rllib_dt.formats.files import find_files, read_file
 from rllib_dt.formats.fragments import ReadOptions
 from rllib_dt.formats.recorded_spaces import Spaces, recorded_spaces
-from rllib_dt.reading.duplicates import Duplicates
-from rllib_dt.spaces.composites import layouts, look_normalized, wanted
+from rllib_dt.spaces.composites import column_shapes, look_normalized, wanted
 from rllib_dt.spaces.trees import by_leaf, column_names, from_leaves, leaves
 from rllib_dt.types import Array
 
@@ -242,13 +242,11 @@ def read_options(spaces: Spaces | None, **options: Any) -> ReadOptions:
     """Returns the options of readers, with what they need of the spaces."""
     if spaces is None:
         return ReadOptions(**options)
-    shapes = {
-        column: shape
-        for name, space in zip(("obs", "actions"), spaces, strict=True)
-        for column, (shape, _) in column_names(name, from_leaves(layouts(space)))
-    }
     return ReadOptions(
-        observed=wanted(spaces[0]), acted=wanted(spaces[1]), shapes=shapes, **options
+        observed=wanted(spaces[0]),
+        acted=wanted(spaces[1]),
+        shapes=column_shapes(*spaces),
+        **options,
     )
 
 

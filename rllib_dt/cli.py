@@ -20,7 +20,6 @@ _CONVERT = """Converts recordings of any format to Parquet with one row per epis
 
     rllib-dt convert expert_cartpole.npz my-data --env CartPole-v1
 """
-_WORDS = {"missing_ends": ("terminated", "truncated"), "last_row": ("drop", "keep")}
 
 
 def main() -> None:
@@ -121,9 +120,6 @@ def _settings(env: str | None, **options: str | None) -> tuple[Any, dict[str, An
     rewards = found.get("missing_rewards")
     if rewards is not None and rewards != "success":
         found["missing_rewards"] = float(rewards)
-    for name, allowed in _WORDS.items():
-        if found.get(name) not in (None, *allowed):
-            raise ValueError(f"{name}={found[name]!r} is not one of {allowed}")
     if env is None:
         return None, found
     import gymnasium as gym
@@ -154,9 +150,8 @@ def _convert(data: list[str], out: Path, env: str | None, **options: str | None)
     from rllib_dt.conversion import convert
 
     spaces, found = _settings(env, **options)
-    progress = _Progress()
-    files = convert(_places(data), out, spaces=spaces, on_episode=progress.add, **found)
-    progress.close()
+    with _Progress() as progress:
+        files = convert(_places(data), out, spaces=spaces, on_episode=progress.add, **found)
     print(f"{progress.episodes} episodes, {progress.steps} steps -> {len(files)} files in {out}")
 
 
@@ -175,9 +170,18 @@ class _Progress:
 
         self.episodes = self.steps = 0
         columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        console = Console(stderr=True)
+        self._bar = Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        )
         self._task = self._bar.add_task("", total=1.0)
+
+    def __enter__(self) -> "_Progress":
         self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
 
     def add(self, steps: int, share: float) -> None:
         """Adds an episode; `share` of the files' bytes belong to files that are done."""
@@ -185,7 +189,3 @@ class _Progress:
         self.steps += steps
         text = f"{self.episodes} episodes, {self.steps} steps"
         self._bar.update(self._task, completed=share, description=text)
-
-    def close(self) -> None:
-        """Ends the display."""
-        self._bar.stop()

@@ -1,7 +1,7 @@
 """Registers "DT" with Ray once Ray Tune or RLlib is imported.
 
 Importing RLlib takes seconds and is not needed to load a policy or read data, so `import rllib_dt`
-does not do it. Who names the algorithm by a string has imported Tune or RLlib before or will do so.
+does not do it. The registered name matters only in a process that imports Tune or RLlib.
 """
 
 import importlib
@@ -20,16 +20,21 @@ _ALGORITHM = "rllib_dt.algorithm"
 
 def register_with_ray() -> None:
     """Registers now if Tune or RLlib is imported already, and otherwise when one is."""
-    watcher = _Watcher()
     if any(_is_whole(name) for name in _WATCHED):
-        watcher.register()
+        _register()
     else:
-        sys.meta_path.insert(0, watcher)
+        sys.meta_path.insert(0, _Watcher())
 
 
 def register_first() -> None:
     """Registers now, unless this is one of Ray's workers, or the algorithm is being imported."""
-    if not compat.in_ray_task() and _ALGORITHM not in sys.modules:
+    if not compat.in_ray_task():
+        _register()
+
+
+def _register() -> None:
+    """Imports the algorithm, which registers itself, unless that is under way."""
+    if _ALGORITHM not in sys.modules:
         importlib.import_module(_ALGORITHM)
 
 
@@ -66,14 +71,8 @@ class _Watcher(MetaPathFinder):
         """Takes note of an import that is done, and registers if no other is under way."""
         self._imported.add(fullname)
         if all(name in self._imported for name in _WATCHED if name in sys.modules):
-            self.register()
-
-    def register(self) -> None:
-        """Imports the algorithm, which registers itself, unless that is under way."""
-        if self in sys.meta_path:
             sys.meta_path.remove(self)
-        if _ALGORITHM not in sys.modules:
-            importlib.import_module(_ALGORITHM)
+            _register()
 
 
 class _Reporting(Loader):

@@ -50,8 +50,7 @@ def calibration(by_target: Mapping[str, Mapping[str, Any]]) -> Calibration:
     if not len(pairs):
         raise ValueError("no target has an episode")
     targets, achieved = pairs.T
-    spread = targets - targets.mean()
-    slope = None if not spread.any() else float((spread * achieved).sum() / (spread**2).sum())
+    slope = float(np.polyfit(targets, achieved, 1)[0]) if len(targets) > 1 else None
     return Calibration(mean_absolute_error=float(np.abs(achieved - targets).mean()), slope=slope)
 
 

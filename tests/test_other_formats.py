@@ -430,6 +430,18 @@ def test_settings_that_mean_nothing_are_refused(tmp_path, options):
         read(other.write_ogbench(tmp_path / "a.npz"), **options)
 
 
+def test_trajectories_whose_observations_are_no_lists_are_of_no_known_layout(tmp_path):
+    table = pa.table({"obs": [1.0], "acts": [[1.0]], "terminal": [True]})
+    with refused("a.arrow: its columns .* are of no known layout"):
+        read(other.write_arrow(tmp_path / "a.arrow", table))
+
+
+def test_an_episode_of_its_first_observation_alone_is_named(tmp_path):
+    path = other.write_ogbench(tmp_path / "a.npz", [(2, 5), (3, 0)])
+    with refused("a.npz, episode 1: it has no step, only the observation that begins it"):
+        read(path, missing_rewards=0.0)
+
+
 # ---- npz
 
 

@@ -1,5 +1,6 @@
 """Data cards, conversion, and their commands."""
 
+import re
 import sys
 
 import numpy as np
@@ -12,6 +13,7 @@ from rllib_dt.formats.recorded_spaces import recorded_spaces
 from tests import other_recordings as other
 from tests.other_recordings import EPISODES
 from tests.recordings import ACTIONS, OBSERVATIONS, arrays, check, ends, read, refused, write_d4rl
+from tests.scripts import run_script
 
 SPACES = OBSERVATIONS, ACTIONS
 
@@ -71,8 +73,6 @@ def test_a_card_says_what_the_data_holds(tmp_path):
 )
 def test_a_card_names_what_is_odd(tmp_path, episodes, spaces, message):
     write_episodes(episodes, tmp_path, *spaces)
-    import re
-
     odd = report(str(tmp_path)).odd
     assert [line for line in odd if re.search(message, line)]
 
@@ -112,6 +112,23 @@ def test_a_card_is_plotted(tmp_path):
     other.write_minari_hdf5(tmp_path)
     report(str(tmp_path)).plot(tmp_path / "card.png")
     assert (tmp_path / "card.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_cards_and_conversion_need_no_ray(tmp_path):
+    folder = other.write_minari_hdf5(tmp_path / "set")
+    out = run_script(
+        """
+        import sys
+        import rllib_dt
+        card = rllib_dt.report(sys.argv[1])
+        rllib_dt.convert(sys.argv[1], sys.argv[2])
+        loaded = sorted({m.split(".")[0] for m in sys.modules} & {"ray", "torch"})
+        print(len(card.returns), loaded)
+        """,
+        folder,
+        tmp_path / "out",
+    )
+    assert out.strip() == "3 []"
 
 
 # ---- conversion

@@ -1,5 +1,7 @@
 """Without an environment, spaces that are not given are those that the data describes."""
 
+import json
+
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
@@ -85,10 +87,18 @@ def test_data_that_describes_no_spaces_is_refused(tmp_path, cluster):
         make_config(path).build_algo()
 
 
-def test_damaged_descriptions_are_refused_by_name(tmp_path):
+@pytest.mark.parametrize(
+    ("observation", "action"),
+    [
+        ("{}", 3),
+        ('{"type": "Discrete", "n": 1' + 30 * "0" + ', "start": 0}', "{}"),
+        ('{"type": "Tuple", "subspaces": [' * 10**5, "{}"),
+    ],
+    ids=["no types", "beyond integers", "too deep"],
+)
+def test_damaged_descriptions_are_refused_by_name(tmp_path, observation, action):
     folder = other.write_minari_hdf5(tmp_path)
-    (tmp_path / "data" / "metadata.json").write_text(
-        '{"observation_space": "{}", "action_space": 3}'
-    )
+    described = json.dumps({"observation_space": observation, "action_space": action})
+    (tmp_path / "data" / "metadata.json").write_text(described)
     with refused(r"main_data.hdf5.*the description of its spaces cannot be read"):
         recorded_spaces(str(folder))

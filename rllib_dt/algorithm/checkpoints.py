@@ -24,7 +24,13 @@ from packaging.version import Version
 from ray.rllib.utils.checkpoints import CHECKPOINT_VERSION_LEARNER_AND_ENV_RUNNER
 
 from rllib_dt.formats.paths import locate
-from rllib_dt.policy.manifest import MANIFEST, MANIFEST_VERSION, CheckpointError, digest
+from rllib_dt.policy.manifest import (
+    MANIFEST,
+    MANIFEST_VERSION,
+    CheckpointError,
+    digest,
+    listed_files,
+)
 from rllib_dt.types import JsonObject
 
 _STATE_SUFFIXES = (".pkl", ".pickle", ".msgpack")
@@ -133,22 +139,12 @@ def verify(
         )
     with system.open_input_stream(manifest) as file:
         text = file.read()
-    try:
-        content = json.loads(text)
-        listed = {name: file for name, file in content["files"].items() if name.startswith(within)}
-        version = int(content["version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}/{MANIFEST} is damaged ({error}); restore from an earlier checkpoint"
-        ) from error
-    if version > MANIFEST_VERSION:
-        raise CheckpointError(
-            f"{path} has version {version} of {MANIFEST}, this rllib_dt reads up to "
-            f"{MANIFEST_VERSION}; upgrade rllib_dt"
-        )
+    files = listed_files(text, path)
     _check_rllib_version(system, folder, path)
-    _check_unlisted(system, folder, within, content["files"], path)
-    for name, wanted in listed.items():
+    _check_unlisted(system, folder, within, files, path)
+    for name, wanted in files.items():
+        if not name.startswith(within):
+            continue
         info = system.get_file_info(f"{folder}/{name}")
         if info.type != pafs.FileType.File:
             problem = "is missing"

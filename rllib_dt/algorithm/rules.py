@@ -4,11 +4,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from ray.rllib.callbacks.callbacks import RLlibCallback
 
+from rllib_dt.formats.fragments import LastRow, MissingEnds
 from rllib_dt.learning.learner import DTTorchLearner
 from rllib_dt.learning.rl_module import DTTorchRLModule
 from rllib_dt.reading.offline_data import DTOfflineData
@@ -144,8 +145,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "precision": ("fp32", "bf16"),
     "incomplete": ("error", "drop", "keep"),
     "duplicates": ("keep", "drop", "error"),
-    "missing_ends": (None, "terminated", "truncated"),
-    "last_row": (None, "drop", "keep"),
+    "missing_ends": (None, *get_args(MissingEnds)),
+    "last_row": (None, *get_args(LastRow)),
     "placement_strategy": ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
     "log_level": ("DEBUG", "INFO", "WARN", "WARNING", "ERROR"),
 }

@@ -12,12 +12,12 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.utils.annotations import override
 
 from rllib_dt.algorithm.inputs import absolute_inputs, are_paths, check_inputs
+from rllib_dt.episodes.duplicates import DuplicatesPolicy
 from rllib_dt.formats.assembly import IncompletePolicy
 from rllib_dt.formats.expansion import DEFAULT_MAX_EXPANSION
 from rllib_dt.formats.fragments import LastRow, MissingEnds, MissingRewards
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.reading.credentials import Sealed
-from rllib_dt.reading.duplicates import DuplicatesPolicy
 from rllib_dt.types import Paths
 
 if TYPE_CHECKING:

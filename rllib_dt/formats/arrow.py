@@ -1,7 +1,7 @@
 """Reads Arrow files (IPC, as files or streams) of any known layout."""
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -17,6 +17,7 @@ from rllib_dt.formats.arrow_schema import (
 from rllib_dt.formats.columns import check_extension, check_types
 from rllib_dt.formats.expansion import Expansion, size_of
 from rllib_dt.formats.fragments import Fragment, ReadOptions
+from rllib_dt.formats.layouts import Layout
 
 _MAGIC = b"ARROW1"
 _CONTINUES = 0xFFFFFFFF
@@ -60,15 +61,7 @@ class ArrowInput:
                 yield chosen.slice(start, num_rows)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """A layout of episodes in Arrow files; see `parquet.Layout`."""
-
-    matches: Callable[[pa.Schema], bool]
-    read: Callable[[ArrowInput], Iterator[Fragment]]
-
-
-LAYOUTS = (
+LAYOUTS: tuple[Layout[ArrowInput], ...] = (
     Layout(minari.matches_table, minari.read_table),
     Layout(imitation.matches_table, imitation.read_table),
 )
@@ -84,7 +77,7 @@ def read_arrow(file: IO[bytes], source: str, options: ReadOptions) -> Iterator[F
     """
     try:
         given = _open(file, source, options)
-        layout = next((layout for layout in LAYOUTS if layout.matches(given.schema)), None)
+        layout = next((layout for layout in LAYOUTS if layout.matches(given)), None)
         if layout is None:
             raise DataError(
                 source,

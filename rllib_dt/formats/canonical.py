@@ -20,14 +20,14 @@ from rllib_dt.formats.columns import (
     tensors,
 )
 from rllib_dt.formats.expansion import Expansion
-from rllib_dt.formats.fragments import Fragment, ReadOptions, end_flag
+from rllib_dt.formats.fragments import Fragment, end_flag, whole_episode
 from rllib_dt.formats.ids import ids_from_arrow
 from rllib_dt.formats.nested import arrow_leaves, tree_from_values
 from rllib_dt.formats.parquet_input import ParquetInput
 from rllib_dt.spaces.composites import check_names, wanted
 from rllib_dt.spaces.descriptions import describe_space
 from rllib_dt.spaces.leaves import step_layout
-from rllib_dt.spaces.trees import LeafChoice, at, by_leaf, from_leaves, is_composite, joined, leaves
+from rllib_dt.spaces.trees import LeafChoice, by_leaf, from_leaves, is_composite, joined, leaves
 from rllib_dt.types import Array, Tree
 
 RecordedEpisode = Mapping[str, Any]
@@ -44,9 +44,9 @@ _BYTES_PER_FILE = 64 * 2**20
 _ROWS_AT_ONCE = 256
 
 
-def matches(schema: pa.Schema, options: ReadOptions) -> bool:
+def matches(given: ParquetInput) -> bool:
     """Returns whether the file has the columns of episodes, and a list of rewards in each row."""
-    names = options.names
+    schema, names = given.schema, given.options.names
     if not all(names.get(name, name) in schema.names for name in EPISODE_COLUMNS):
         return False
     # rows of single steps may have the same names (input_read_schema), but hold one reward each
@@ -96,16 +96,12 @@ def _fragment(
         _tree(row[name], where, name, expansion, given.options.choice_of(name))
         for name in ("obs", "actions")
     )
-    rewards = _values(row["rewards"], where, "rewards", expansion)
-    one_more = all(len(array) == len(rewards) + 1 for array in by_leaf(obs).values())
-    return Fragment(
+    return whole_episode(
         source=source,
         key=key,
-        start=0,
-        observations=at(obs, slice(-1)) if one_more else obs,
+        observations=obs,
         actions=actions,
-        rewards=rewards,
-        next_observation=at(obs, -1) if one_more else None,
+        rewards=_values(row["rewards"], where, "rewards", expansion),
         terminated=end_flag(row["terminated"][0].as_py(), "terminated", where),
         truncated=end_flag(row["truncated"][0].as_py(), "truncated", where),
     )

@@ -14,9 +14,9 @@ from rllib_dt.types import Tree
 _ACTIONS = re.compile(r"actions_(\d+)")
 
 
-def matches(present: list[str]) -> bool:
-    """Returns whether an HDF5 file with these names has datasets for each episode."""
-    return any(_ACTIONS.fullmatch(name) for name in present)
+def matches(given: Hdf5Input) -> bool:
+    """Returns whether an HDF5 file has datasets for each episode."""
+    return any(_ACTIONS.fullmatch(name) for name in names(given.root))
 
 
 def read(given: Hdf5Input) -> Iterator[Fragment]:

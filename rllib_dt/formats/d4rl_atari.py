@@ -73,7 +73,7 @@ def read_d4rl_atari(
             )
         ends = end_flags(columns["terminal"].rows(lengths["terminal"]), "terminal", source)
         stops = [*(np.flatnonzero(ends) + 1).tolist(), len(ends)]
-        is_buffer = _OF_BUFFER in source
+        is_buffer = _OF_BUFFER in source.rpartition("/")[2]
         start = 0
         for number, stop in enumerate(stops):
             rows = {name: columns[name].rows(stop - start) for name in (FIELD, "action", "reward")}

@@ -63,7 +63,7 @@ FORMATS = (
     Format(("observation.gz",), read_d4rl_atari, NAMED, reads_beside=True),
 )
 
-COMPANIONS = frozenset(
+_COMPANIONS = frozenset(
     {
         "metadata.json",  # Minari
         "namespace_metadata.json",
@@ -231,7 +231,7 @@ def _companions(paths: Sequence[str]) -> tuple[str, ...]:
     found = []
     for path in paths:
         folder, _, name = path.rpartition("/")
-        if name in COMPANIONS:
+        if name in _COMPANIONS:
             found.append(path)
         if name == "info.json" and folder.endswith("/meta"):  # LeRobot
             found.append(f"{folder}/")

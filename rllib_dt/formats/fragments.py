@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,8 @@ from rllib_dt.types import Array, Batch, Tree
 
 MissingRewards = Literal["success"] | float
 LastRow = Literal["drop", "keep"]
-_WORDS = {"missing_ends": ("terminated", "truncated"), "last_row": ("drop", "keep")}
 MissingEnds = Literal["terminated", "truncated"]
+_WORDS = {"missing_ends": get_args(MissingEnds), "last_row": get_args(LastRow)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,25 +134,22 @@ def whole_episode(
     Raises:
         DataError: the columns have other lengths, or none.
     """
-    columns = [*column_names("observations", observations), *column_names("actions", actions)]
-    lengths = {name: len(array) for name, array in columns} | {"rewards": len(rewards)}
-    one_more = {name for name, n in lengths.items() if n == len(rewards) + 1}
-    of_observations = {name for name, _ in column_names("observations", observations)}
-    lasts = len(rewards) + (one_more == of_observations)
-    if not len(rewards):
+    seen = {name: len(array) for name, array in column_names("observations", observations)}
+    done = {name: len(array) for name, array in column_names("actions", actions)}
+    num_steps = len(rewards)
+    one_more = set(seen.values()) == {num_steps + 1}
+    if not num_steps:
         raise DataError(
             source,
             "it has no step, only the observation that begins it",
             "remove the episode",
             episode=key,
         )
-    if any(
-        n != (lasts if name in of_observations else len(rewards)) for name, n in lengths.items()
-    ):
+    if not (one_more or set(seen.values()) <= {num_steps}) or set(done.values()) - {num_steps}:
         raise DataError(
             source,
-            f"its columns have the lengths {lengths}; wanted T actions and rewards, and T or T + 1 "
-            "observations",
+            f"its columns have the lengths {seen | done | {'rewards': num_steps}}; wanted T "
+            "actions and rewards, and T or T + 1 observations",
             "record every column at every step, or remove the episode",
             episode=key,
         )

@@ -1,7 +1,6 @@
 """Reads HDF5 files of any known layout."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import IO
 
 import h5py
@@ -10,28 +9,15 @@ from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats import d3rlpy, d4rl, minari, robomimic
 from rllib_dt.formats.expansion import Expansion, size_of
 from rllib_dt.formats.fragments import Fragment, ReadOptions
-from rllib_dt.formats.hdf5_input import Hdf5Input, names
+from rllib_dt.formats.hdf5_input import Hdf5Input
+from rllib_dt.formats.layouts import Layout
 
-
-@dataclass(frozen=True)
-class Layout:
-    """A layout of episodes in HDF5.
-
-    Attributes:
-        matches: whether a file whose top group has these names has the layout.
-        read: yields the file's fragments.
-    """
-
-    matches: Callable[[list[str]], bool]
-    read: Callable[[Hdf5Input], Iterator[Fragment]]
-
-
-LAYOUTS = (
+LAYOUTS: tuple[Layout[Hdf5Input], ...] = (
     Layout(minari.matches_hdf5, minari.read_hdf5),
     Layout(robomimic.matches, robomimic.read),
     Layout(d3rlpy.matches, d3rlpy.read),
     # anything else must be flat, or is refused for the datasets that it lacks
-    Layout(lambda present: True, d4rl.read),
+    Layout(lambda given: True, d4rl.read),
 )
 
 
@@ -47,9 +33,9 @@ def read_hdf5(file: IO[bytes], source: str, options: ReadOptions) -> Iterator[Fr
     try:
         with h5py.File(file, "r") as root:
             expansion = Expansion(source, file_bytes, options.max_expansion)
-            present = names(root)
-            layout = next(layout for layout in LAYOUTS if layout.matches(present))
-            yield from layout.read(Hdf5Input(source, options, root, expansion))
+            given = Hdf5Input(source, options, root, expansion)
+            layout = next(layout for layout in LAYOUTS if layout.matches(given))
+            yield from layout.read(given)
     except (OSError, LookupError, RuntimeError, TypeError, OverflowError) as error:
         raise DataError(
             source, f"it is not a complete HDF5 file ({error})", "copy or download it again"

@@ -43,9 +43,9 @@ class Hdf5Input:
     root: h5py.File
     expansion: Expansion
 
-    def group(self, name: str, within: h5py.Group | None = None) -> h5py.Group:
+    def group(self, name: str) -> h5py.Group:
         """Opens a group; raises a DataError if it is none, or lies in another file."""
-        found = _follow(within or self.root, name, self.source, _MAX_LINKS)
+        found = _follow(self.root, name, self.source, _MAX_LINKS)
         if not isinstance(found, h5py.Group):
             raise DataError(self.source, f"{name!r} is not a group", _LAYOUT)
         return found

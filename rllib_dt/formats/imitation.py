@@ -55,8 +55,9 @@ def read_npz(given: NpzInput) -> Iterator[Fragment]:
 # --- Hugging Face datasets
 
 
-def matches_table(schema: pa.Schema) -> bool:
+def matches_table(given: TableInput) -> bool:
     """Returns whether each row of a table is a trajectory."""
+    schema = given.schema
     return set(COLUMNS) <= set(schema.names) and all(
         is_list(schema.field(name).type) for name in ("obs", "acts")
     )

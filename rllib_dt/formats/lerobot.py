@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats import step_rows
@@ -29,9 +28,9 @@ _NAMES = {
 _ENDS = ("dones", "terminateds", "truncateds")
 
 
-def matches(schema: pa.Schema, options: ReadOptions) -> bool:
+def matches(given: ParquetInput) -> bool:
     """Returns whether a table has LeRobot's columns."""
-    return {"action", "episode_index", "frame_index"} <= set(schema.names)
+    return {"action", "episode_index", "frame_index"} <= set(given.schema.names)
 
 
 def read(given: ParquetInput) -> Iterator[Fragment]:

@@ -66,11 +66,11 @@ def spaces_from_metadata(content: bytes) -> tuple[gym.Space, gym.Space] | None:
         ValueError: they are damaged, or of a type that is not known.
     """
     metadata = json.loads(content)
-    names = ("observation_space", "action_space")
-    if not isinstance(metadata, dict) or not all(name in metadata for name in names):
+    described = ("observation_space", "action_space")
+    if not isinstance(metadata, dict) or not all(name in metadata for name in described):
         return None
     observation, action = (
-        space_from_description(_ours(json.loads(metadata[name]))) for name in names
+        space_from_description(_ours(json.loads(metadata[name]))) for name in described
     )
     return observation, action
 
@@ -95,9 +95,9 @@ def _ours(description: Mapping[str, Any]) -> dict[str, Any]:
 # --- HDF5
 
 
-def matches_hdf5(present: list[str]) -> bool:
-    """Returns whether an HDF5 file with these names has a group for each episode."""
-    return any(_EPISODE.fullmatch(name) for name in present)
+def matches_hdf5(given: Hdf5Input) -> bool:
+    """Returns whether an HDF5 file has a group for each episode."""
+    return any(_EPISODE.fullmatch(name) for name in names(given.root))
 
 
 def read_hdf5(given: Hdf5Input) -> Iterator[Fragment]:
@@ -131,9 +131,9 @@ def _part(name: str) -> str:
 # --- Arrow and Parquet
 
 
-def matches_table(schema: pa.Schema) -> bool:
+def matches_table(given: TableInput) -> bool:
     """Returns whether a table has the columns of an episode."""
-    return set(COLUMNS) <= set(schema.names)
+    return set(COLUMNS) <= set(given.schema.names)
 
 
 def read_table(given: TableInput) -> Iterator[Fragment]:

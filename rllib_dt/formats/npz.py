@@ -1,35 +1,23 @@
 """Reads npz files of any known layout."""
 
 import zipfile
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import partial
 from typing import IO
 
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats import d4rl, imitation, ogbench, stable_baselines
 from rllib_dt.formats.expansion import Expansion, size_of
 from rllib_dt.formats.fragments import Fragment, ReadOptions
+from rllib_dt.formats.layouts import Layout
 from rllib_dt.formats.npz_input import NpzInput
 
+_ARRAYS = (imitation.ARRAYS, stable_baselines.ARRAYS, d4rl.ARRAYS, ogbench.ARRAYS)
+_READERS = (imitation.read_npz, stable_baselines.read, d4rl.read_npz, ogbench.read)
 
-@dataclass(frozen=True)
-class Layout:
-    """A layout of episodes in npz.
-
-    Attributes:
-        columns: the arrays that a file must have to be of the layout.
-        read: yields the file's fragments.
-    """
-
-    columns: Collection[str]
-    read: Callable[[NpzInput], Iterator[Fragment]]
-
-
-LAYOUTS = (
-    Layout(imitation.ARRAYS, imitation.read_npz),
-    Layout(stable_baselines.ARRAYS, stable_baselines.read),
-    Layout(d4rl.ARRAYS, d4rl.read_npz),
-    Layout(ogbench.ARRAYS, ogbench.read),
+LAYOUTS: tuple[Layout[NpzInput], ...] = tuple(
+    Layout(partial(NpzInput.has, arrays=arrays), read)
+    for arrays, read in zip(_ARRAYS, _READERS, strict=True)
 )
 
 
@@ -45,10 +33,9 @@ def read_npz(file: IO[bytes], source: str, options: ReadOptions) -> Iterator[Fra
     try:
         with zipfile.ZipFile(file) as archive:
             given = NpzInput(source, options, expansion, archive)
-            present = set(given.names)
-            layout = next((each for each in LAYOUTS if present >= set(each.columns)), None)
+            layout = next((layout for layout in LAYOUTS if layout.matches(given)), None)
             if layout is None:
-                wanted = ", or ".join(str(sorted(each.columns)) for each in LAYOUTS)
+                wanted = ", or ".join(str(sorted(arrays)) for arrays in _ARRAYS)
                 raise DataError(
                     source,
                     f"its arrays {given.names} are of no known layout",

@@ -40,6 +40,10 @@ class NpzInput:
         """The names of the arrays."""
         return sorted(n.removesuffix(".npy") for n in self._zip.namelist() if n.endswith(".npy"))
 
+    def has(self, arrays: Collection[str]) -> bool:
+        """Returns whether the file has all of these arrays."""
+        return set(arrays) <= set(self.names)
+
     def values(self, name: str) -> Array:
         """Reads an array as a whole."""
         column = self._open(name)
@@ -50,7 +54,7 @@ class NpzInput:
         return self._open(name).length
 
     def segments(self, columns: Collection[str], lengths: Sequence[int]) -> Iterator[Batch]:
-        """Yields the columns' rows, so many at a time.
+        """Yields the columns' rows, one segment at a time.
 
         Args:
             columns: the arrays' names.

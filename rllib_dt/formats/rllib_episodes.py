@@ -5,7 +5,6 @@ from typing import Any
 
 import msgpack
 import numpy as np
-import pyarrow as pa
 
 try:  # not `msgpack.unpackb`, which msgpack_numpy.patch() replaces by one that reads pickles
     from msgpack._cmsgpack import unpackb
@@ -14,7 +13,7 @@ except ImportError:  # without the compiled module
 
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.columns import is_bytes
-from rllib_dt.formats.fragments import Fragment, ReadOptions, end_flag
+from rllib_dt.formats.fragments import Fragment, end_flag
 from rllib_dt.formats.nested import tree_from_values
 from rllib_dt.formats.parquet_input import ParquetInput
 from rllib_dt.spaces.trees import EVERYTHING, LeafChoice, at, by_leaf, length
@@ -41,8 +40,9 @@ _BYTES_PER_BYTE = 8
 """What a byte of msgpack takes as Python's lists and dicts, roughly."""
 
 
-def matches(schema: pa.Schema, options: ReadOptions) -> bool:
+def matches(given: ParquetInput) -> bool:
     """Returns whether the file has a column of bytes named `item`."""
+    schema = given.schema
     return ITEM in schema.names and is_bytes(schema.field(ITEM).type)
 
 

@@ -15,8 +15,9 @@ _GROUP = "data"
 _DEMO = re.compile(r"demo_(\d+)")
 
 
-def matches(present: list[str]) -> bool:
-    """Returns whether an HDF5 file with these names has robomimic's layout."""
+def matches(given: Hdf5Input) -> bool:
+    """Returns whether an HDF5 file has robomimic's layout."""
+    present = names(given.root)
     return _GROUP in present and "observations" not in present
 
 

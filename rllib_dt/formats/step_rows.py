@@ -105,11 +105,11 @@ def _columns(
                     "remove the rows or fill the values in",
                 )
             continue
-        prefix = f"{given.name(name)}{separator}"
-        paths = {c: _path(c.removeprefix(prefix), separator) for c in (theirs, *others)}
         if theirs == given.name(name):
             columns[name] = _values(table[theirs], name, theirs, "", given)
         else:
+            prefix = f"{given.name(name)}{separator}"
+            paths = {c: _path(c.removeprefix(prefix), separator) for c in (theirs, *others)}
             columns[name] = {
                 leaf: array
                 for column, path in paths.items()

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import gymnasium as gym
 import pyarrow.fs as pafs
 
+from rllib_dt.episodes.duplicates import without
 from rllib_dt.episodes.episode import Episode, EpisodeName
 from rllib_dt.episodes.pool import EpisodePool, pack
 from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.formats.assembly import Assembler, IncompletePolicy, assemble
 from rllib_dt.formats.fragments import ReadOptions
-from rllib_dt.reading.duplicates import without
 from rllib_dt.reading.holdout import draw_by_name
 from rllib_dt.reading.tasks import read_fragments
 

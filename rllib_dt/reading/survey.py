@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 
+from rllib_dt.episodes.duplicates import Duplicates, DuplicatesPolicy
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.episodes.pool import EpisodePool
 from rllib_dt.episodes.returns import ReturnRule
@@ -16,20 +17,18 @@ from rllib_dt.formats.files import find_files
 from rllib_dt.formats.fragments import LastRow, MissingEnds, MissingRewards, ReadOptions
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.reading.credentials import resolve_filesystem
-from rllib_dt.reading.duplicates import Duplicates, DuplicatesPolicy
 from rllib_dt.reading.holdout import Holdout, distinct_places
 from rllib_dt.reading.passes import Passes
 from rllib_dt.reading.tasks import group_files
 from rllib_dt.spaces.composites import (
+    column_shapes,
     image_leaves,
-    layouts,
     look_normalized,
     number_leaves,
     stacked_leaves,
     step_bytes,
     wanted,
 )
-from rllib_dt.spaces.trees import joined
 from rllib_dt.types import Paths
 
 logger = logging.getLogger(__name__)
@@ -200,7 +199,9 @@ def _passes(config: ReadingSettings, inputs: str | list[str]) -> Passes:
             max_expansion=config.max_expansion,
             observed=wanted(config.observation_space, config.dt_model_config.choice),
             acted=wanted(config.action_space),
-            shapes=_shapes(config),
+            shapes=column_shapes(
+                config.observation_space, config.action_space, config.dt_model_config.ignore
+            ),
             missing_rewards=config.missing_rewards,
             missing_ends=config.missing_ends,
             last_row=config.last_row,
@@ -215,17 +216,6 @@ def _passes(config: ReadingSettings, inputs: str | list[str]) -> Passes:
         join_files=config.join_files,
         stacked=_stacked(config),
     )
-
-
-def _shapes(config: ReadingSettings) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of a step's value by column; see `ReadOptions`."""
-    observed = layouts(config.observation_space, config.dt_model_config.ignore)
-    acted = layouts(config.action_space)
-    return {
-        joined(column, path): shape
-        for column, found in (("obs", observed), ("actions", acted))
-        for path, (shape, _) in found.items()
-    }
 
 
 def _stacked(config: ReadingSettings) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from rllib_dt.spaces.trees import (
     by_leaf,
     is_below,
     is_composite,
+    joined,
     leaves,
 )
 from rllib_dt.types import Tree
@@ -146,6 +147,18 @@ def wanted(space: gym.Space, choice: LeafChoice = EVERYTHING) -> LeafChoice:
 def layouts(space: gym.Space, ignore: Collection[str] = ()) -> dict[str, Layout]:
     """Returns each leaf's `step_layout`, by path."""
     return {path: step_layout(leaf) for path, leaf in leaves(space, ignore).items()}
+
+
+def column_shapes(
+    observation_space: gym.Space, action_space: gym.Space, ignore: Collection[str] = ()
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of a step's value by column: "obs", or "obs/camera", and "actions"."""
+    found = {"obs": layouts(observation_space, ignore), "actions": layouts(action_space)}
+    return {
+        joined(column, path): shape
+        for column, of_leaves in found.items()
+        for path, (shape, _) in of_leaves.items()
+    }
 
 
 def step_bytes(
