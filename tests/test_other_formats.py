@@ -189,8 +189,14 @@ def test_minaris_descriptions_of_spaces(tmp_path, space):
     ("change", "message"),
     [
         (lambda n, c: {"rewards": None}, r"datasets \['rewards'\] are missing; episode 0 has"),
-        (lambda n, c: {"rewards": c["rewards"][:-1]}, "episode 0: its columns have the lengths"),
-        (lambda n, c: {"actions": c["actions"][:-1]}, "episode 0: its columns have the lengths"),
+        (
+            lambda n, c: {"rewards": c["rewards"][:-1]},
+            "episode 0: it holds 6 observations, 5 actions and 4 rewards",
+        ),
+        (
+            lambda n, c: {"actions": c["actions"][:-1]},
+            "episode 0: it holds 6 observations, 4 actions and 5 rewards",
+        ),
         (
             lambda n, c: {"terminations": np.arange(5) == 2},
             "terminations mark step 2 as an end, but the episode has 5 steps",

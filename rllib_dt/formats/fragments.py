@@ -132,12 +132,9 @@ def whole_episode(
         notes: see `Fragment`.
 
     Raises:
-        DataError: the columns have other lengths, or none.
+        DataError: there is no step. `Episode` checks that the columns' lengths agree.
     """
-    seen = {name: len(array) for name, array in column_names("observations", observations)}
-    done = {name: len(array) for name, array in column_names("actions", actions)}
     num_steps = len(rewards)
-    one_more = set(seen.values()) == {num_steps + 1}
     if not num_steps:
         raise DataError(
             source,
@@ -145,14 +142,7 @@ def whole_episode(
             "remove the episode",
             episode=key,
         )
-    if not (one_more or set(seen.values()) <= {num_steps}) or set(done.values()) - {num_steps}:
-        raise DataError(
-            source,
-            f"its columns have the lengths {seen | done | {'rewards': num_steps}}; wanted T "
-            "actions and rewards, and T or T + 1 observations",
-            "record every column at every step, or remove the episode",
-            episode=key,
-        )
+    one_more = {len(array) for array in by_leaf(observations).values()} == {num_steps + 1}
     return Fragment(
         source=source,
         key=key,
