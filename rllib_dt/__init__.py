@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from rllib_dt.learning.rl_module import DTTorchRLModule
     from rllib_dt.network.config import DTModelConfig
     from rllib_dt.network.network import DecisionTransformer
-    from rllib_dt.policy.loading import load_policy
+    from rllib_dt.policy.importers import import_checkpoint
+    from rllib_dt.policy.loading import TrainedPolicy, load_policy
 
 __version__ = "0.2.0.dev0"
 __all__ = [
@@ -44,8 +45,10 @@ __all__ = [
     "DTTorchLearner",
     "DTTorchRLModule",
     "DecisionTransformer",
+    "TrainedPolicy",
     "Window",
     "convert",
+    "import_checkpoint",
     "load_policy",
     "register",
     "report",
@@ -59,8 +62,10 @@ _HOMES = {
     "DTTorchLearner": "rllib_dt.learning.learner",
     "DTTorchRLModule": "rllib_dt.learning.rl_module",
     "DecisionTransformer": "rllib_dt.network.network",
+    "TrainedPolicy": "rllib_dt.policy.loading",
     "Window": "rllib_dt.episodes.windows",
     "convert": "rllib_dt.conversion",
+    "import_checkpoint": "rllib_dt.policy.importers",
     "load_policy": "rllib_dt.policy.loading",
     "report": "rllib_dt.cards",
     "register": "rllib_dt.algorithm",

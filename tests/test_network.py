@@ -293,8 +293,8 @@ def test_invalid_network_settings_are_refused():
         DTModelConfig(hidden_size=10, n_head=3).validate()
     with pytest.raises(ValueError, match="did you mean 'hidden_size'"):
         DTModelConfig.from_dict({"hidden_sise": 3})
-    with pytest.raises(ValueError, match="activation_function='swish' is not one of"):
-        DTModelConfig(activation_function="swish").validate()
+    with pytest.raises(ValueError, match="activation_function='selu' is not one of"):
+        DTModelConfig(activation_function="selu").validate()
     with pytest.raises(ValueError, match="context_length=0 must be"):
         DTModelConfig(context_length=0).validate()
     with pytest.raises(ValueError, match="attn_pdrop"):

@@ -46,7 +46,7 @@ def test_an_algorithm_restores_and_evaluates_without_its_data(moved, caplog):
     assert algo.evaluate() == want
     with pytest.raises(DataError, match=r"restored without it .*no such file.*input_="):
         algo.train()
-    with pytest.raises(DataError, match="the training data: the algorithm was restored without"):
+    with pytest.raises(DataError, match="the training data: the algorithm was built or rest"):
         _ = algo.offline_data.summary
     assert repr(algo.offline_data).startswith("DTOfflineData(not read: ")
     algo.stop()

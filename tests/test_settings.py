@@ -268,6 +268,8 @@ ACCEPTED = {
     "num_gpus_per_env_runner": {"zero"},
     "num_gpus_per_learner": {"zero"},
     "num_learners": {"zero"},
+    "observation_mean": {"None"},
+    "observation_std": {"None"},
     "offline_data_class": set(),
     "placement_strategy": set(),
     "pool_capacity_bytes": {"None"},
@@ -320,6 +322,7 @@ MODEL_ACCEPTED = {
     "image_encoder": set(),
     "normalize_images": {"True"},
     "condition_on_return": {"True"},
+    "embed_layer_norm": {"True"},
     "ignore": set(),
     "encoders": set(),
 }

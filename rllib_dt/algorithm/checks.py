@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray.rllib.utils.schedules.scheduler import Scheduler
 
+from rllib_dt.algorithm.environment import awaits_spaces
 from rllib_dt.algorithm.inputs import are_paths, check_inputs
 from rllib_dt.algorithm.rules import LARGEST_FLOAT32, SMALLEST_FLOAT32, check_rules, is_number
 from rllib_dt.formats import canonical, steps
@@ -94,6 +95,7 @@ def check_training(config: "DTConfig") -> None:
         config.refuse(f"adam_betas={betas!r} must be two numbers in [0, 1)")
     clip = config.clip_rewards
     _check_decay(config)
+    _check_statistics(config)
     _check_next_step(config)
     is_bound = is_number(clip) and clip >= SMALLEST_FLOAT32
     if not (clip is None or isinstance(clip, bool) or is_bound):
@@ -127,6 +129,31 @@ def _check_next_step(config: "DTConfig") -> None:
         config.refuse(
             f"training(return_loss_weight={config.return_loss_weight}) predicts returns-to-go, "
             "which the network is not given with condition_on_return=False; leave it at 0"
+        )
+
+
+def _check_statistics(config: "DTConfig") -> None:
+    for name in ("observation_mean", "observation_std"):
+        values = getattr(config, name)
+        is_scale = name == "observation_std"
+        if values is None:
+            continue
+        if not isinstance(values, list) or not all(map(is_number, values)):
+            config.refuse(f"{name}={values!r} must be a list of numbers, or None")
+        elif is_scale and not all(SMALLEST_FLOAT32 <= value <= LARGEST_FLOAT32 for value in values):
+            config.refuse(f"{name}={values!r} must be positive numbers, within float32")
+        elif not awaits_spaces(config):
+            _check_size_of_statistics(config, name, len(values))
+
+
+def _check_size_of_statistics(config: "DTConfig", name: str, size: int) -> None:
+    model = config.dt_model_config
+    space = config.observation_space
+    counts = composites.number_leaves(space, model.image_encoder, model.choice)
+    if list(counts.values()) != [size] or list(counts) != [""]:
+        config.refuse(
+            f"{name} has {size} numbers, but the observation space is {space}; give a number for "
+            "each component of a space that is one vector, or leave it out"
         )
 
 

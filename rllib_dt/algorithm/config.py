@@ -19,6 +19,7 @@ from rllib_dt.algorithm.checks import (
 )
 from rllib_dt.algorithm.connectors import check_connectors
 from rllib_dt.algorithm.environment import awaits_spaces
+from rllib_dt.algorithm.inputs import has_inputs
 from rllib_dt.algorithm.overrides import check_overrides
 from rllib_dt.algorithm.settings import DTSettings
 from rllib_dt.algorithm.unused import check_unused
@@ -78,6 +79,17 @@ class DTConfig(DTSettings):
     def dt_model_config(self) -> DTModelConfig:
         """The network's settings, with defaults filled in."""
         return DTModelConfig.from_dict(self.model_config)
+
+    @property
+    def is_without_data(self) -> bool:
+        """Whether there is no data, since pretrained weights are only evaluated."""
+        return not has_inputs(self.input_) and self.dt_model_config.pretrained is not None
+
+    @property
+    @override(AlgorithmConfig)
+    def is_offline(self) -> bool:
+        """Whether the algorithm reads data, or needs none; RLlib then collects none itself."""
+        return bool(super().is_offline) or self.is_without_data
 
     @property
     def windows_per_learner(self) -> int:
@@ -190,7 +202,7 @@ class DTConfig(DTSettings):
         """Takes the network's settings from `RLModuleSpec(model_config=…)`, if it has them."""
         given = getattr(self._rl_module_spec, "model_config", None)
         if isinstance(given, DTModelConfig):
-            given = dataclasses.asdict(given)
+            given = given.settings()
         if not given:
             return
         if not isinstance(given, dict):
@@ -205,13 +217,14 @@ class DTConfig(DTSettings):
 
     def _take_settings_from_pretrained(self) -> None:
         given = self.dt_model_config
+        explicit = {name: self.model_config[name] for name in given.given}
         # taken once and kept: a checkpoint restores without the folder
         if given.pretrained is None or given.pretrained == self._settings_taken_from:
             return
         if not isinstance(given.pretrained, str):
             self.refuse(f"model_config's pretrained={given.pretrained!r} must be a folder's path")
         try:
-            settings = pretrained_settings(given.pretrained) | given.overrides()
+            settings = pretrained_settings(given.pretrained) | explicit
         except FileNotFoundError as error:
             raise FileNotFoundError(f"model_config's pretrained: {error}") from error
         self._model_config = dataclasses.asdict(DTModelConfig.from_dict(settings))

@@ -31,12 +31,14 @@ from rllib_dt.compat import check_learners, on_every_learner, repair_msgpack
 from rllib_dt.formats.paths import exists
 from rllib_dt.learning.initial_weights import (
     Normalize,
+    SetStatistics,
     TakeOver,
     change_networks,
     specs_with_state,
 )
 from rllib_dt.learning.learner import DTTorchLearner
 from rllib_dt.learning.validation import Validation
+from rllib_dt.policy.folders import has_normalization
 from rllib_dt.reading.offline_data import is_restoring
 from rllib_dt.types import State
 
@@ -112,24 +114,45 @@ class DT(MeasuredAlgorithm):
         if data.is_missing:
             self.target_returns = [float(t) for t in targets or ()]
             self._awaits_restore = True
+            if self.config.is_without_data:
+                self._take_over()
             return
         self.target_returns = [float(t) for t in targets or data.derived_targets]
         logger.info("target returns: %s", self.target_returns)
         seed = data.sampling_seed
         on_every_learner(self.learner_group, lambda learner: learner.adopt_seed(seed))
         self.validation = self._validation()
-        pretrained = self.config.dt_model_config.pretrained
         if specs_with_state(self.config.rl_module_spec):
             logger.info("weights and normalisation are those of load_state_path")
-        elif pretrained is None:
+        elif self.config.dt_model_config.pretrained is None:
             logger.info("return scale: %g", data.normalization.return_scale)
             change_networks(self.learner_group, Normalize(data.normalization))
-        elif Path(pretrained).is_dir():
-            change_networks(self.learner_group, TakeOver(pretrained, self.config.return_scale))
-            logger.info("weights and normalisation are those of %s", pretrained)
+            self._set_statistics()
         else:
-            # the folder is gone, but a checkpoint of a run that started from it has the weights
-            self._awaits_restore = True
+            self._take_over()
+
+    def _take_over(self) -> None:
+        """Takes weights and normalisation of a pretrained folder."""
+        config, folder = self.config, str(self.config.dt_model_config.pretrained)
+        # the folder may be gone, but a checkpoint of a run that started from it has the weights
+        self._awaits_restore = not Path(folder).is_dir()
+        if self._awaits_restore:
+            return
+        weights = TakeOver(folder, config.return_scale, config.action_space)
+        change_networks(self.learner_group, weights)
+        logger.info("weights and normalisation are those of %s", folder)
+        if not has_normalization(folder) and config.observation_mean is None:
+            logger.warning(
+                "%s holds no statistics: observations are given to the network as they are; set "
+                "training(observation_mean=…, observation_std=…) if its training normalised them",
+                folder,
+            )
+        self._set_statistics()
+
+    def _set_statistics(self) -> None:
+        mean, std = self.config.observation_mean, self.config.observation_std
+        if mean is not None or std is not None:
+            change_networks(self.learner_group, SetStatistics(mean, std))
 
     def _check_state_paths(self) -> None:
         """Refuses states that are not there, or are of another network.
@@ -201,7 +224,7 @@ class DT(MeasuredAlgorithm):
 
     def _check_weights(self) -> None:
         if self._awaits_restore:
-            if self.offline_data.is_missing:
+            if self.offline_data.is_missing and not self.config.is_without_data:
                 raise FileNotFoundError(
                     "the training data is missing, and no checkpoint was restored: there are no "
                     "weights to continue with"

@@ -61,6 +61,8 @@ class DTSettings(AlgorithmConfig):
         self.target_returns: list[float] | None = None
         self.score_reference: list[float] | None = None
         self.temperature: float | None = None
+        self.observation_mean: list[float] | None = None
+        self.observation_std: list[float] | None = None
         self.time_limit: int | None = None
         self.incomplete: IncompletePolicy = "error"
         self.duplicates: DuplicatesPolicy = "keep"
@@ -91,6 +93,8 @@ class DTSettings(AlgorithmConfig):
         weight_decay_on: Literal["all", "matrices"] = NotProvided,
         adam_betas: Sequence[float] = NotProvided,
         return_scale: float | None = NotProvided,
+        observation_mean: Sequence[float] | None = NotProvided,
+        observation_std: Sequence[float] | None = NotProvided,
         delayed_reward: bool = NotProvided,
         state_loss_weight: float = NotProvided,
         return_loss_weight: float = NotProvided,
@@ -111,6 +115,9 @@ class DTSettings(AlgorithmConfig):
             adam_betas: AdamW's two betas.
             return_scale: divides returns-to-go; None takes the largest absolute episode return of
                 the data.
+            observation_mean, observation_std: what observations are normalised with, (S,) each,
+                where the space is one vector; None takes the data's, or those of
+                `DTModelConfig(pretrained=…)`.
             delayed_reward: treat all reward as given at the episode's end, so that the
                 return-to-go stays constant, in training and in evaluation.
             state_loss_weight: weighs the squared error of the next observation's normalised
@@ -130,6 +137,8 @@ class DTSettings(AlgorithmConfig):
             weight_decay=weight_decay,
             weight_decay_on=weight_decay_on,
             return_scale=return_scale,
+            observation_mean=observation_mean,
+            observation_std=observation_std,
             delayed_reward=delayed_reward,
             state_loss_weight=state_loss_weight,
             return_loss_weight=return_loss_weight,
@@ -282,7 +291,7 @@ class DTSettings(AlgorithmConfig):
         if model_config is not NotProvided:
             # a dict, since Tune finds grid searches in dicts only
             if isinstance(model_config, DTModelConfig):
-                model_config = dataclasses.asdict(model_config)
+                model_config = model_config.settings()
             if not isinstance(model_config, Mapping):
                 raise TypeError(
                     "rl_module(model_config=…) takes a DTModelConfig or a dict of its settings, "

@@ -1,7 +1,9 @@
 """Initialises the learners' networks from the data's statistics or a pretrained folder."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 
+import gymnasium as gym
 import numpy as np
 import torch
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -10,9 +12,12 @@ from ray.rllib.utils.typing import RLModuleSpecType
 from rllib_dt.compat import on_every_learner
 from rllib_dt.episodes.statistics import Normalization
 from rllib_dt.network.network import DecisionTransformer
-from rllib_dt.policy.folders import has_normalization, load_pretrained
+from rllib_dt.policy.folders import has_normalization, load_pretrained, normalize_by
+from rllib_dt.spaces.descriptions import same_space
 from rllib_dt.spaces.trees import map_tree
 from rllib_dt.types import LearnerGroup
+
+logger = logging.getLogger(__name__)
 
 
 def change_networks(
@@ -45,21 +50,45 @@ class Normalize:
         )
 
 
+class SetStatistics:
+    """Sets what observations are normalised with: (S,) mean and deviation; None keeps one."""
+
+    def __init__(self, mean: Sequence[float] | None, std: Sequence[float] | None):
+        self._mean, self._std = mean, std
+
+    def __call__(self, network: DecisionTransformer) -> None:
+        normalize_by(network, self._mean, self._std, None)
+
+
 class TakeOver:
     """Loads the weights of a Hugging Face folder, read on the driver, into a network.
+
+    Where the folder holds no spaces, the network keeps its own bounds of actions: an output of 1 is
+    the upper bound.
 
     Args:
         folder: the folder.
         return_scale: for a folder without normalisation, what its returns-to-go were divided by.
+        action_space: the network's.
 
     Raises:
         ValueError: the folder has a scale, and it is another.
     """
 
-    def __init__(self, folder: str, return_scale: float | None = None):
+    def __init__(self, folder: str, return_scale: float | None, action_space: gym.Space):
         source = load_pretrained(folder)
         self._folder = folder
         self._state = {name: value.numpy() for name, value in source.state_dict().items()}
+        if not has_normalization(folder):
+            for name in source.action_head.state_dict():
+                del self._state[f"action_head.{name}"]
+            if not same_space(action_space, source.action_space):
+                logger.warning(
+                    "%s does not say which actions its outputs of -1 and 1 stand for; they are "
+                    "taken for the bounds of %s",
+                    folder,
+                    action_space,
+                )
         if return_scale is None:
             return
         own = float(self._state["return_scale"])
@@ -71,9 +100,13 @@ class TakeOver:
         self._state["return_scale"] = np.asarray(return_scale, np.float32)
 
     def __call__(self, network: DecisionTransformer) -> None:
+        own = network.state_dict()
         state = {name: torch.as_tensor(value) for name, value in self._state.items()}
+        kept = {name for name in own if name.startswith("action_head.")} - state.keys()
+        if "backbone.wte" in own:  # never read, and of another size with another `vocab_size`
+            kept.add("backbone.wte")
         try:
-            network.load_state_dict(state)
+            network.load_state_dict(state | {name: own[name] for name in kept})
         except RuntimeError as error:
             raise ValueError(
                 f"the weights of {self._folder} do not fit the environment's spaces or the "

@@ -37,14 +37,18 @@ class RollingCache:
     Args:
         config: the network's settings.
         num_slots: N.
-        device: the network's device.
+        device, dtype: the network's.
 
     Raises:
         ValueError: attention is not "window", so a cache would not be exact.
     """
 
     def __init__(
-        self, config: DTModelConfig, num_slots: int, device: torch.device | str | None = None
+        self,
+        config: DTModelConfig,
+        num_slots: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         if config.attention != "window":
             raise ValueError(
@@ -56,7 +60,9 @@ class RollingCache:
         head = config.hidden_size // config.n_head
         self._tokens = T = config.tokens_per_step
         shape = (num_slots, T * self._groups, 2, config.n_head, head)
-        self._layers = [torch.zeros(shape, device=device) for _ in range(config.n_layer)]
+        self._layers = [
+            torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)
+        ]
         self._first = torch.zeros(num_slots, dtype=torch.long, device=device)
         self._every_slot = torch.arange(num_slots, device=device)
         self._within = torch.arange(T, device=device)
@@ -103,7 +109,7 @@ class RollingCache:
 
     def grown(self, config: DTModelConfig, num_slots: int) -> "RollingCache":
         """Returns a copy with more slots."""
-        larger = RollingCache(config, num_slots, self._first.device)
+        larger = RollingCache(config, num_slots, self._first.device, self._layers[0].dtype)
         larger._first[: self.num_slots] = self._first
         for mine, theirs in zip(self._layers, larger._layers, strict=True):
             theirs[: self.num_slots] = mine

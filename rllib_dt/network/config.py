@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rllib_dt.spaces.leaves import IMAGE_ENCODERS, ImageEncoder
 from rllib_dt.spaces.own import imported, name_of
@@ -16,9 +16,16 @@ _BOOLEANS = (
     "scale_attn_by_inverse_layer_idx",
     "condition_on_return",
     "normalize_images",
+    "embed_layer_norm",
 )
 ATTENTIONS = ("context", "window")
-ACTIVATIONS = ("relu", "silu", "gelu", "tanh", "gelu_new")
+ACTIVATIONS = (
+    "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
+    "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "prelu",
+    "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh",
+    "xielu",
+)  # fmt: skip
+"""The names of `transformers`' table (`ACT2FN`); the functions are in `network.activations`."""
 
 _SIZES = {
     "context_length": False, "hidden_size": False, "n_layer": False, "n_head": False,
@@ -32,10 +39,10 @@ class DTModelConfig:
     """Settings of `DecisionTransformer`, named as in Hugging Face's `DecisionTransformerConfig`.
 
     `context_length`, `attention`, `segment_length`, `image_encoder`, `normalize_images`,
-    `condition_on_return`, `ignore`, `encoders` and `pretrained` are ours. The other defaults are
-    Hugging Face's, except that `n_positions` is None: the paper adds no position embedding besides
-    the timestep's (Chen et al. 2021, §3). Hugging Face's models have 1024 and use row 0 for every
-    token; see `rllib_dt.policy.folders`.
+    `condition_on_return`, `embed_layer_norm`, `ignore`, `encoders` and `pretrained` are ours. The
+    other defaults are Hugging Face's, except that `n_positions` is None: the paper adds no position
+    embedding besides the timestep's (Chen et al. 2021, §3). Hugging Face's models have 1024, and
+    use row 0 for every token; see `rllib_dt.policy.folders`.
 
     Attributes:
         context_length: K, the number of steps that attention spans; 3K tokens (see
@@ -48,7 +55,8 @@ class DTModelConfig:
         n_layer: transformer blocks.
         n_head: attention heads; must divide `hidden_size`.
         n_inner: the inner width of an MLP; None means 4 · `hidden_size`.
-        activation_function: "relu", "silu", "gelu", "tanh" or "gelu_new".
+        activation_function: "relu", "gelu", "gelu_new", "silu", "tanh" or another name of
+            `transformers`' table; see `rllib_dt.network.config.ACTIVATIONS`.
         resid_pdrop: dropout after attention and MLP.
         embd_pdrop: dropout on the embedded tokens.
         attn_pdrop: dropout on the attention weights.
@@ -61,8 +69,8 @@ class DTModelConfig:
         scale_attn_by_inverse_layer_idx: divide them by the layer's number as well.
         n_positions: rows of a position embedding, or None for none.
         pretrained: a Hugging Face folder to start training or evaluation from in RLlib. It
-            provides weights, normalisation and settings; settings here that differ from their
-            defaults override the folder's.
+            provides weights, normalisation and settings; settings that are given here override
+            the folder's.
         image_encoder: how images (Boxes of bytes or bits) are read: "nature", the paper's
             convolutions; "small", two of 3 × 3; "linear", as numbers; "auto" takes the first from
             36 pixels in height and width up, and the second below.
@@ -72,6 +80,8 @@ class DTModelConfig:
         condition_on_return: give the network returns-to-go. False drops their token, so that a
             step has two: behaviour cloning, the paper's BC (%BC with
             `offline_data(top_fraction=…)`). Targets then have no effect.
+        embed_layer_norm: normalise the embedded tokens by a layer norm, as the paper's code does.
+            Some public checkpoints have none.
         ignore: leaves of a composite observation that are left out, by path: "mission", or
             "robot/name" of a Dict within a Dict.
         encoders: an encoder of one's own for some leaves of an observation, by path:
@@ -101,8 +111,18 @@ class DTModelConfig:
     image_encoder: ImageEncoder = "auto"
     normalize_images: bool = False
     condition_on_return: bool = True
+    embed_layer_norm: bool = True
     ignore: tuple[str, ...] = ()
     encoders: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    given: ClassVar[frozenset[str]]
+    """The names of the settings that were given, rather than left at their defaults."""
+
+    def __new__(cls, **settings: Any) -> "DTModelConfig":
+        """Remembers which settings are given, even where they equal a default."""
+        config = super().__new__(cls)
+        object.__setattr__(config, "given", frozenset(settings))
+        return config
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -210,10 +230,15 @@ class DTModelConfig:
         # each layer reaches 3K - 1 tokens back; the extra step is for the action before the first
         return self.n_layer * self.context_length + 1
 
-    def overrides(self) -> dict[str, Any]:
-        """Returns the settings that differ from their defaults."""
-        defaults = dataclasses.asdict(DTModelConfig())
-        return {k: v for k, v in dataclasses.asdict(self).items() if v != defaults[k]}
+    def settings(self) -> dict[str, Any]:
+        """Returns all settings; with `pretrained` only those that were given.
+
+        The others are then the folder's.
+        """
+        settings = dataclasses.asdict(self)
+        if self.pretrained is None:
+            return settings
+        return {name: value for name, value in settings.items() if name in self.given}
 
     def _check_number(self, name: str, test: Callable[[float], bool], wanted: str) -> None:
         value = getattr(self, name)

@@ -17,8 +17,9 @@ S observation size, P cached tokens.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import torch
@@ -26,23 +27,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rllib_dt.episodes.windows import Window
+from rllib_dt.network.activations import activation
 from rllib_dt.network.cache import KeyValueCache, RollingCache
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.dropout import Dropout, dropout
 from rllib_dt.spaces.composite_head import head_of_space
 from rllib_dt.spaces.composites import check_spaces, encoded_leaves, image_leaves, number_leaves
 from rllib_dt.spaces.encoders import Convolutions, OwnEncoder, encoder_of_space, leaf_encoder
+from rllib_dt.spaces.exact import ExactBuffers, at_least_float32
 from rllib_dt.spaces.trees import ACTION_MASK, by_leaf, leaves
 from rllib_dt.types import Tree
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    # in place, since its input, the output of a Linear, is used nowhere else
-    "relu": torch.relu_,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "tanh": torch.tanh,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-}
 LAST_TOKEN = LAST_STEP = slice(-1, None)
 
 
@@ -94,7 +89,10 @@ class Attention(nn.Module):
         cache: KeyValueCache | None,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Maps (B, L, D) to (B, Q, D); also returns the attention weights if it computed them."""
+        """Maps (B, L, D) to (B, Q, D); also returns the attention weights if it computed them.
+
+        `mask` is bool, True where a token may attend, or a number to be added to each score.
+        """
         q, k, v = (self._heads(part) for part in self._project(x, queries))
         if cache is not None:
             k, v = cache.extend(self.layer_index, k, v)
@@ -113,7 +111,9 @@ class Attention(nn.Module):
 
     def _weights(self, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
         scores = (q @ k.transpose(-1, -2)) * self.scale  # (B, H, Q, P+L)
-        return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+        is_choice = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, float("-inf")) if is_choice else scores + mask
+        return scores.softmax(dim=-1)
 
     def _project(self, x: Tensor, queries: slice | None) -> tuple[Tensor, ...]:
         if queries is None:
@@ -137,11 +137,11 @@ class MLP(nn.Module):
         inner = config.n_inner or 4 * config.hidden_size
         self.c_fc = nn.Linear(config.hidden_size, inner)
         self.c_proj = nn.Linear(inner, config.hidden_size)
-        self.activation = _ACTIVATIONS[config.activation_function]
+        self.act = activation(config.activation_function)
         self.dropout = Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.dropout(self.c_proj(self.activation(self.c_fc(x))))
+        out: Tensor = self.dropout(self.c_proj(self.act(self.c_fc(x))))
         return out
 
 
@@ -216,7 +216,8 @@ class CausalTransformer(nn.Module):
 
         Args:
             inputs_embeds: (B, L, D).
-            mask: (B, 1, L, P+L), True where a token may attend; see `causal_mask`.
+            mask: (B, 1, L, P+L), True where a token may attend (see `causal_mask`), or a number to
+                be added to each score.
             position_ids: (B, L) or (1, L) int, rows of the position embedding if there is one.
             cache: keys and values of earlier tokens; those of the new tokens are added.
             queries: the tokens to compute in the last block; all by default.
@@ -275,7 +276,7 @@ class DTOutput:
     attentions: tuple[Tensor, ...] | None = None
 
 
-class DecisionTransformer(nn.Module):
+class DecisionTransformer(ExactBuffers):
     """Predicts actions from returns-to-go, observations and past actions.
 
     Args:
@@ -286,12 +287,15 @@ class DecisionTransformer(nn.Module):
 
     Attributes:
         action_head: the `ActionHead` of the action space.
+        foreign_settings: settings of the Hugging Face folder that the network came from which
+            only their model reads; exports keep them.
 
     Raises:
         UnsupportedSpaceError: on any other space.
         ValueError: on settings that no network can be built from.
     """
 
+    exact = ("observation_mean", "observation_std", "return_scale")
     observation_mean: Tensor
     observation_std: Tensor
     return_scale: Tensor
@@ -326,7 +330,7 @@ class DecisionTransformer(nn.Module):
         if config.normalize_images:
             self._images = image_leaves(observation_space, config.image_encoder, config.choice)
         self.embed_action = nn.Linear(self.action_head.size, D)
-        self.embed_ln = nn.LayerNorm(D)
+        self.embed_ln = nn.LayerNorm(D) if config.embed_layer_norm else nn.Identity()
         self.backbone = CausalTransformer(config)
         self.predict_state = nn.Linear(D, S) if S else None
         self.predict_action = nn.Linear(D, self.action_head.size)
@@ -338,8 +342,14 @@ class DecisionTransformer(nn.Module):
         self.register_buffer("observation_mean", torch.zeros(S))
         self.register_buffer("observation_std", torch.ones(S))
         self.register_buffer("return_scale", torch.ones(()))
+        self.foreign_settings: dict[str, Any] = {}
         self.register_load_state_dict_pre_hook(_accept_former_names)  # type: ignore[no-untyped-call]
         self._initialize()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights; statistics and bounds are never less than float32."""
+        return self.embed_timestep.weight.dtype
 
     def _initialize(self) -> None:
         # normal weights, zero biases; projections into the residual stream shrink with depth
@@ -394,9 +404,11 @@ class DecisionTransformer(nn.Module):
         states = self._normalized(window.observations, B, K)
         parts = []  # in this order, in which gradients are added up
         if self.embed_return is not None:
-            parts.append(self.embed_return(window.returns_to_go.float() / self.return_scale) + time)
+            returns = window.returns_to_go.to(self.return_scale.dtype) / self.return_scale
+            parts.append(self.embed_return(returns.to(self.dtype)) + time)
         parts.append(self.embed_state(states) + time)
-        parts.append(self.embed_action(self.action_head.features(window.actions)) + time)
+        actions = self.action_head.features(window.actions)
+        parts.append(self.embed_action(actions.to(self.dtype)) + time)
         tokens = torch.stack(parts, dim=2).flatten(1, 2)  # 3 × (B, K, D) -> (B, L, D)
         embedded: Tensor = self.embed_ln(tokens)
         return embedded
@@ -406,14 +418,17 @@ class DecisionTransformer(nn.Module):
         if not self._numbers:
             return observations
         if not isinstance(observations, Mapping):
-            states = observations
-            numbers = states.float() if states.ndim == 3 else states.float().reshape(B, K, -1)
-            return (numbers - self.observation_mean) / self.observation_std
+            return self._unitless(observations, slice(None), B, K)
         normalized = dict(observations)
         for path, part in self._numbers.items():
-            numbers = normalized[path].float().reshape(B, K, -1)
-            normalized[path] = (numbers - self.observation_mean[part]) / self.observation_std[part]
+            normalized[path] = self._unitless(normalized[path], part, B, K)
         return normalized
+
+    def _unitless(self, numbers: Tensor, part: slice, B: int, K: int) -> Tensor:
+        mean, std = self.observation_mean[part], self.observation_std[part]
+        numbers = numbers.to(mean.dtype)
+        numbers = numbers if numbers.ndim == 3 else numbers.reshape(B, K, -1)
+        return ((numbers - mean) / std).to(self.dtype)
 
     def normalized_numbers(self, observations: Tree) -> Tensor:
         """Returns the numbers of (B, K, …) observations as the network reads them: (B, K, S)."""
@@ -505,10 +520,10 @@ class DecisionTransformer(nn.Module):
         if queries is None:
             action_tokens = x[:, self._state_tokens]
             if self.predict_state is not None:
-                states = self.predict_state(x[:, self._action_tokens]).float()
+                states = at_least_float32(self.predict_state(x[:, self._action_tokens]))
                 state_preds = states * self.observation_std + self.observation_mean
             if self.predict_return is not None:
-                returns = self.predict_return(x[:, self._action_tokens]).float()
+                returns = at_least_float32(self.predict_return(x[:, self._action_tokens]))
                 return_preds = returns * self.return_scale
         steps = LAST_STEP if last_only else slice(None)
         outputs = self._action_outputs(action_tokens, window, steps)

@@ -12,41 +12,73 @@ Hugging Face's model and ours differ in these points:
 """
 
 import json
+import logging
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from numpy.typing import ArrayLike
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.network import DecisionTransformer, current_names
+from rllib_dt.policy.weight_files import (
+    SAFETENSORS,
+    Weights,
+    WeightsError,
+    read_json,
+    read_safetensors,
+    read_weights,
+    weight_names,
+)
 from rllib_dt.spaces.descriptions import describe_space, space_from_description
 from rllib_dt.types import JsonObject
 
-_SHARED_SETTINGS = (
+logger = logging.getLogger(__name__)
+
+SHARED_SETTINGS = (
     "hidden_size", "n_layer", "n_head", "n_inner", "activation_function", "resid_pdrop",
     "embd_pdrop", "attn_pdrop", "layer_norm_epsilon", "initializer_range", "max_ep_len",
     "action_tanh", "scale_attn_weights", "scale_attn_by_inverse_layer_idx",
 )  # fmt: skip
+"""Settings that Hugging Face's config and ours have under one name."""
+
+_OWN_SETTINGS = (
+    "context_length", "attention", "segment_length", "n_positions", "action_tanh",
+    "embed_layer_norm",
+)  # fmt: skip
 _NORMALIZATION = ("observation_mean", "observation_std", "return_scale")
 _HEAD = "action_head."
+_WTE = "backbone.wte"
 # causal-mask buffers of older `transformers` versions
 _IGNORED_SUFFIXES = (".attn.bias", ".attn.masked_bias")
 _THEIR_POSITIONS = 1024
-_OURS_JSON, _OURS_TENSORS = "rllib_dt.json", "rllib_dt.safetensors"
+_CONFIG, _OURS_JSON, _OURS_TENSORS = "config.json", "rllib_dt.json", "rllib_dt.safetensors"
+_LANDMARK = "embed_timestep.weight"
+"""A weight that every Decision Transformer has, by which a prefix of all names is found."""
 
 
 def pretrained_settings(folder: str | Path) -> JsonObject:
-    """Reads a Hugging Face folder's settings for `DTModelConfig`, without its weights."""
+    """Reads a Hugging Face folder's settings for `DTModelConfig`, without its weights' values."""
     folder = Path(folder)
-    theirs, ours = _read_config(folder), _read_sidecar(folder)
-    settings = {name: theirs[name] for name in _SHARED_SETTINGS if name in theirs}
+    theirs = _read_config(folder)
+    return _settings(theirs, _read_sidecar(folder), their_names(weight_names(folder)))
+
+
+def _settings(theirs: JsonObject, ours: JsonObject, names: Mapping[str, str]) -> JsonObject:
+    settings = {name: theirs[name] for name in SHARED_SETTINGS if name in theirs}
     settings["n_positions"] = theirs.get("n_positions", _THEIR_POSITIONS)
-    own = ("context_length", "attention", "segment_length", "action_tanh", "n_positions")
-    return settings | {k: ours[k] for k in own if k in ours}
+    settings |= {name: ours[name] for name in _OWN_SETTINGS if name in ours}
+    if "encoder.wpe.weight" not in names:
+        settings["n_positions"] = None
+    if "embed_ln.weight" not in names:
+        settings["embed_layer_norm"] = False
+    return settings
 
 
 def has_normalization(folder: str | Path) -> bool:
@@ -54,31 +86,51 @@ def has_normalization(folder: str | Path) -> bool:
     return (Path(folder) / _OURS_TENSORS).is_file()
 
 
-def load_pretrained(folder: str | Path, **overrides: Any) -> DecisionTransformer:
+def load_pretrained(
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    observation_mean: ArrayLike | None = None,
+    observation_std: ArrayLike | None = None,
+    return_scale: float | None = None,
+    **overrides: Any,
+) -> DecisionTransformer:
     """Loads the network of a Hugging Face folder, in eval mode.
 
     Args:
-        folder: contains `config.json` and `model.safetensors` or `pytorch_model.bin`.
+        folder: contains `config.json` and the weights: `model.safetensors` or `pytorch_model.bin`,
+            whole or in shards, of `transformers` since 4.22.
+        dtype: of the weights; float32 by default, "auto" for that of the files.
+        observation_mean, observation_std, return_scale: what the network's inputs are normalised
+            with, for folders that do not hold it: (S,), (S,) and a number.
         overrides: settings of `DTModelConfig` that take precedence, such as `context_length`
             (20 if the folder does not say) or the dropouts.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the files contain another model, or weights that do not fit.
+        WeightsError: the files contain another model or damage, or weights that do not fit.
     """
     folder = Path(folder)
-    settings = pretrained_settings(folder)
-    weights = _read_weights(folder)
-    has_positions = settings["n_positions"] is not None and "encoder.wpe.weight" in weights
-    settings["n_positions"] = len(weights["encoder.wpe.weight"]) if has_positions else None
-    network = DecisionTransformer(
-        DTModelConfig.from_dict(settings | overrides),
-        *_spaces(_read_config(folder), _read_sidecar(folder)),
-    )
-    state = _to_ours(weights, has_positions)
+    theirs, ours = _read_config(folder), _read_sidecar(folder)
+    weights = with_their_names(read_weights(folder))
+    settings = _settings(theirs, ours, {name: name for name in weights})
+    if settings["n_positions"] is not None:
+        settings["n_positions"] = len(weights["encoder.wpe.weight"])
+    try:
+        config = DTModelConfig.from_dict(settings | overrides)
+        network = DecisionTransformer(config, *_spaces(theirs, ours))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{folder / _CONFIG} and the settings given: {error}") from error
+    state = to_ours(weights, config)
     if has_normalization(folder):
-        state |= current_names(load_file(folder / _OURS_TENSORS))
-    _load(network, state, folder)
+        state |= current_names(read_safetensors(folder / _OURS_TENSORS))
+    if _WTE in state and state[_WTE].ndim == 2:
+        network.backbone.wte = torch.zeros(state[_WTE].shape)  # any `vocab_size`
+    fill(network, state, str(folder), dtype)
+    network.foreign_settings = {
+        name: value for name, value in theirs.items() if name not in settings
+    }
+    normalize_by(network, observation_mean, observation_std, return_scale)
     return network.eval()
 
 
@@ -86,8 +138,9 @@ def save_pretrained(network: DecisionTransformer, folder: str | Path) -> None:
     """Writes a folder that both `transformers` and `load_pretrained` can read.
 
     A round trip, from either side, changes no bit of any weight. To `transformers`, a Discrete
-    space's actions are one-hot vectors and its `action_preds` are logits, and a network with
-    `attention="window"` attends to everything it is given.
+    space's actions are one-hot vectors and its `action_preds` are logits, a network with
+    `attention="window"` attends to everything it is given, and one without a layer norm on its
+    embeddings gets one.
     """
     if not isinstance(network.embed_state, nn.Linear):
         raise ValueError(
@@ -100,64 +153,59 @@ def save_pretrained(network: DecisionTransformer, folder: str | Path) -> None:
             "Hugging Face's model is given returns, and condition_on_return=False drops them; save "
             "a checkpoint instead (algo.save_to_path)"
         )
+    if not config.embed_layer_norm:
+        logger.warning(
+            "%s: transformers cannot read these weights as they are meant, since its model has a "
+            "layer norm on the embeddings (embed_layer_norm=False); load_pretrained can",
+            folder,
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    theirs = {name: getattr(config, name) for name in _SHARED_SETTINGS} | {
+    theirs = {name: getattr(config, name) for name in SHARED_SETTINGS} | {
         "architectures": ["DecisionTransformerModel"],
         "model_type": "decision_transformer",
         "state_dim": network.embed_state.in_features,
         "act_dim": network.action_head.size,
         "action_tanh": network.action_head.squashes,
         "n_positions": config.n_positions or _THEIR_POSITIONS,
-        "vocab_size": 1,
+        "vocab_size": 1 if config.n_positions is None else len(network.backbone.wte),
     }
     state = {
         name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
     }
-    own = {k: v for k, v in state.items() if k in _NORMALIZATION or k.startswith(_HEAD)}
-    weights = _to_theirs({k: v for k, v in state.items() if k not in own}, config)
-    sidecar = {
-        "context_length": config.context_length,
-        "attention": config.attention,
-        "segment_length": config.segment_length,
-        "n_positions": config.n_positions,
-        "action_tanh": config.action_tanh,
+    own = {k: v for k, v in state.items() if is_own(k)}
+    weights = to_theirs({k: v for k, v in state.items() if k not in own}, config)
+    sidecar = {name: getattr(config, name) for name in _OWN_SETTINGS} | {
         "observation_space": describe_space(network.observation_space),
         "action_space": describe_space(network.action_space),
     }
-    (folder / "config.json").write_text(json.dumps(theirs, indent=2))
+    (folder / _CONFIG).write_text(json.dumps(network.foreign_settings | theirs, indent=2))
     (folder / _OURS_JSON).write_text(json.dumps(sidecar, indent=2))
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, folder / SAFETENSORS, metadata={"format": "pt"})
     save_file(own, folder / _OURS_TENSORS)
 
 
+def is_own(name: str) -> bool:
+    """Returns whether a value is of the normalisation or the bounds, which their folders lack."""
+    return name in _NORMALIZATION or name.startswith(_HEAD)
+
+
 def _read_config(folder: Path) -> JsonObject:
-    path = folder / "config.json"
+    path = folder / _CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {folder} is not a Hugging Face model folder")
-    theirs: JsonObject = json.loads(path.read_text())
+    theirs = read_json(path)
     kind = theirs.get("model_type")
     if kind != "decision_transformer":
-        raise ValueError(f"{path}: model_type is {kind!r}, wanted 'decision_transformer'")
+        raise WeightsError(f"{path}: model_type is {kind!r}, wanted 'decision_transformer'")
     if theirs.get("add_cross_attention"):
-        raise ValueError(f"{path}: add_cross_attention=True is not supported")
+        raise WeightsError(f"{path}: add_cross_attention=True is not supported")
     return theirs
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    if (folder / "model.safetensors").is_file():
-        return load_file(folder / "model.safetensors")
-    if (folder / "pytorch_model.bin").is_file():
-        loaded: dict[str, Tensor] = torch.load(
-            folder / "pytorch_model.bin", map_location="cpu", weights_only=True
-        )
-        return loaded
-    raise FileNotFoundError(f"{folder} contains neither model.safetensors nor pytorch_model.bin")
 
 
 def _read_sidecar(folder: Path) -> JsonObject:
     path = folder / _OURS_JSON
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _spaces(theirs: JsonObject, ours: JsonObject) -> tuple[gym.Space, gym.Space]:
@@ -167,30 +215,67 @@ def _spaces(theirs: JsonObject, ours: JsonObject) -> tuple[gym.Space, gym.Space]
             space_from_description(ours["action_space"]),
         )
     # the defaults of `transformers` for keys that a config.json may omit
-    state_dim, act_dim = theirs.get("state_dim", 17), theirs.get("act_dim", 4)
+    return box_spaces(theirs.get("state_dim", 17), theirs.get("act_dim", 4))
+
+
+def box_spaces(state_dim: int, act_dim: int) -> tuple[gym.Space, gym.Space]:
+    """Returns the spaces of a network of which only the sizes are known."""
     return (
         gym.spaces.Box(-np.inf, np.inf, (state_dim,), np.float32),
         gym.spaces.Box(-1.0, 1.0, (act_dim,), np.float32),
     )
 
 
+# --- names of weights
+
+
+def their_names(names: Any) -> dict[str, str]:
+    """Maps Hugging Face's name of each weight to the one that a file has for it.
+
+    Files may have a prefix before all names ("module.", "decision_transformer."), and the authors'
+    code says `transformer` where Hugging Face's says `encoder`. What has another prefix, and the
+    causal masks of older versions, are left out.
+    """
+    prefixes = sorted(name.removesuffix(_LANDMARK) for name in names if name.endswith(_LANDMARK))
+    prefix = min(prefixes, key=len) if prefixes else ""
+    found = {}
+    for name in names:
+        if not name.startswith(prefix) or name.endswith(_IGNORED_SUFFIXES):
+            continue
+        bare = name.removeprefix(prefix)
+        if bare.startswith("transformer."):
+            bare = "encoder." + bare.removeprefix("transformer.")
+        found[bare] = name
+    return found
+
+
+def with_their_names(weights: Weights) -> Weights:
+    """Returns weights under Hugging Face's names; see `their_names`."""
+    names = their_names(weights)
+    left = set(weights) - set(names.values())
+    left = {name for name in left if not name.endswith(_IGNORED_SUFFIXES)}
+    if left:
+        logger.warning("weights of another model are left out: %s", sorted(left))
+    return {ours: weights[name] for ours, name in names.items()}
+
+
 def _is_transposed(name: str) -> bool:
     return name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
 
 
-def _to_ours(weights: dict[str, Tensor], has_positions: bool) -> dict[str, Tensor]:
+def to_ours(weights: Weights, config: DTModelConfig) -> Weights:
+    """Converts Hugging Face's names and layouts to those of `DecisionTransformer`."""
     state = {}
     for name, value in weights.items():
-        if name.endswith(_IGNORED_SUFFIXES):
-            continue
-        if not has_positions and name in ("encoder.wpe.weight", "encoder.wte.weight"):
+        if config.n_positions is None and name in ("encoder.wpe.weight", "encoder.wte.weight"):
             continue
         ours = name.replace("encoder.", "backbone.").replace("predict_action.0.", "predict_action.")
         state[ours.replace("wte.weight", "wte")] = value.T if _is_transposed(name) else value
     return state
 
 
-def _to_theirs(state: dict[str, Tensor], config: DTModelConfig) -> dict[str, Tensor]:
+def to_theirs(state: Weights, config: DTModelConfig) -> Weights:
+    """Converts the names and layouts of `DecisionTransformer` to Hugging Face's."""
     weights = {}
     for name, value in state.items():
         theirs = name.replace("backbone.", "encoder.").replace(
@@ -199,24 +284,122 @@ def _to_theirs(state: dict[str, Tensor], config: DTModelConfig) -> dict[str, Ten
         theirs = "encoder.wte.weight" if theirs == "encoder.wte" else theirs
         weights[theirs] = (value.T if _is_transposed(name) else value).contiguous()
     if config.n_positions is None:
-        weights["encoder.wpe.weight"] = torch.zeros(_THEIR_POSITIONS, config.hidden_size)
-        weights["encoder.wte.weight"] = torch.zeros(1, config.hidden_size)
+        kind = next(iter(weights.values())).dtype
+        weights["encoder.wpe.weight"] = torch.zeros(
+            _THEIR_POSITIONS, config.hidden_size, dtype=kind
+        )
+        weights["encoder.wte.weight"] = torch.zeros(1, config.hidden_size, dtype=kind)
     return weights
 
 
-def _load(network: DecisionTransformer, state: dict[str, Tensor], folder: Path) -> None:
+# --- values
+
+
+def fill(
+    network: nn.Module,
+    state: Weights,
+    source: str,
+    dtype: torch.dtype | str | None = None,
+    optional: tuple[str, ...] = (),
+) -> None:
+    """Loads weights into a network; what it has no place for is left out, with a warning.
+
+    Args:
+        network: the network, or a module with a backbone.
+        state: the weights under its names; those of the normalisation may be missing.
+        source: where they come from, for messages.
+        dtype: see `load_pretrained`.
+        optional: beginnings of other names that may be missing; those weights become zero.
+
+    Raises:
+        WeightsError: weights are missing, of another shape, or not finite.
+    """
     wanted = network.state_dict()
-    optional = {k for k in wanted if k in _NORMALIZATION or k.startswith(_HEAD)}
-    missing = sorted(set(wanted) - set(state) - optional)
-    unknown = sorted(set(state) - set(wanted))
+    left = sorted(set(state) - set(wanted))
+    if left:
+        logger.warning("%s: weights that the model has no place for are left out: %s", source, left)
+    missing = sorted(
+        name
+        for name in set(wanted) - set(state)
+        if not (is_own(name) or name == _WTE or name.startswith(optional))
+    )
+    state = {name: value for name, value in state.items() if name in wanted}
     shapes = [
-        f"{k}: {tuple(state[k].shape)}, wanted {tuple(wanted[k].shape)}"
-        for k in sorted(set(wanted) & set(state))
-        if state[k].shape != wanted[k].shape
+        f"{name}: {tuple(value.shape)}, wanted {tuple(wanted[name].shape)}"
+        for name, value in sorted(state.items())
+        if value.shape != wanted[name].shape
     ]
-    if missing or unknown or shapes:
-        raise ValueError(
-            f"{folder}: the weights do not fit the settings; missing {missing}, unknown "
-            f"{unknown}, of another shape {shapes}"
+    if missing or shapes:
+        raise WeightsError(
+            f"{source}: the weights do not fit the settings; missing {missing}, of another shape "
+            f"{shapes}"
         )
-    network.load_state_dict(wanted | state)
+    _check_values(state, source)
+    zeros = {
+        name: torch.zeros_like(value)
+        for name, value in wanted.items()
+        if name not in state and optional and name.startswith(optional)
+    }
+    network.to(chosen_dtype(dtype, state))
+    network.load_state_dict(wanted | zeros | state)
+
+
+def chosen_dtype(dtype: torch.dtype | str | None, state: Weights) -> torch.dtype:
+    """Returns the dtype to load weights with; see `load_pretrained`.
+
+    Raises:
+        ValueError: it is none of numbers with a fraction.
+    """
+    if dtype == "auto":
+        kinds = Counter(value.dtype for value in state.values() if value.is_floating_point())
+        return kinds.most_common(1)[0][0]
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype or torch.float32
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype={dtype!r} is no floating-point dtype of torch")
+    return found
+
+
+def _check_values(state: Weights, source: str) -> None:
+    broken = sorted(name for name, value in state.items() if not torch.isfinite(value).all())
+    if broken:
+        raise WeightsError(
+            f"{source}: weights are not finite: {broken}; take an earlier checkpoint of that run"
+        )
+    for name in ("observation_std", "return_scale"):
+        if name in state and not (state[name] > 0).all():
+            raise WeightsError(
+                f"{source}: {name} must be positive, but is {state[name].tolist()}; set it to 1 "
+                "where nothing is to be divided"
+            )
+
+
+def normalize_by(
+    network: DecisionTransformer,
+    observation_mean: ArrayLike | None,
+    observation_std: ArrayLike | None,
+    return_scale: float | None,
+) -> None:
+    """Sets the parts of a network's normalisation that are given.
+
+    Raises:
+        ValueError: one has another shape, is not finite, or not positive where it divides.
+    """
+    given = {
+        "observation_mean": observation_mean,
+        "observation_std": observation_std,
+        "return_scale": return_scale,
+    }
+    for name, value in given.items():
+        if value is None:
+            continue
+        buffer: Tensor = getattr(network, name)
+        values = np.asarray(value)
+        if values.dtype.kind not in "biuf" or values.shape != tuple(buffer.shape):
+            raise ValueError(
+                f"{name} has shape {values.shape} and dtype {values.dtype}, wanted numbers of "
+                f"shape {tuple(buffer.shape)}"
+            )
+        if not np.isfinite(values).all() or (name != "observation_mean" and (values <= 0).any()):
+            wanted = "finite" if name == "observation_mean" else "finite and positive"
+            raise ValueError(f"{name} must be {wanted}, but is {values.tolist()}")
+        buffer.copy_(torch.tensor(values))

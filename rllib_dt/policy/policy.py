@@ -73,7 +73,7 @@ class Policy:
     def _cache_for(self, num_slots: int) -> RollingCache:
         if self._cache is None:
             device = next(self.network.parameters()).device
-            self._cache = RollingCache(self.network.config, num_slots, device)
+            self._cache = RollingCache(self.network.config, num_slots, device, self.network.dtype)
         elif num_slots > self._cache.num_slots:
             self._cache = self._cache.grown(self.network.config, num_slots)
         return self._cache

@@ -63,6 +63,9 @@ class DataSettings(ReadingSettings, Protocol):
     @property
     def windows_per_learner(self) -> int: ...
 
+    @property
+    def is_without_data(self) -> bool: ...
+
 
 _Reading = Literal["required", "if there", "no"]
 _reading: ContextVar[_Reading] = ContextVar("rllib_dt_reading", default="required")
@@ -94,8 +97,8 @@ class DTOfflineData(OfflineData):
     Deliberately does not run `OfflineData.__init__`, which would set up RLlib's own pipeline
     (an object for each row, a sample frozen for the whole run).
 
-    An algorithm that is restored from a checkpoint may lack its data (`is_missing`); it can then
-    evaluate and act, and all other attributes raise a `DataError`.
+    An algorithm that is restored from a checkpoint, or built from pretrained weights, may lack its
+    data (`is_missing`); it can then evaluate and act, and all other attributes raise a `DataError`.
 
     Attributes:
         is_missing: whether the data could not be read.
@@ -121,7 +124,9 @@ class DTOfflineData(OfflineData):
         self.is_missing = False
         self._feeder: ActorHandle = None
         self._why_missing = "it was asked for none"
-        if _reading.get() == "no":
+        if config.is_without_data:
+            self.is_missing, self._why_missing = True, "offline_data(input_=…) is not set"
+        elif _reading.get() == "no":
             self.is_missing = True
         elif _reading.get() == "if there":
             try:
@@ -137,8 +142,8 @@ class DTOfflineData(OfflineData):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         raise DataError(
             "the training data",
-            f"the algorithm was restored without it ({self._why_missing})",
-            "put it back, or give other data: DT.from_checkpoint(path, input_=…)",
+            f"the algorithm was built or restored without it ({self._why_missing})",
+            "set offline_data(input_=…), or restore with DT.from_checkpoint(path, input_=…)",
         )
 
     def __repr__(self) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rllib_dt.spaces.exact import ExactBuffers
 from rllib_dt.spaces.leaves import (
     ImageEncoder,
     UnsupportedSpaceError,
@@ -205,11 +206,12 @@ class Bits(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Maps (B, K, …) zeros and ones to (B, K, D)."""
         B, K = values.shape[:2]
-        embedded: Tensor = self.linear(values.reshape(B, K, -1).float() * 2 - 1)
+        bits = values.reshape(B, K, -1)
+        embedded: Tensor = self.linear(bits.to(self.linear.weight.dtype) * 2 - 1)
         return embedded
 
 
-class Convolutions(nn.Module):
+class Convolutions(ExactBuffers):
     """Convolutions over an image, then a linear layer and a tanh (Chen et al. 2021, §A.1).
 
     "nature" has the three layers of Mnih et al. 2015 (32 of 8 × 8 by 4, 64 of 4 × 4 by 2, 64 of
@@ -224,6 +226,7 @@ class Convolutions(nn.Module):
         normalize: subtract a mean image, and divide by a number; see `set_statistics`.
     """
 
+    exact = ("mean", "std")
     mean: Tensor
     std: Tensor
 
@@ -277,9 +280,10 @@ class Convolutions(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Maps (B, K, …) bytes or bits to (B, K, D)."""
         B, K = images.shape[:2]
-        pixels = self._arranged(images).to(self.linear.weight.dtype) / self._scale
+        dtype = self.linear.weight.dtype
+        pixels = self._arranged(images).to(dtype) / self._scale
         if self.normalizes:
-            pixels = (pixels - self._arranged(self.mean[None, None])) / self.std
+            pixels = ((pixels - self._arranged(self.mean[None, None])) / self.std).to(dtype)
         features = self.convolutions(pixels).flatten(1)
         embedded: Tensor = self.linear(features).tanh().view(B, K, -1)
         return embedded

@@ -11,14 +11,15 @@ from functools import singledispatch
 import gymnasium as gym
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from rllib_dt.spaces.exact import ExactBuffers, at_least_float32
 from rllib_dt.spaces.leaves import check_action_space
 from rllib_dt.types import Tree
 
 
-class ActionHead(nn.Module, ABC):
+class ActionHead(ExactBuffers, ABC):
     """An action leaf, as the network sees it.
 
     Attributes:
@@ -92,6 +93,7 @@ class BoxHead(ActionHead):
     (action - mean) / deviation, and outputs pass through no tanh.
     """
 
+    exact = ("middle", "half_range", "spread", "has_range", "low", "high")
     middle: Tensor
     half_range: Tensor
     spread: Tensor
@@ -197,8 +199,8 @@ class LogitsHead(ActionHead):
         return raw
 
     def decode(self, outputs: Tensor) -> Tensor:
-        """Returns the (…, size) logits as float32."""
-        return outputs.float()
+        """Returns the (…, size) logits, as float32 at least."""
+        return at_least_float32(outputs)
 
     def metric_sums(self, outputs: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Counts, as `action_accuracy`, the steps whose likeliest action is the recorded one."""
@@ -316,8 +318,8 @@ class MultiBinaryHead(LogitsHead):
 
     def losses(self, outputs: Tensor, actions: Tensor) -> Tensor:
         """Returns the (…,) sum of the C cross-entropies, in nats."""
-        bits = _flat(actions, len(self.shape)).float()
         logits = self.decode(outputs)
+        bits = _flat(actions, len(self.shape)).to(logits.dtype)
         return F.binary_cross_entropy_with_logits(logits, bits, reduction="none").sum(dim=-1)
 
     def act(

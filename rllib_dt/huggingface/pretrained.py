@@ -1,0 +1,120 @@
+"""What the models under Hugging Face's names share: folders, dtype, defaults of their calls."""
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from rllib_dt.huggingface.configuration import DecisionTransformerConfig, config_file
+from rllib_dt.policy.folders import fill, with_their_names
+from rllib_dt.policy.weight_files import SAFETENSORS, TORCH, Weights, read_weights
+
+logger = logging.getLogger(__name__)
+
+Facade = TypeVar("Facade", bound="PretrainedFacade")
+_IGNORED = ("local_files_only", "low_cpu_mem_usage", "device_map", "use_safetensors", "revision")
+
+
+class PretrainedFacade(nn.Module, ABC):
+    """Base of the models under Hugging Face's names.
+
+    Their weights have our names and layouts (`Linear`, not `Conv1D`); folders have theirs.
+
+    Attributes:
+        config: the settings.
+    """
+
+    def __init__(self, config: DecisionTransformerConfig):
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def _own_state(self, weights: Weights) -> tuple[nn.Module, Weights]:
+        """Returns the module to fill, and Hugging Face's weights under its names."""
+
+    @abstractmethod
+    def _their_state(self) -> Weights:
+        """Returns the weights under Hugging Face's names."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.parameters()).device
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Returns the number of weights."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Facade],
+        folder: str | os.PathLike[str],
+        *,
+        config: DecisionTransformerConfig | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        **settings: Any,
+    ) -> Facade:
+        """Loads a model from a local folder, in eval mode. Nothing is downloaded.
+
+        The folder's normalisation, if it has one, is not applied, just as by `transformers`: states
+        and returns are given in the network's units. `load_pretrained` applies it.
+
+        Args:
+            folder: see `rllib_dt.huggingface.load_pretrained`.
+            config: replaces the folder's.
+            dtype, torch_dtype: of the weights; float32 by default, "auto" for that of the files.
+            settings: settings of the config that take precedence over the folder's.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: the files are damaged or of another model, or do not fit the settings.
+        """
+        settings = {name: value for name, value in settings.items() if name not in _IGNORED}
+        path = config_file(folder).parent
+        if config is None:
+            config = DecisionTransformerConfig.from_pretrained(path, **settings)
+        weights = with_their_names(read_weights(path))
+        if any(name.startswith("embed_timestep") for name in weights):
+            config.embed_layer_norm = "embed_ln.weight" in weights
+        model = cls(config)
+        if not any(name.endswith("wpe.weight") for name in weights):
+            logger.warning("%s: there is no position embedding, so that it is zero", path)
+            shape = (config.n_positions, config.hidden_size)
+            weights["encoder.wpe.weight"] = torch.zeros(shape)
+        fill(*model._own_state(weights), str(path), torch_dtype if dtype is None else dtype)
+        return model.eval()
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, safe_serialization: bool = True
+    ) -> None:
+        """Writes a folder that `transformers` and `from_pretrained` can read.
+
+        Args:
+            folder: where to; created if it is missing.
+            safe_serialization: as safetensors; otherwise as torch's own file.
+        """
+        path = Path(folder)
+        self.config.architectures = [type(self).__name__]
+        self.config.save_pretrained(path)
+        state = {
+            name: value.detach().cpu().contiguous() for name, value in self._their_state().items()
+        }
+        if safe_serialization:
+            save_file(state, path / SAFETENSORS, metadata={"format": "pt"})
+        else:
+            torch.save(state, path / TORCH)
+
+    def wants(self, name: str, given: bool | None) -> bool:
+        """Returns an option of a call: what is given, or else the config's default."""
+        return bool(getattr(self.config, name) if given is None else given)
