@@ -65,7 +65,7 @@ def plot_targets(
 
     Args:
         by_target: `by_target` of an evaluation's result.
-        data_returns: the return of each recorded episode.
+        data_returns: the return of each recorded episode; none if they are not known.
         path: the file to save to, whose suffix decides the format; None saves nothing.
 
     Returns:
@@ -78,13 +78,10 @@ def plot_targets(
     stds = np.array([r["episode_return_std"] for r in by_target.values()])
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
-    behind = axes.twinx()
-    behind.hist(data_returns, bins=40, color="0.87")
-    behind.set_ylabel("recorded episodes", color="0.5")
-    behind.tick_params(axis="y", colors="0.5")
-    axes.set_zorder(behind.get_zorder() + 1)
-    axes.patch.set_visible(False)
-    ends = [min(targets.min(), min(data_returns)), max(targets.max(), max(data_returns))]
+    if len(data_returns):
+        _draw_behind(axes, data_returns)
+    every = [*targets, *data_returns]
+    ends = [min(every), max(every)]
     axes.plot(ends, ends, "--", color="0.4", linewidth=1, label="as asked")
     axes.errorbar(targets, means, yerr=stds, fmt="o", capsize=4, label="achieved, mean ± std")
     axes.set_xlabel("target return")
@@ -95,3 +92,12 @@ def plot_targets(
     if path is not None:
         figure.savefig(path, dpi=120)
     return figure
+
+
+def _draw_behind(axes: Any, data_returns: Sequence[float]) -> None:
+    behind = axes.twinx()
+    behind.hist(data_returns, bins=40, color="0.87")
+    behind.set_ylabel("recorded episodes", color="0.5")
+    behind.tick_params(axis="y", colors="0.5")
+    axes.set_zorder(behind.get_zorder() + 1)
+    axes.patch.set_visible(False)

@@ -29,6 +29,8 @@ LAYERS = [
         "runtime",
         "cards",
         "conversion",
+        "serve",
+        "runs",
         "cli",
         "__init__",
     ),

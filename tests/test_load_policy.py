@@ -335,7 +335,11 @@ def test_any_part_may_be_imported_first(name):
         (Box(0, 255, (8, 8, 3), np.uint8), np.full((8, 8, 3), 0.9), "values that are no uint8"),
         (Discrete(4), 9, "lies outside"),
         (Discrete(4), 1.7, "values that are no int"),
-        (Dict(a=Box(-1.0, 1.0, (2,))), {"a": [np.inf, 0.0]}, "leaf 'a' of the observation of"),
+        (
+            Dict(a=Box(-1.0, 1.0, (2,))),
+            {"a": [np.inf, 0.0]},
+            "environment 0: leaf 'a': it",
+        ),
     ],
 )
 def test_observations_that_would_be_read_as_others_are_refused(space, bad, message):

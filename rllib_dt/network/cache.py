@@ -19,6 +19,54 @@ class KeyValueCache(Protocol):
         """Adds a layer's new keys and values, (B, H, L, d), and returns all, (B, H, P+L, d)."""
 
 
+def slot_shape(config: DTModelConfig) -> tuple[int, ...]:
+    """Returns the shape of a layer's keys and values of one episode: (3G, 2, H, d)."""
+    tokens = config.tokens_per_step * (config.context_length + 1)
+    return tokens, 2, config.n_head, config.hidden_size // config.n_head
+
+
+class Ring:
+    """Where a ring of G groups of tokens holds each step, and what the newest step may attend to.
+
+    Args:
+        config: the network's settings.
+        device: the network's device.
+    """
+
+    def __init__(self, config: DTModelConfig, device: torch.device | str | None = None):
+        self._groups = config.context_length + 1
+        self._tokens = T = config.tokens_per_step
+        self._within = torch.arange(T, device=device)
+        self._places = torch.arange(T * self._groups, device=device)
+        # (G, 3, 3) bool: whether query i may attend to token j of a group `age` steps older
+        age = torch.arange(self._groups, device=device)[:, None, None]
+        back = T * age + self._within[:, None] - self._within  # in tokens
+        self._in_band = (back >= 0) & (back < T * config.context_length)
+
+    def places_and_mask(self, timesteps: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the places of a step's three tokens, and what each may attend to.
+
+        Args:
+            timesteps: (B,) int, the step's timesteps.
+            first: (B,) int, the timestep of the first step that each ring holds.
+
+        Returns:
+            (B, 3) int, and (B, 1, 3, 3G) bool.
+        """
+        G, t = self._groups, timesteps[:, None]
+        places = (t % G) * self._tokens + self._within  # (B, 3)
+        age = (t - torch.arange(G, device=t.device)) % G  # (B, G), in steps
+        since = t - age - first[:, None]  # steps of the group after the first
+        # the first step's a_{t-1} was not recorded, and groups before it hold another episode
+        real = since[..., None] >= torch.where(self._within == 0, 1, 0)  # (B, G, 3)
+        mask = self._in_band[age] & real[:, :, None, :]  # (B, G, 3 queries, 3 keys)
+        mask = mask.transpose(1, 2).flatten(2)  # (B, 3, 3G)
+        # even if not recorded, that action attends to itself: a softmax over no token is NaN
+        itself = (self._places == places[:, :1])[:, None]  # (B, 1, 3G)
+        mask = torch.cat([mask[:, :1] | itself, mask[:, 1:]], dim=1)
+        return places, mask.unsqueeze(1)
+
+
 class RollingCache:
     """A cache of each layer's last G groups of tokens, for N running episodes.
 
@@ -56,17 +104,13 @@ class RollingCache:
                 "rolling cache needs attention='window'"
             )
         self.num_slots = num_slots
-        self._groups = config.context_length + 1
-        head = config.hidden_size // config.n_head
-        self._tokens = T = config.tokens_per_step
-        shape = (num_slots, T * self._groups, 2, config.n_head, head)
+        shape = (num_slots, *slot_shape(config))
         self._layers = [
             torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)
         ]
         self._first = torch.zeros(num_slots, dtype=torch.long, device=device)
         self._every_slot = torch.arange(num_slots, device=device)
-        self._within = torch.arange(T, device=device)
-        self._in_band = self._band(config.context_length, device)
+        self._ring = Ring(config, device)
 
     def begin_step(self, slots: Tensor, timesteps: Tensor, begins: Tensor) -> Tensor:
         """Reserves the places of a step's three tokens.
@@ -86,18 +130,9 @@ class RollingCache:
             # hidden keys count for nothing only while they are finite: 0 · NaN is NaN
             for stored in self._layers:
                 stored[slots[begins]] = 0.0
-        G, t = self._groups, timesteps[:, None]
-        self._places = (t % G) * self._tokens + self._within  # (B, 3)
+        self._places, mask = self._ring.places_and_mask(timesteps, self._first[slots])
         self._rows = slots[:, None]
-        age = (t - torch.arange(G, device=t.device)) % G  # (B, G), in steps
-        since = t - age - self._first[slots][:, None]  # steps of the group after the first
-        # the first step's a_{t-1} was not recorded, and groups before it hold another episode
-        real = since[..., None] >= torch.where(self._within == 0, 1, 0)  # (B, G, 3)
-        mask = self._in_band[age] & real[:, :, None, :]  # (B, G, 3 queries, 3 keys)
-        mask = mask.transpose(1, 2).flatten(2)  # (B, 3, 3G)
-        # even if not recorded, that action attends to itself: a softmax over no token is NaN
-        mask[self._every_slot[: len(slots)], 0, self._places[:, 0]] = True
-        return mask.unsqueeze(1)
+        return mask
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `KeyValueCache`; P+L is 3G, in the order of the groups."""
@@ -114,9 +149,3 @@ class RollingCache:
         for mine, theirs in zip(self._layers, larger._layers, strict=True):
             theirs[: self.num_slots] = mine
         return larger
-
-    def _band(self, context_length: int, device: torch.device | str | None) -> Tensor:
-        """(G, 3, 3) bool: whether query i may attend to token j of a group `age` steps older."""
-        age = torch.arange(self._groups, device=device)[:, None, None]
-        back = self._tokens * age + self._within[:, None] - self._within  # in tokens
-        return (back >= 0) & (back < self._tokens * context_length)

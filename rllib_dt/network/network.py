@@ -436,7 +436,7 @@ class DecisionTransformer(ExactBuffers):
         normalized = by_leaf(self._normalized(observations, *first.shape[:2]))
         return torch.cat([normalized[path] for path in self._numbers], dim=-1)
 
-    def _action_outputs(self, tokens: Tensor, window: Window, steps: slice) -> Tensor:
+    def action_outputs(self, tokens: Tensor, window: Window, steps: slice) -> Tensor:
         """Computes the head's outputs; forbidden actions get no probability.
 
         Args:
@@ -526,7 +526,7 @@ class DecisionTransformer(ExactBuffers):
                 returns = at_least_float32(self.predict_return(x[:, self._action_tokens]))
                 return_preds = returns * self.return_scale
         steps = LAST_STEP if last_only else slice(None)
-        outputs = self._action_outputs(action_tokens, window, steps)
+        outputs = self.action_outputs(action_tokens, window, steps)
         return DTOutput(
             action_preds=self.action_head.decode(outputs),
             action_outputs=outputs,
@@ -589,7 +589,7 @@ class DecisionTransformer(ExactBuffers):
             cache,
             queries=LAST_TOKEN,
         )
-        outputs = self._action_outputs(out.last_hidden_state, window, LAST_STEP)
+        outputs = self.action_outputs(out.last_hidden_state, window, LAST_STEP)
         return self.action_head.act(outputs[:, 0], temperature=temperature, generator=generator)
 
     def _position_ids(self, tokens: Tensor) -> Tensor:

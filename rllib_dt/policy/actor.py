@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -11,10 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.policy.context import Contexts
+from rllib_dt.policy.observed import check_values
 from rllib_dt.policy.policy import Policy, as_tensors
-from rllib_dt.spaces.leaves import out_of_space
 from rllib_dt.spaces.trees import at, by_leaf, flatten, leaves, map_tree, unflatten
-from rllib_dt.types import Array, Tree, Value
+from rllib_dt.types import Tree, Value
 
 
 class Actor:
@@ -137,35 +136,16 @@ class Actor:
         return found
 
     def _check(self, slot: int, observation: Tree) -> None:
-        """Refuses an observation that the network would read as another one."""
-        found = by_leaf(observation)
-        for path, (shape, dtype) in self._contexts.layouts.items():
-            values = np.asarray(found[path])
-            problem = None if values.dtype.kind in "US" else _misread(values, dtype)
-            leaf = self._leaves[path]
-            if problem is None and not isinstance(leaf, gym.spaces.Box | gym.spaces.Text):
-                problem = out_of_space(leaf, values.reshape(1, *shape), "observation")
-            if problem is not None:
-                name = f"leaf {path!r} of the observation" if path else "the observation"
-                raise ValueError(f"{name} of environment {slot}: {problem}")
+        try:
+            check_values(observation, self._contexts.layouts, self._leaves, "observation")
+        except ValueError as error:
+            raise ValueError(f"the observation of environment {slot}: {error}") from error
 
     def _is_single(self, observation: Value) -> bool:
         """Returns whether an observation has the space's own shape, without an axis before it."""
         found = by_leaf(flatten(self._observation_space, observation, self._contexts.ignore))
         shapes = self._contexts.shapes
         return all(np.shape(found[path]) == shape for path, shape in shapes.items())
-
-
-def _misread(values: Array, dtype: np.dtype) -> str | None:
-    """Says why values would change when they are stored; None if they would not."""
-    if values.dtype.kind not in "biuf":
-        return f"it holds {values.dtype}, not numbers"
-    if dtype.kind == "f":
-        is_finite = np.abs(values.astype(np.float64)).max(initial=0.0) <= np.finfo(dtype).max
-        return None if is_finite else f"it is not finite in {8 * dtype.itemsize} bits: {values}"
-    with np.errstate(invalid="ignore"):
-        is_same = (values.astype(dtype) == values).all()
-    return None if is_same else f"it holds values that are no {dtype}: {values}"
 
 
 def _targets(target_return: ArrayLike, num_envs: int) -> NDArray[np.float64]:

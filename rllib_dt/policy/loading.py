@@ -75,6 +75,16 @@ class TrainedPolicy:
             target_return = self.target_returns[0]
         return Actor(self.network, target_return, num_envs, rule=self.rule, **settings)
 
+    def export_onnx(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the policy as an ONNX graph; see `rllib_dt.policy.onnx.export_onnx`.
+
+        Raises:
+            ImportError: the extra `rllib_dt[onnx]` is missing.
+        """
+        from rllib_dt.policy.onnx import export_onnx
+
+        return export_onnx(self.network, path, rule=self.rule, target_returns=self.target_returns)
+
 
 def load_policy(
     path: str | os.PathLike[str],
@@ -98,7 +108,7 @@ def load_policy(
         CheckpointError: the checkpoint is incomplete or damaged, or has an encoder that
             `encoders` does not name.
     """
-    folder = _checkpoint_in(Path(path).expanduser())
+    folder = checkpoint_in(Path(path).expanduser())
     if (folder / _RLLIB).is_file() and (folder / _MODULE).is_dir():
         policy = _from_algorithm(folder, encoders)
     elif (folder / _ARGUMENTS).is_file() and (folder / _STATE).is_file():
@@ -115,8 +125,12 @@ def load_policy(
     return policy
 
 
-def _checkpoint_in(folder: Path) -> Path:
-    """Returns the last complete checkpoint of a Tune trial, or the folder itself."""
+def checkpoint_in(folder: Path) -> Path:
+    """Returns the last complete checkpoint of a Tune trial, or the folder itself.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it holds several trials.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     of_trial = _checkpoints(folder)

@@ -304,7 +304,8 @@ class Convolutions(ExactBuffers):
         frames, channels, height, breadth = self._axes
         order = [axis + 1 for axis in (frames, channels, height, breadth) if axis is not None]
         arranged = flat.permute(0, *order)
-        return arranged.reshape(len(flat), -1, *arranged.shape[-2:])
+        # not len(flat), which would fix the batch's size in an exported graph
+        return arranged.reshape(flat.shape[0], -1, *arranged.shape[-2:])
 
 
 def image_axes(space: gym.Space) -> tuple[int | None, int | None, int, int]:

@@ -210,6 +210,11 @@ class LogitsHead(ActionHead):
         return {"action_accuracy": (correct & mask).sum()}
 
 
+def _one_hot(index: Tensor, size: int) -> Tensor:
+    # torch's own asks for the largest index, which an exported graph cannot
+    return (index.unsqueeze(-1) == torch.arange(size, device=index.device)).float()
+
+
 def _chosen(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
     """Returns the likeliest of (…, n) categories, or with a temperature drawn ones."""
     if not temperature:
@@ -231,7 +236,7 @@ class DiscreteHead(LogitsHead):
 
     def features(self, actions: Tensor) -> Tensor:
         """Converts (…,) int to (…, n) one-hot."""
-        return F.one_hot(self._index(actions), self.size).float()
+        return _one_hot(self._index(actions), self.size)
 
     def losses(self, outputs: Tensor, actions: Tensor) -> Tensor:
         """Returns the (…,) cross-entropy of the recorded actions, in nats."""
@@ -270,8 +275,8 @@ class MultiDiscreteHead(LogitsHead):
     def features(self, actions: Tensor) -> Tensor:
         """Converts (…) int to (…, Σn) one-hot."""
         index = self._index(actions)
-        parts = [F.one_hot(index[..., i], n) for i, n in enumerate(self._counts)]
-        return torch.cat(parts, dim=-1).float()
+        parts = [_one_hot(index[..., i], n) for i, n in enumerate(self._counts)]
+        return torch.cat(parts, dim=-1)
 
     def losses(self, outputs: Tensor, actions: Tensor) -> Tensor:
         """Returns the (…,) sum of the C cross-entropies, in nats."""

@@ -1,16 +1,11 @@
-"""The command line, `rllib-dt`: what it does, functions of the package do.
+"""The commands about recordings: `inspect` and `convert`."""
 
-Exit codes: 0 done, 1 the data or a setting was refused, 2 the command was not understood.
-"""
-
-import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-if TYPE_CHECKING:
-    import typer
+import typer
+
+from rllib_dt.cli.running import DEBUG, run
 
 _INSPECT = """Says what recordings hold, and what is odd about them.
 
@@ -22,34 +17,9 @@ _CONVERT = """Converts recordings of any format to Parquet with one row per epis
 """
 
 
-def main() -> None:
-    """Runs the command line."""
-    try:
-        import typer  # noqa: F401
-    except ImportError:
-        print("rllib-dt needs typer: pip install 'rllib_dt[cli]'", file=sys.stderr)
-        sys.exit(1)
-    try:
-        sys.exit(make_app()(standalone_mode=False) or 0)
-    except Exception as error:
-        show = getattr(error, "show", None)  # what the command line itself refuses
-        if show is not None:
-            show()
-            sys.exit(2)
-        raise
-
-
-def make_app() -> "typer.Typer":
-    """Returns the commands."""
-    import typer
-
-    app = typer.Typer(
-        help="The Decision Transformer for RLlib.",
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-    )
-    debug = Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error.")]
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands."""
+    debug = Annotated[bool, DEBUG]
     data = Annotated[list[str], typer.Argument(help="Files, folders, or the id of a Minari set.")]
     env = Annotated[
         str | None, typer.Option(help="An environment of gymnasium, for its spaces and time limit.")
@@ -76,7 +46,7 @@ def make_app() -> "typer.Typer":
         debug: debug = False,
     ) -> None:
         options = _options(env, missing_rewards, missing_ends, last_row)
-        _run(lambda: _inspect(data, plot, **options), debug)
+        run(lambda: _inspect(data, plot, **options), debug)
 
     @app.command(help=_CONVERT)
     def convert(
@@ -89,23 +59,7 @@ def make_app() -> "typer.Typer":
         debug: debug = False,
     ) -> None:
         options = _options(env, missing_rewards, missing_ends, last_row)
-        _run(lambda: _convert(data, out, **options), debug)
-
-    return app
-
-
-def _run(command: Callable[[], None], debug: bool) -> None:
-    """Runs a command; an error becomes one line."""
-    import typer
-
-    try:
-        command()
-    except (ValueError, OSError, ImportError) as error:
-        if debug:
-            traceback.print_exc()
-        else:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise typer.Exit(1) from error
+        run(lambda: _convert(data, out, **options), debug)
 
 
 def _options(
