@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo test lint test-fast test-slow bench format clean
+.PHONY: setup demo test lint test-fast test-slow docs bench format clean
 
 setup: $(VENV)/.ready
 
@@ -34,6 +34,10 @@ test-fast: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# the site is in results/site; a warning is an error
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # compares with transformers and with d3rlpy, which gets a separate environment
 bench: setup

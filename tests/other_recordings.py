@@ -230,7 +230,8 @@ def write_rlds(path, episodes=EPISODES, *, change=None, cut=False):
         for number, length in episodes:
             content = example({f"steps/{k}": v for k, v in rlds_steps(number, length, change, cut)})
             head = struct.pack("<Q", len(content))
-            file.write(head + struct.pack("<I", tfrecord._masked_crc(head)) + content + bytes(4))
+            sums = [struct.pack("<I", tfrecord._masked_crc(part)) for part in (head, content)]
+            file.write(head + sums[0] + content + sums[1])
     return path
 
 

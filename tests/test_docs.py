@@ -1,10 +1,15 @@
 """README and docs: code blocks run, links resolve, and the list of semantics is complete."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import rllib_dt
 from tests.conftest import tiny_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,6 +56,38 @@ def test_code_runs_from_top_to_bottom(cluster, tmp_path, monkeypatch, path):
     if "results" in names:  # README's Tuner
         assert len(names["results"]) == 2
         assert not names["results"].errors
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(cluster, tmp_path, monkeypatch, capsys):
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((ROOT / "docs" / "first_run.ipynb").read_text())
+    names = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"]  # none are kept, so that none are stale
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    assert names["total"] > 0
+    assert names["calibration"](names["by_target"]).slope > 0.5
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs", reason="the docs extra")
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    built = (tmp_path / "api" / "index.html").read_text()
+    for name in rllib_dt.__all__:
+        if name != "register":
+            assert f"{name}</" in built or f"{name}<" in built, name
+
+
+def test_every_page_is_in_the_site_and_in_no_other_place():
+    pages = re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(pages) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)

@@ -128,7 +128,8 @@ def imports(path):
 def private_uses(path):
     """(owner, name) of each `owner._name` in a file, but for names that the file itself defines."""
     tree = ast.parse(path.read_text())
-    own = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    own = {n.name for n in ast.walk(tree) if isinstance(n, kinds)}
     own |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
     own |= {
         n.attr

@@ -7,6 +7,7 @@ import pickle
 import shutil
 
 import gymnasium as gym
+import msgpack
 import numpy as np
 import pytest
 import torch
@@ -106,6 +107,28 @@ def test_the_algorithm_is_registered_whatever_is_imported_first(first):
         """
     )
     assert out.strip() == "True SourceFileLoader"
+
+
+def test_a_checkpoint_in_msgpack_acts_as_one_of_pickles(cluster, tiny_data, tmp_path):
+    algo = tiny_config(tiny_data[0]).build_algo()
+    paths = [
+        algo.save_to_path(str(tmp_path / name), use_msgpack=name == "packed")
+        for name in ("pickled", "packed")
+    ]
+    algo.stop()
+    assert (tmp_path / "packed" / MODULE / "module_state.msgpack").is_file()
+    first, second = (load_policy(path) for path in paths)
+    assert first.target_returns == second.target_returns
+    for name, value in first.network.state_dict().items():
+        assert torch.equal(second.network.state_dict()[name], value)
+    # an array of objects is a pickle within
+    held = {b"nd": True, b"type": "|O", b"kind": b"O", b"shape": [1], b"data": b"\x80\x04N."}
+    state = tmp_path / "packed" / MODULE / "module_state.msgpack"
+    state.write_bytes(msgpack.packb({"network.return_scale": held}))
+    for content, message in ((state.read_bytes(), "arrays of"), (b"\xc1", "cannot be read")):
+        state.write_bytes(content)
+        with pytest.raises(CheckpointError, match=message):
+            load_policy(tmp_path / "packed" / MODULE)
 
 
 def test_a_module_alone_and_a_folder_of_hugging_face_load_too(trained, tmp_path):

@@ -695,6 +695,9 @@ def test_damaged_tfrecords_are_refused(tmp_path):
     path.write_bytes(b"\x01" + content[1:])
     with refused("the length of the record at byte 0 is damaged"):
         read(path)
+    path.write_bytes(content[:40] + bytes([content[40] ^ 1]) + content[41:])
+    with refused("the record at byte 0 fails its checksum"):
+        read(path)
 
 
 @given(

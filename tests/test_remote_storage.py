@@ -11,12 +11,13 @@ import pytest
 from gymnasium.spaces import Box
 from ray import tune
 
-from rllib_dt import DT, write_episodes
+from rllib_dt import DT, load_policy, write_episodes
 from rllib_dt.formats import remote_files
 from rllib_dt.formats.files import find_files, read_file
 from rllib_dt.formats.fragments import ReadOptions
 from rllib_dt.formats.recorded_spaces import recorded_spaces
 from rllib_dt.formats.remote_files import PersistentFile, RemoteReadError
+from rllib_dt.huggingface import save_pretrained
 from rllib_dt.reading import credentials
 from rllib_dt.reading.credentials import Sealed
 from tests import other_recordings as other
@@ -169,6 +170,28 @@ def test_other_formats_are_read_from_s3(server, tmp_path, kind, monkeypatch):
 
 
 @pytest.mark.slow
+def test_policies_are_loaded_from_s3(cluster, server, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    port, system = server
+    episodes = make_episodes([9, 8, 7])
+    write_episodes(episodes, tmp_path / "data", Box(-9, 9, (3,)), Box(-1.0, 1.0, (2,)))
+    algo = tiny_config(str(tmp_path / "data")).build_algo()
+    local = algo.save_to_path(str(tmp_path / "trial" / "checkpoint_000003"))
+    save_pretrained(algo.get_module().network, tmp_path / "hf")
+    algo.stop()
+    for name in ("trial", "hf"):
+        pafs.copy_files(str(tmp_path / name), f"recordings/{name}", pafs.LocalFileSystem(), system)
+    options = f"?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+    want = load_policy(local)
+    for name in ("trial", "trial/checkpoint_000003", "hf"):
+        found = load_policy(f"s3://recordings/{name}{options}")
+        for key, value in want.network.state_dict().items():
+            np.testing.assert_array_equal(found.network.state_dict()[key], value)
+    with pytest.raises(FileNotFoundError):
+        load_policy(f"s3://recordings/nowhere{options}")
+
+
 def test_a_read_is_retried_after_its_connection_breaks(server, recorded):
     proxy = Proxy(server[0], cuts=3, after=8192)
     system = filesystem(proxy.port)

@@ -88,7 +88,9 @@ class Hostile:
 
 
 def test_sessions_and_windows_over_http_and_a_handle(url, folder):
-    handle = serve.run(app(ServeSettings(checkpoint=str(folder), sessions=True)))
+    settings = ServeSettings(checkpoint=str(folder), sessions=True)
+    handle = serve.run(app(settings), route_prefix="/policy")
+    url = f"{url}/policy"
     trained = load_policy(folder)
     num_sessions, steps = 64, 6
     actors = [

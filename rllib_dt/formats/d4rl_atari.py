@@ -18,6 +18,7 @@ from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats.expansion import Expansion, size_of
 from rllib_dt.formats.fragments import Fragment, ReadOptions, end_flags, one_a_step
 from rllib_dt.formats.npz_input import open_column
+from rllib_dt.formats.paths import without_options
 from rllib_dt.types import Array
 
 FIELD = "observation"
@@ -30,8 +31,8 @@ _OF_BUFFER = "$store$_"
 _MOST_BLANK = 3
 _BLANK = "blank rows at the beginning of episodes left out"
 
-Beside = Callable[[str, str], IO[bytes]]
-"""Opens the file beside another whose name has the second word in place of the first."""
+Beside = Callable[[str], IO[bytes]]
+"""Opens a file beside another by its name."""
 
 
 def _num_blank(rows: Mapping[str, Array]) -> int:
@@ -56,7 +57,8 @@ def read_d4rl_atari(
     """
     options.refuse_names(source, (FIELD, *_OTHERS))
     size = size_of(file)
-    files = {FIELD: file, **{name: beside(FIELD, name) for name in _OTHERS}}
+    own = without_options(source).rpartition("/")[2]
+    files = {FIELD: file, **{name: beside(own.replace(FIELD, name)) for name in _OTHERS}}
     try:
         # a file unpacks to what its array declares, which is counted
         expansion = Expansion(source, size, options.max_expansion)

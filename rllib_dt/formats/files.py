@@ -37,8 +37,8 @@ class Format:
         suffixes: the endings of such files' names.
         read: yields the fragments of an open binary file, given its name and the options.
         named: such files are those whose path it finds, instead.
-        reads_beside: `read` gets a function as well that opens files beside its own; see
-            `d4rl_atari.Beside`.
+        reads_beside: `read` gets a function as well that opens files by their path relative to
+            the folder of its own.
     """
 
     suffixes: tuple[str, ...]
@@ -54,7 +54,7 @@ class Format:
 
 
 FORMATS = (
-    Format((".parquet", ".pq"), read_parquet),
+    Format((".parquet", ".pq"), read_parquet, reads_beside=True),
     Format((".json", ".jsonl", ".json.gz", ".jsonl.gz", ".zip"), read_sample_batches),
     Format((".hdf5", ".h5"), read_hdf5),
     Format((".arrow",), read_arrow),
@@ -155,14 +155,19 @@ def read_file(
             ) from error
 
 
-def _open_beside(
-    path: str, filesystem: pafs.FileSystem | None, field: str, other: str
-) -> IO[bytes]:
-    """Opens the file beside another whose name has `other` in place of `field`."""
+def _open_beside(path: str, filesystem: pafs.FileSystem | None, relative: str) -> IO[bytes]:
+    """Opens a file by its path relative to the folder of another."""
     place, mark, settings = (path, "", "") if not is_uri(path) else path.partition("?")
-    folder, slash, name = place.rpartition("/")
-    opened, _ = open_file(folder + slash + name.replace(field, other) + mark + settings, filesystem)
+    opened, _ = open_file(_joined(place.rpartition("/")[0], relative) + mark + settings, filesystem)
     return cast(IO[bytes], opened)
+
+
+def _joined(folder: str, relative: str) -> str:
+    """Joins a path or URI of a folder and a path from there, which may begin with ".."."""
+    parts = relative.split("/")
+    while parts and parts[0] == "..":
+        folder, parts = folder.rpartition("/")[0], parts[1:]
+    return "/".join([folder, *parts] if folder else parts)
 
 
 def open_file(path: str, filesystem: pafs.FileSystem | None = None) -> tuple[Any, str]:

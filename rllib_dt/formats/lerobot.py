@@ -2,7 +2,7 @@
 
 A row is (o_t, a_t), and `next.reward` the reward after a_t. The observation after the last action
 is not recorded. Most sets have no reward, and some no end flag; `offline_data(missing_rewards=…)`
-and `missing_ends` say what they are. Cameras that were recorded as video are not in the tables.
+and `missing_ends` say what they are. Cameras may be recorded as video; see `lerobot_video`.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,9 @@ import numpy as np
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.formats import step_rows
 from rllib_dt.formats.fragments import Fragment, ReadOptions, end_for, rewards_for
+from rllib_dt.formats.lerobot_video import Cameras
 from rllib_dt.formats.parquet_input import ParquetInput
+from rllib_dt.spaces.trees import by_leaf
 
 _NAMES = {
     "obs": "observation",
@@ -59,12 +61,24 @@ def read(given: ParquetInput) -> Iterator[Fragment]:
         )
     renamed = replace(given, options=replace(options, names=names))
     fragments = step_rows.read(renamed, separator=".", has_rewards=has_rewards)
-    for fragment, is_last in _with_ends(fragments):
-        ended = fragment
-        if not has_ends and is_last:
-            terminated, truncated, notes = end_for(options)
-            ended = replace(ended, terminated=terminated, truncated=truncated, notes=notes)
-        yield ended if has_rewards else _rewarded(ended, options, given.source, is_last)
+    cameras = Cameras(given.source, options, present, f"{names['obs']}.", given.beside)
+    try:
+        for fragment, is_last in _with_ends(fragments):
+            ended = _seen(fragment, cameras)
+            if not has_ends and is_last:
+                terminated, truncated, notes = end_for(options)
+                ended = replace(ended, terminated=terminated, truncated=truncated, notes=notes)
+            yield ended if has_rewards else _rewarded(ended, options, given.source, is_last)
+    finally:
+        cameras.close()
+
+
+def _seen(fragment: Fragment, cameras: Cameras) -> Fragment:
+    """Adds what the cameras saw to a fragment's observations."""
+    frames = cameras.leaves(fragment.key, fragment.start or 0, len(fragment))
+    if not frames:
+        return fragment
+    return replace(fragment, observations={**by_leaf(fragment.observations), **frames})
 
 
 def _is_there(name: str, present: set[str]) -> bool:

@@ -1,6 +1,7 @@
 """Reads Parquet files of any known layout."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import IO
 
 import pyarrow as pa
@@ -32,16 +33,23 @@ _DAMAGED = (
 )
 
 
-def read_parquet(file: IO[bytes], source: str, options: ReadOptions) -> Iterator[Fragment]:
+def read_parquet(
+    file: IO[bytes],
+    source: str,
+    options: ReadOptions,
+    beside: Callable[[str], IO[bytes]] | None = None,
+) -> Iterator[Fragment]:
     """Yields the fragments of a Parquet file of any known layout.
 
     Args:
         file: an open binary file.
         source: its name, for messages.
         options: `names` maps RLlib's column names to the file's own.
+        beside: opens files by their path relative to the file's folder.
     """
     try:
-        given = open_parquet(file, source, options, as_they_are=[rllib_episodes.ITEM])
+        opened = open_parquet(file, source, options, as_they_are=[rllib_episodes.ITEM])
+        given = replace(opened, beside=beside)
         layout = next(layout for layout in LAYOUTS if layout.matches(given))
         yield from layout.read(given)
     except _DAMAGED as error:

@@ -1,7 +1,7 @@
 """Opens Parquet files: checked before pyarrow sees them, and bounded in what they may take."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -25,6 +25,7 @@ class ParquetInput:
         options: see `ReadOptions`.
         schema: the file's schema; text and bytes may be dictionaries.
         expansion: what it may take in memory.
+        beside: opens files by their path relative to the file's folder; None if there are none.
     """
 
     source: str
@@ -33,6 +34,7 @@ class ParquetInput:
     expansion: Expansion
     _parquet: pq.ParquetFile
     _footer: Footer
+    beside: Callable[[str], IO[bytes]] | None = None
 
     def name(self, column: str) -> str:
         """Returns the file's own name of one of our columns."""

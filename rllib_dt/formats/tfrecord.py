@@ -11,9 +11,9 @@ from typing import IO
 
 import numpy as np
 
+from rllib_dt.formats.crc32c import crc32c
 from rllib_dt.types import Array
 
-_POLYNOMIAL = 0x82F63B78  # of CRC-32C, reflected
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _LISTS = {1: "bytes", 2: "floats", 3: "integers"}
 """Fields of a `Feature`."""
@@ -30,8 +30,8 @@ def records(file: IO[bytes], size: int) -> Iterator[bytes]:
     """Yields the content of each record of an open file of `size` bytes.
 
     Raises:
-        DamagedRecordError: a length fails its checksum, or the file ends within a record. The
-            contents' own checksums are not verified.
+        DamagedRecordError: a length or a content fails its checksum, or the file ends within a
+            record.
     """
     place = 0
     while place < size:
@@ -43,8 +43,12 @@ def records(file: IO[bytes], size: int) -> Iterator[bytes]:
             raise DamagedRecordError(f"the length of the record at byte {place} is damaged")
         if place + 16 + length > size:
             raise DamagedRecordError(f"it ends within a record, at byte {size}")
-        yield file.read(length)
-        file.read(4)
+        content, tail = file.read(length), file.read(4)
+        if len(content) < length or len(tail) < 4:
+            raise DamagedRecordError(f"it ends within a record, at byte {size}")
+        if _masked_crc(content) != struct.unpack("<I", tail)[0]:
+            raise DamagedRecordError(f"the record at byte {place} fails its checksum")
+        yield content
         place += 16 + length
 
 
@@ -142,11 +146,6 @@ def _varint(message: memoryview, place: int) -> tuple[int, int]:
 
 
 def _masked_crc(content: bytes) -> int:
-    """Returns tensorflow's masked CRC-32C; bit by bit, so for a few bytes only."""
-    crc = 0xFFFFFFFF
-    for byte in content:
-        crc ^= byte
-        for _ in range(8):
-            crc = (crc >> 1) ^ (_POLYNOMIAL if crc & 1 else 0)
-    crc ^= 0xFFFFFFFF
+    """Returns tensorflow's masked CRC-32C."""
+    crc = crc32c(content)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -25,9 +25,9 @@ class DecisionTransformerConfig:
 
     Args:
         state_dim, act_dim: sizes of a state and of an action.
-        hidden_size, max_ep_len, action_tanh, n_layer, n_head, n_inner, activation_function,
-            resid_pdrop, embd_pdrop, attn_pdrop, layer_norm_epsilon, initializer_range,
-            scale_attn_weights, scale_attn_by_inverse_layer_idx: see `DTModelConfig`.
+        hidden_size, max_ep_len, action_tanh, n_layer, n_head, n_inner: see `DTModelConfig`.
+        activation_function, resid_pdrop, embd_pdrop, attn_pdrop, layer_norm_epsilon: the same.
+        initializer_range, scale_attn_weights, scale_attn_by_inverse_layer_idx: the same.
         vocab_size: rows of the word embedding, which only `input_ids` and `token_type_ids` use.
         n_positions: rows of the position embedding.
         use_cache: return keys and values from the backbone.

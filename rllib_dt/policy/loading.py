@@ -5,12 +5,14 @@ import logging
 import os
 import pickle
 import re
+import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
+import msgpack
 import numpy as np
 import torch
 
@@ -18,6 +20,7 @@ from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.network import DecisionTransformer, current_names
 from rllib_dt.policy.actor import Actor
+from rllib_dt.policy.fetched import fetch, is_remote
 from rllib_dt.policy.folders import load_pretrained
 from rllib_dt.policy.manifest import MANIFEST, CheckpointError, read_listed
 from rllib_dt.safe_pickle import ADMITTED
@@ -25,8 +28,12 @@ from rllib_dt.safe_pickle import ADMITTED
 logger = logging.getLogger(__name__)
 
 _MODULE = "learner_group/learner/rl_module/default_policy"
-_ARGUMENTS, _STATE = "class_and_ctor_args.pkl", "module_state.pkl"
-_ALGORITHM_STATE = "algorithm_state.pkl"
+_ARGUMENTS, _STATE, _ALGORITHM_STATE = (
+    "class_and_ctor_args.pkl",
+    "module_state",
+    "algorithm_state",
+)
+_STATE_SUFFIXES = (".pkl", ".msgpack")
 _RLLIB = "rllib_checkpoint.json"
 _OF_TUNE = re.compile(r"checkpoint_\d+")
 _NETWORK = "network."
@@ -99,7 +106,8 @@ def load_policy(
 
     Args:
         path: a checkpoint of a `DT` (`save_to_path`), a checkpoint of its RLModule, a folder of a
-            Tune trial (its last checkpoint is taken), or a Hugging Face folder.
+            Tune trial (its last checkpoint is taken), or a Hugging Face folder; also as a URI of
+            S3 or another storage that pyarrow knows.
         device: where the network goes.
         encoders: the classes of `DTModelConfig(encoders=…)` that may be imported.
 
@@ -108,11 +116,17 @@ def load_policy(
         CheckpointError: the checkpoint is incomplete or damaged, or has an encoder that
             `encoders` does not name.
     """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as local:
+            fetch(os.fspath(path), Path(local))
+            return load_policy(local, device=device, encoders=encoders)
     folder = checkpoint_in(Path(path).expanduser())
     if (folder / _RLLIB).is_file() and (folder / _MODULE).is_dir():
         policy = _from_algorithm(folder, encoders)
-    elif (folder / _ARGUMENTS).is_file() and (folder / _STATE).is_file():
-        arguments, state = ((folder / name).read_bytes() for name in (_ARGUMENTS, _STATE))
+    elif (folder / _ARGUMENTS).is_file() and (folder / _state_name(folder, _STATE)).is_file():
+        arguments, state = (
+            (folder / name).read_bytes() for name in (_ARGUMENTS, _state_name(folder, _STATE))
+        )
         policy = TrainedPolicy(network=_network(arguments, state, folder, encoders))
     elif (folder / "config.json").is_file():
         policy = TrainedPolicy(network=load_pretrained(folder))
@@ -152,7 +166,12 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _from_algorithm(folder: Path, encoders: Collection[str]) -> TrainedPolicy:
-    names = (_ARGUMENTS, _ALGORITHM_STATE, f"{_MODULE}/{_ARGUMENTS}", f"{_MODULE}/{_STATE}")
+    names = (
+        _ARGUMENTS,
+        _state_name(folder, _ALGORITHM_STATE),
+        f"{_MODULE}/{_ARGUMENTS}",
+        f"{_MODULE}/{_state_name(folder / _MODULE, _STATE)}",
+    )
     of_algorithm, own_state, arguments, state = read_listed(folder, names).values()
     settings = _arguments(of_algorithm, folder)[0]
     needed = {"gamma", "delayed_reward", "clip_rewards"}
@@ -165,7 +184,7 @@ def _from_algorithm(folder: Path, encoders: Collection[str]) -> TrainedPolicy:
             "which do not run here: give the actor what they made of the observations"
         )
     # those that were derived from the data are not among the settings
-    measured = _unpickled(own_state, folder).get("dt_measured") or {}
+    measured = _state(own_state, folder).get("dt_measured") or {}
     targets = settings.get("target_returns") or measured.get("target_returns") or ()
     return TrainedPolicy(
         network=_network(arguments, state, folder, encoders),
@@ -176,6 +195,12 @@ def _from_algorithm(folder: Path, encoders: Collection[str]) -> TrainedPolicy:
         ),
         target_returns=tuple(map(float, targets)),
     )
+
+
+def _state_name(folder: Path, stem: str) -> str:
+    """Returns the name of a state's file: a pickle, or msgpack (RLlib's `use_msgpack`)."""
+    first, *others = (stem + suffix for suffix in _STATE_SUFFIXES)
+    return next((name for name in (first, *others) if (folder / name).is_file()), first)
 
 
 def _network(
@@ -198,7 +223,7 @@ def _network(
     network = DecisionTransformer(config, *spaces)
     weights = {
         name.removeprefix(_NETWORK): torch.as_tensor(value)
-        for name, value in _unpickled(state, folder).items()
+        for name, value in _state(state, folder).items()
         if name.startswith(_NETWORK) and _is_number(value)
     }
     try:
@@ -213,6 +238,35 @@ def _network(
 def _is_number(value: Any) -> bool:
     is_array = isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf"
     return is_array or isinstance(value, float | int)
+
+
+# --- states
+
+
+def _state(content: bytes, folder: Path) -> dict[str, Any]:
+    """Reads a state, which is a pickle, or else msgpack."""
+    if content[:1] == pickle.PROTO:  # no map of msgpack begins so
+        return _unpickled(content, folder)
+    try:
+        found = msgpack.unpackb(content, object_hook=_array, strict_map_key=False)
+    except Exception as error:  # what damaged bytes raise cannot be listed
+        raise CheckpointError(
+            f"a state in {folder} cannot be read ({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"a state in {folder} is a {type(found).__name__}, not a dict")
+    return found
+
+
+def _array(value: dict[Any, Any]) -> Any:
+    """Rebuilds an array or number of numpy's, as msgpack-numpy writes it; never an object."""
+    if not {b"nd", b"type", b"data"} <= value.keys():
+        return value
+    kind = np.dtype(value[b"type"]) if isinstance(value[b"type"], str) else np.dtype("V")
+    if kind.kind not in "biuf":
+        raise ValueError(f"it holds arrays of {value[b'type']!r}, not of numbers")
+    array = np.frombuffer(value[b"data"], kind).copy()
+    return array.reshape(value[b"shape"]) if value[b"nd"] else array[0]
 
 
 # --- pickles

@@ -93,7 +93,8 @@ def app(settings: ServeSettings) -> serve.Application:
         )
     if not Path(settings.checkpoint).expanduser().exists():
         raise FileNotFoundError(f"checkpoint={settings.checkpoint!r}: there is no such folder")
-    waiting = 4 * settings.max_batch_size
+    # requests that a replica holds; a router whose replicas are full waits longer and longer
+    waiting = max(256, 4 * settings.max_batch_size)
     replica_class: Any = PolicyReplica
     front_class: Any = Front
     replica = replica_class.options(
@@ -215,7 +216,9 @@ class Front:
         return found
 
     async def _route(self, request: Request) -> _Answer:
-        parts = [part for part in request.url.path.split("/") if part]
+        # below the application's own prefix (`serve.run(route_prefix=…)`)
+        path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+        parts = [part for part in path.split("/") if part]
         if request.method == "GET" and not parts:
             return 200, await self.describe()
         if request.method == "POST" and not parts:
