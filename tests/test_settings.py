@@ -227,6 +227,7 @@ ACCEPTED = {
     "delay_between_env_runner_restarts_s": {"zero"},
     "delayed_reward": {"True"},
     "duplicates": set(),
+    "ema_decay": {"None"},
     "env_config": {"dict"},
     "env_runner_cls": set(),
     "env_runner_health_probe_timeout_s": set(),

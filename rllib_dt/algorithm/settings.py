@@ -61,6 +61,7 @@ class DTSettings(AlgorithmConfig):
         self.target_returns: list[float] | None = None
         self.score_reference: list[float] | None = None
         self.temperature: float | None = None
+        self.ema_decay: float | None = None
         self.observation_mean: list[float] | None = None
         self.observation_std: list[float] | None = None
         self.time_limit: int | None = None
@@ -96,6 +97,7 @@ class DTSettings(AlgorithmConfig):
         observation_mean: Sequence[float] | None = NotProvided,
         observation_std: Sequence[float] | None = NotProvided,
         delayed_reward: bool = NotProvided,
+        ema_decay: float | None = NotProvided,
         state_loss_weight: float = NotProvided,
         return_loss_weight: float = NotProvided,
         precision: Literal["fp32", "bf16"] = NotProvided,
@@ -120,6 +122,9 @@ class DTSettings(AlgorithmConfig):
                 `DTModelConfig(pretrained=…)`.
             delayed_reward: treat all reward as given at the episode's end, so that the
                 return-to-go stays constant, in training and in evaluation.
+            ema_decay: evaluate, export and save an average of the weights over updates,
+                a ← d a + (1 - d) w with this d, such as 0.999; None for the weights themselves.
+                Checkpoints hold both.
             state_loss_weight: weighs the squared error of the next observation's normalised
                 numbers, which is added to the loss; 0 as in the paper, which found it no help.
             return_loss_weight: the same for the next return-to-go, divided by `return_scale`.
@@ -140,6 +145,7 @@ class DTSettings(AlgorithmConfig):
             observation_mean=observation_mean,
             observation_std=observation_std,
             delayed_reward=delayed_reward,
+            ema_decay=ema_decay,
             state_loss_weight=state_loss_weight,
             return_loss_weight=return_loss_weight,
             precision=precision,

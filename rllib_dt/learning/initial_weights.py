@@ -11,6 +11,7 @@ from ray.rllib.utils.typing import RLModuleSpecType
 
 from rllib_dt.compat import on_every_learner
 from rllib_dt.episodes.statistics import Normalization
+from rllib_dt.learning.learner import DTTorchLearner
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.policy.folders import has_normalization, load_pretrained, normalize_by
 from rllib_dt.spaces.descriptions import same_space
@@ -24,7 +25,13 @@ def change_networks(
     learner_group: LearnerGroup, change: Callable[[DecisionTransformer], None]
 ) -> None:
     """Applies `change` to every learner's network, and raises any error that it raises there."""
-    on_every_learner(learner_group, lambda learner: change(learner.network))
+
+    def changed(learner: DTTorchLearner) -> None:
+        change(learner.network)
+        if learner.averages is not None:
+            learner.averages.reset()
+
+    on_every_learner(learner_group, changed)
 
 
 def specs_with_state(spec: RLModuleSpecType) -> list[RLModuleSpec]:

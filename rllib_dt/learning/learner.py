@@ -5,6 +5,7 @@ import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from ray.rllib.utils.typing import ParamDict
 from torch import Tensor, nn
 
 from rllib_dt.episodes.windows import Window
+from rllib_dt.learning.averages import AveragedWeights, raw_weights, set_raw_weights
 from rllib_dt.learning.batches import PrefetchedBatches, seeded_torch
 from rllib_dt.learning.finite import NonFiniteLossError, check_weights
 from rllib_dt.learning.metrics import Progress, UpdateCall
@@ -39,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 COUNTERS = "dt_counters"
 """The component of a learner's state that holds its `Progress`."""
+
+RAW_WEIGHTS = "dt_raw_weights"
+"""The component that holds the weights that are trained, where the module's state has averages."""
 
 _SECONDS_TO_ANSWER = 2.0
 """How long the process of a failed learner stays alive, so that its error reaches the driver."""
@@ -80,6 +85,8 @@ class DTTorchLearner(TorchLearner):
         module = self.module[DEFAULT_MODULE_ID].unwrapped()
         module.predicts_next = self._predicts_next
         module.autocast_dtype = AUTOCAST_DTYPES[self.config.precision]
+        if self.config.ema_decay is not None:
+            module.averages = AveragedWeights(module.network, self.config.ema_decay)
         warn_of_slow_bf16(self.config.precision, self._device)
         if self.config.torch_compile_learner:
             # RLlib's own attempt reaches no module (`torch_learner.py` :502)
@@ -322,6 +329,8 @@ class DTTorchLearner(TorchLearner):
                 group["lr"] = lr
             optimizer.step()
         self.progress.updates += 1
+        if self.averages is not None:
+            self.averages.update(self.progress.updates)
         self._call.end_update()
 
     def _current_lr(self, call: UpdateCall) -> float:
@@ -394,6 +403,10 @@ class DTTorchLearner(TorchLearner):
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component(COUNTERS, components, not_components):
             state[COUNTERS] = self.progress.state()
+        if self.averages is not None and self._check_component(
+            RAW_WEIGHTS, components, not_components
+        ):
+            state[RAW_WEIGHTS] = raw_weights(self.network)
         return state
 
     @override(Learner)
@@ -402,6 +415,8 @@ class DTTorchLearner(TorchLearner):
         self._weights_seq_no = 0
         super().set_state(state)
         self._apply_settings()
+        if RAW_WEIGHTS in state:
+            set_raw_weights(self.network, state[RAW_WEIGHTS])
         if COUNTERS in state:
             self.progress = Progress(**state[COUNTERS])
             if "windows" not in state[COUNTERS]:  # before 0.2.0
@@ -421,6 +436,24 @@ class DTTorchLearner(TorchLearner):
         """The network being trained, unwrapped from DDP."""
         network: DecisionTransformer = self.module[DEFAULT_MODULE_ID].unwrapped().network
         return network
+
+    @property
+    def averages(self) -> AveragedWeights | None:
+        """The averaged weights; None without `ema_decay`."""
+        averages: AveragedWeights | None = self.module[DEFAULT_MODULE_ID].unwrapped().averages
+        return averages
+
+    @contextmanager
+    def acting(self) -> Iterator[DecisionTransformer]:
+        """Yields the network with the weights that evaluations use, in eval mode."""
+        network = self.network
+        was_training = network.training
+        network.eval()
+        try:
+            with nullcontext() if self.averages is None else self.averages.applied():
+                yield network
+        finally:
+            network.train(was_training)
 
     @property
     def world_size(self) -> int:

@@ -1,5 +1,6 @@
 """`DTTorchRLModule`: the network as an RLModule."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from ray.rllib.utils.annotations import override
 from torch import nn
 
 from rllib_dt.episodes.windows import Window
+from rllib_dt.learning.averages import AveragedWeights
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.policy.context import steps_from_columns
@@ -40,11 +42,13 @@ class DTTorchRLModule(TorchRLModule):
         temperature: what `forward_exploration` divides logits by.
         predicts_next: `forward_train` predicts the next states and returns as well.
         autocast_dtype: the dtype that `forward_train` computes in, or None for fp32.
+        averages: the averaged weights, which its state then holds; None without an average.
     """
 
     temperature: float = 1.0
     predicts_next: bool = False
     autocast_dtype: torch.dtype | None = None
+    averages: AveragedWeights | None = None
 
     @override(RLModule)
     def setup(self) -> None:
@@ -119,6 +123,16 @@ class DTTorchRLModule(TorchRLModule):
         return {Columns.ACTIONS: unflatten(self.action_space, actions)}
 
     @override(TorchRLModule)
+    def get_state(self, *args: Any, **kwargs: Any) -> State:
+        """Returns the weights, averaged if they are: what evaluates, acts and is exported."""
+        if self.averages is None:
+            return super().get_state(*args, **kwargs)
+        with self.averages.applied():
+            return copy.deepcopy(super().get_state(*args, **kwargs))
+
+    @override(TorchRLModule)
     def set_state(self, state: State) -> None:
         super().set_state(state)
+        if self.averages is not None:
+            self.averages.reset()
         self._policy.forget()

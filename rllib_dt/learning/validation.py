@@ -60,13 +60,8 @@ class _Share:
     batch_size: int
 
     def __call__(self, learner: DTTorchLearner) -> dict[str, float]:
-        network = learner.network
-        was_training = network.training
-        network.eval()
-        try:
+        with learner.acting() as network:
             return self._sums(network, ray.get(self.pool), learner.rank, learner.world_size)
-        finally:
-            network.train(was_training)
 
     @torch.no_grad()
     def _sums(

@@ -222,7 +222,8 @@ def _network(
         )
     network = DecisionTransformer(config, *spaces)
     weights = {
-        name.removeprefix(_NETWORK): torch.as_tensor(value)
+        # a copy: what a remote learner saved cannot be written to
+        name.removeprefix(_NETWORK): torch.tensor(value)
         for name, value in _state(state, folder).items()
         if name.startswith(_NETWORK) and _is_number(value)
     }
