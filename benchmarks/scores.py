@@ -65,6 +65,11 @@ def _hopper_window(data: list[str]) -> Job:
     return Job(config=config.training(precision="bf16"), updates=5000, episodes=10)
 
 
+def _averaged(config: DTConfig, **training: Any) -> Job:
+    config = config.training(ema_decay=0.999, **training)
+    return Job(config=config, updates=5000, episodes=10)
+
+
 def _short_hopper(data: list[str], change: Callable[[DTConfig], DTConfig]) -> Job:
     """Returns 2,000 updates on Hopper, whose rate falls over the last two fifths as there."""
     config = change(hopper_dt.make_config(data))
@@ -106,6 +111,9 @@ JOBS: dict[str, Callable[[list[str]], Job]] = {
     "halfcheetah": lambda data: Job(
         config=halfcheetah_dt.make_config(data), updates=5000, episodes=10
     ),
+    "hopper-averaged": lambda data: _averaged(hopper_dt.make_config(data)),
+    "hopper-averaged-constant": lambda data: _averaged(hopper_dt.make_config(data), lr=1e-3),
+    "halfcheetah-averaged": lambda data: _averaged(halfcheetah_dt.make_config(data)),
     "pong": lambda data: Job(
         config=atari_dt.make_config(data), updates=2000, episodes=10, temperatures=(1.0, 0.0)
     ),
