@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rllib_dt import DecisionTransformer, DTModelConfig, Window, write_episodes
-from rllib_dt.learning.next_step import next_step_losses
+from rllib_dt.learning.objectives import objectives_in
+from rllib_dt.learning.objectives.next_step import ReturnObjective, StateObjective
 from tests.composites import ARM, ROBOT, config_of, make
 from tests.conftest import TINY, tiny_config
 from tests.environments import Sampled
@@ -45,7 +46,9 @@ def window(lengths, seed=0):
 def losses_of(net, data, **given):
     output = net.predict(data)
     outputs = {"state_outputs": output.state_outputs, "return_outputs": output.return_outputs}
-    return output, next_step_losses(net, outputs, data, **given)
+    kinds = {"state_weight": StateObjective, "return_weight": ReturnObjective}
+    objectives = [kinds[name](net, weight, None) for name, weight in given.items()]
+    return output, [objective.term(outputs, data) for objective in objectives]
 
 
 @settings(max_examples=30, deadline=None)
@@ -67,10 +70,9 @@ def test_each_prediction_is_compared_with_the_value_of_the_next_step(lengths, se
 
 
 def test_a_loss_with_weight_0_is_not_computed():
-    net, data = network(), window([5, 1, 3])
-    _, losses = losses_of(net, data, state_weight=0.0, return_weight=1.0)
-    assert [loss.name for loss in losses] == ["return_loss"]
-    assert not losses_of(net, data, state_weight=0.0, return_weight=0.0)[1]
+    config = tiny_config("data").training(return_loss_weight=1.0)
+    assert [kind.name for kind in objectives_in(config)] == ["action_loss", "return_loss"]
+    assert [kind.name for kind in objectives_in(tiny_config("data"))] == ["action_loss"]
 
 
 def test_of_a_composite_observation_the_numbers_are_predicted():

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.training_data import TrainingData
@@ -31,7 +30,7 @@ from rllib_dt.learning.averages import AveragedWeights, raw_weights, set_raw_wei
 from rllib_dt.learning.batches import PrefetchedBatches, seeded_torch
 from rllib_dt.learning.finite import NonFiniteLossError, check_weights
 from rllib_dt.learning.metrics import Progress, UpdateCall
-from rllib_dt.learning.next_step import NextStepLoss, next_step_losses, next_steps
+from rllib_dt.learning.objectives import OBJECTIVES, Objective, objectives_in
 from rllib_dt.learning.precision import AUTOCAST_DTYPES, warn_of_slow_bf16
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.reading.supply import Supply
@@ -83,7 +82,11 @@ class DTTorchLearner(TorchLearner):
         super().build()
         self._lr_schedule = Scheduler(self.config.lr, framework=self.framework)
         module = self.module[DEFAULT_MODULE_ID].unwrapped()
-        module.predicts_next = self._predicts_next
+        chosen = objectives_in(self.config)
+        self._objectives: list[Objective] = [
+            kind(module.network, kind.weight_in(self.config), self) for kind in chosen
+        ]
+        module.predicts_next = any(kind.predicts_next for kind in chosen)
         module.autocast_dtype = AUTOCAST_DTYPES[self.config.precision]
         if self.config.ema_decay is not None:
             module.averages = AveragedWeights(module.network, self.config.ema_decay)
@@ -101,12 +104,10 @@ class DTTorchLearner(TorchLearner):
     ) -> None:
         """Registers AdamW; see `DTConfig.training` for what decays."""
         module = self._module[module_id]
-        for head, weight in (
-            (module.network.predict_state, config.state_loss_weight),
-            (module.network.predict_return, config.return_loss_weight),
-        ):
+        for kind in OBJECTIVES:
+            head = kind.head(module.network)
             if head is not None:
-                head.requires_grad_(weight > 0)
+                head.requires_grad_(kind.weight_in(config) > 0)
         parameters = self.get_parameters(module)
         optimizer = torch.optim.AdamW(
             self._groups(parameters, config),
@@ -208,41 +209,17 @@ class DTTorchLearner(TorchLearner):
         """
         assert self._call is not None
         window = Window.from_columns(batch)
-        outputs = fwd_out[Columns.ACTION_DIST_INPUTS]
-        losses = self.network.action_head.losses(outputs, window.actions)
-        weights = self.step_weights(window)
-        if weights is not None:
-            _check_weights_of_steps(weights, losses)
-            # a weight of a padded step may be anything, and NaN would reach the gradient
-            losses = losses * torch.where(window.mask, weights, 0.0)
-        loss_sum = torch.where(window.mask, losses, 0.0).sum()
-        others = self._next_step_losses(fwd_out, window)
-        total = self._agree(sum((other.loss_sum for other in others), start=loss_sum))
-        self._call.add_loss("action_loss", loss_sum, self._call.valid_steps)
-        loss = loss_sum * self.world_size / total.clamp(min=1)
+        first, *others = (objective.term(fwd_out, window) for objective in self._objectives)
+        total = self._agree(sum((other.loss_sum for other in others), start=first.loss_sum))
+        self._call.add_loss(first.name, first.loss_sum, self._call.valid_steps)
+        loss = first.loss_sum * self.world_size / total.clamp(min=1)
         if others:
-            count = next_steps(window).sum()
-            (total,) = self._over_learners(count)
-            for other in others:
-                self._call.add_loss(other.name, other.loss_sum, count)
+            totals = self._over_learners(*(other.count for other in others))
+            for other, total in zip(others, totals, strict=True):
+                self._call.add_loss(other.name, other.loss_sum, other.count)
                 share = other.loss_sum * self.world_size / total.clamp(min=1)
                 loss = loss + other.weight * share
         return loss
-
-    @property
-    def _predicts_next(self) -> bool:
-        return bool(self.config.state_loss_weight or self.config.return_loss_weight)
-
-    def _next_step_losses(self, outputs: Batch, window: Window) -> list[NextStepLoss]:
-        if not self._predicts_next:
-            return []
-        return next_step_losses(
-            self.network,
-            outputs,
-            window,
-            state_weight=self.config.state_loss_weight,
-            return_weight=self.config.return_loss_weight,
-        )
 
     def step_weights(self, window: Window) -> Tensor | None:
         """Weighs each step's loss; meant to be overridden.
@@ -480,9 +457,3 @@ def _check_loss(loss: object) -> None:
         f"compute_loss_for_module returned {found}; wanted one floating-point number, a tensor of "
         "shape (), that depends on the network's outputs"
     )
-
-
-def _check_weights_of_steps(weights: object, losses: Tensor) -> None:
-    if not isinstance(weights, Tensor) or weights.shape != losses.shape:
-        found = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-        raise ValueError(f"step_weights returned {found}, wanted a tensor {tuple(losses.shape)}")
