@@ -1,5 +1,6 @@
 """Hugging Face's page: its config, backbone, model, outputs and example, without `transformers`."""
 
+import copy
 import json
 import math
 
@@ -146,8 +147,8 @@ def test_what_only_their_model_reads_survives_a_round_trip(tmp_path):
     net.save_pretrained(tmp_path)
     again = DecisionTransformerModel.from_pretrained(tmp_path)
     assert {name: getattr(again.config, name) for name in kept} == kept
-    assert again.encoder.wte.shape == (13, D)
-    assert torch.equal(again.encoder.wte, net.encoder.wte)
+    assert again.encoder.wte.weight.shape == (13, D)
+    assert torch.equal(again.encoder.wte.weight, net.encoder.wte.weight)
     for name, value in net.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
 
@@ -196,7 +197,7 @@ def test_the_backbone_is_causal_and_adds_positions_words_and_types():
     kinds = torch.tensor([[0, 1, 0, 1], [2, 2, 2, 2]])
     with torch.no_grad():
         whole = net(input_ids=ids, token_type_ids=kinds)
-        embeds = F.embedding(ids, net.wte) + F.embedding(kinds, net.wte)
+        embeds = F.embedding(ids, net.wte.weight) + net.wte(kinds)
         given = net(inputs_embeds=embeds, position_ids=torch.arange(4)[None])
         shorter = net(input_ids=ids[:, :3], token_type_ids=kinds[:, :3])
         shifted = net(inputs_embeds=embeds, position_ids=torch.arange(4)[None] + 1)
@@ -294,8 +295,58 @@ def test_models_load_and_run_in_other_dtypes(tmp_path, dtype):
         assert DecisionTransformerModel.from_pretrained(
             tmp_path / "again", torch_dtype=asked
         ).dtype == got  # fmt: skip
-    with pytest.raises(ValueError, match="dtype='int8' is no floating-point dtype"):
+    with pytest.raises(ValueError, match="dtype='int8' is none of"):
         DecisionTransformerModel.from_pretrained(tmp_path, dtype="int8")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("output_attentions", [False, True])
+def test_a_wholly_padded_window_gets_one_answer_in_every_dtype(dtype, output_attentions):
+    net, mask = model(initializer_range=0.3), torch.zeros(B, K)
+    with torch.no_grad():
+        want = net(**window(), attention_mask=mask).action_preds
+        half = copy.deepcopy(net).to(getattr(torch, dtype))
+        given = window(getattr(torch, dtype))
+        options = dict(attention_mask=mask, output_attentions=output_attentions)
+        got = half(**given, **options).action_preds
+        with torch.autocast("cpu", getattr(torch, dtype)):
+            cast = net(**window(), **options).action_preds
+    for found in (got, cast):
+        torch.testing.assert_close(found.float(), want, atol=0.05, rtol=0)
+
+
+def test_models_behave_like_theirs_in_small_things(tmp_path):
+    net = model(vocab_size=13)
+    ids = torch.tensor([[1, 2]])
+    assert torch.equal(net.encoder.wte(ids), net.encoder.get_input_embeddings().weight[ids])
+    out = net(**window())
+    out.action_preds = out.state_preds
+    assert out["action_preds"] is out.state_preds
+    with pytest.raises(TypeError, match=r"not \['actions'\]"):
+        type(out)(actions=1)
+    assert type(out)(1, 2).action_preds == 2
+    net.save_pretrained(tmp_path / "root")
+    model(seed=5, vocab_size=13).save_pretrained(tmp_path / "root" / "sub")
+    load = DecisionTransformerModel.from_pretrained
+    root, sub = load(tmp_path / "root"), load(tmp_path / "root", subfolder="sub")
+    assert not torch.equal(root.network.embed_ln.weight, sub.network.embed_ln.weight)
+    for wrong in (dict(token="secret"), dict(output_loading_info=True),
+                  dict(config=net.config, n_layer=2)):  # fmt: skip
+        with pytest.raises(TypeError, match=r"no keywords|beside a config"):
+            load(tmp_path / "root", **wrong)
+    with pytest.raises(ValueError, match=r"n_layer is 5, and the weights have 2"):
+        load(tmp_path / "root", n_layer=5)
+    # what is saved replaces what was there, in whichever form
+    other = model(seed=6, vocab_size=13)
+    other.save_pretrained(tmp_path / "root", safe_serialization=False)
+    again = load(tmp_path / "root")
+    assert torch.equal(again.network.embed_ln.weight, other.network.embed_ln.weight)
+    with pytest.raises(ValueError, match="may not be called"):
+        DecisionTransformerConfig.from_dict({"to_dict": 3})
+    assert DecisionTransformerConfig.from_dict({"num_hidden_layers": 3}, n_layer=5).n_layer == 5
+    for name in ("vocab_size", "state_dim"):
+        with pytest.raises(ValueError, match=f"{name}=-1 must be an integer"):
+            DecisionTransformerModel(DecisionTransformerConfig(**{name: -1}))
 
 
 def test_laplace_has_the_paper_values():

@@ -163,6 +163,16 @@ def test_the_authors_checkpoints_predict_what_their_code_predicts(tmp_path, form
     torch.testing.assert_close(got.return_preds / 1000, want.return_preds, atol=1e-5, rtol=1e-5)
 
 
+def test_what_lies_beside_the_weights_is_no_harm(tmp_path):
+    corl = jolt(Corl(1, 1.0)).as_saved()
+    statistics = {"state_mean": None, "state_std": torch.ones(S).bfloat16().requires_grad_()}
+    torch.save(corl | {"epoch": 3} | statistics, tmp_path / "dt.pt")
+    assert import_checkpoint(tmp_path / "dt.pt").observation_std.tolist() == [1.0] * S
+    (tmp_path / "config.yaml").write_bytes(b"num_heads: \xff")
+    with pytest.raises(WeightsError, match=r"config.yaml is damaged"):
+        import_checkpoint(tmp_path / "dt.pt")
+
+
 def test_missing_statistics_are_warned_of(tmp_path, caplog):
     torch.save(jolt(Corl(1, 1.0)).as_saved(), tmp_path / "dt.pt")
     assert import_checkpoint(tmp_path / "dt.pt", "corl").observation_std.tolist() == [1.0] * S
@@ -175,16 +185,19 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path):
     torch.save(corl, tmp_path / "corl.pt")
     torch.save({n: v for n, v in corl.items() if "out_norm" not in n}, tmp_path / "part.pt")
     torch.save(Corl(1, 1.0), tmp_path / "model.pt")
+    deep = {n.replace("blocks.0", "blocks.99999999"): v for n, v in corl.items()}
+    torch.save(deep, tmp_path / "deep.pt")
     for name, settings, message in (
         ("other.pt", {}, "no Decision Transformer of kzl's gym code or of CORL; .*q.weight"),
         ("corl.pt", dict(kind="kzl"), "was written by corl's code, not by kzl's"),
         ("corl.pt", dict(n_head=5), "corl.pt.*n_head=5"),
         ("corl.pt", dict(observation_std=np.zeros(S)), "observation_std must be finite and pos"),
         ("corl.pt", dict(max_action=0), "max_action=0 must be"),
+        ("deep.pt", {}, "the weights are of the blocks"),
         ("part.pt", {}, r"missing \['backbone.ln_f.bias'"),
         ("model.pt", {}, "holds objects of .*Corl.*save the model's state_dict"),
         ("none.pt", {}, "there is no file"),
-        (".", {}, "holds 4 files of torch.save; give the path of one"),
+        (".", {}, "holds 5 files of torch.save; give the path of one"),
         ("corl.pt", dict(kind="orl"), "kind='orl' is not one of"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):

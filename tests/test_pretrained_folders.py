@@ -104,10 +104,15 @@ def broken(name, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("embed_state", "encoder.ln_f"), r"missing \['backbone.ln_f.bias', .*embed_state"),
+        (without("predict_state", "encoder.ln_f"), r"missing \['backbone.ln_f.bias', .*predict_st"),
+        (without("embed_state"), "the weight embed_state.weight is missing"),
+        (without("encoder.h.0"), r"the weights are of the blocks \[\]"),
         (broken("embed_return.bias", float("nan")), r"not finite: \['embed_return.bias'\]"),
         (broken("encoder.ln_f.weight", float("inf")), r"not finite: \['backbone.ln_f.weight'\]"),
-        (lambda s: s | {"embed_state.weight": torch.ones(D, 5)}, r"\(16, 5\), wanted \(16, 3\)"),
+        (
+            lambda s: s | {"embed_state.weight": torch.ones(D, 5)},
+            "state_dim is 3, and the weights have 5",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, change, message, form):
@@ -159,8 +164,15 @@ def test_settings_that_no_network_has_are_refused_with_the_file(tmp_path):
         load_pretrained(folder)
 
 
-@pytest.mark.parametrize(("name", "value"), [("observation_std", 0.0), ("return_scale", -1.0),
-                                            ("observation_mean", float("nan"))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("observation_std", 0.0),
+        ("return_scale", -1.0),
+        ("observation_mean", float("nan")),
+        ("action_head.half_range", 0.0),
+    ],
+)
 def test_statistics_that_cannot_divide_are_refused(tmp_path, name, value):
     save_pretrained(load_pretrained(folder_of(tmp_path / "a")), tmp_path / "b")
     own = load_file(tmp_path / "b" / "rllib_dt.safetensors")
@@ -168,6 +180,70 @@ def test_statistics_that_cannot_divide_are_refused(tmp_path, name, value):
     save_file(own, tmp_path / "b" / "rllib_dt.safetensors")
     with pytest.raises(WeightsError, match=name):
         load_pretrained(tmp_path / "b")
+
+
+def test_half_of_what_is_written_together_is_refused(tmp_path):
+    for name in ("rllib_dt.json", "rllib_dt.safetensors"):
+        save_pretrained(load_pretrained(folder_of(tmp_path / f"{name} a")), tmp_path / name)
+        (tmp_path / name / name).unlink()
+        with pytest.raises(WeightsError, match="which are written together"):
+            load_pretrained(tmp_path / name)
+    save_pretrained(load_pretrained(folder_of(tmp_path / "a")), tmp_path / "b")
+    own = load_file(tmp_path / "b" / "rllib_dt.safetensors")
+    own.pop("observation_mean")
+    save_file(own, tmp_path / "b" / "rllib_dt.safetensors")
+    with pytest.raises(WeightsError, match=r"lacks \['observation_mean'\]"):
+        load_pretrained(tmp_path / "b")
+    (tmp_path / "b" / "rllib_dt.json").write_text('{"observation_space": 5}')
+    with pytest.raises(WeightsError, match=r"rllib_dt.json describes no spaces"):
+        load_pretrained(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_layer": 2**30}, "n_layer is 1073741824, and the weights have 1"),
+        ({"hidden_size": 2**20}, "hidden_size is 1048576, and the weights have 16"),
+        ({"max_ep_len": 2**30}, "max_ep_len is 1073741824, and the weights have 211"),
+        ({"state_dim": "3"}, "state_dim and act_dim are"),
+        ({"state_dim": 2**30}, "state_dim is 1073741824, and the weights have 3"),
+    ],
+)
+def test_sizes_are_compared_with_the_weights_before_anything_is_built(tmp_path, change, message):
+    folder = folder_of(tmp_path / "a")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(WeightsError, match=message):
+        load_pretrained(folder)
+    with pytest.raises(ValueError, match=next(iter(change))):
+        DecisionTransformerModel.from_pretrained(folder)
+
+
+def test_other_names_of_settings_count(tmp_path):
+    folder = folder_of(tmp_path / "a", n_head=4)
+    text = (folder / "config.json").read_text().replace("n_head", "num_attention_heads")
+    (folder / "config.json").write_text(text.replace("n_layer", "num_hidden_layers"))
+    assert load_pretrained(folder).config.n_head == 4
+    with pytest.raises(ValueError, match="has a position embedding"):
+        load_pretrained(folder, n_positions=None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.to(torch.complex64), "complex64"),
+        (lambda w: w.to(torch.int32), "int32"),
+        (lambda w: w.to(torch.float8_e4m3fn), "float8"),
+        (lambda w: w.to_sparse(), "sparse"),
+        (lambda w: w[0, 0], "wanted two axes"),
+        (lambda w: w.double() * 1e300, "not finite"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_refused(tmp_path, change, message):
+    name = "embed_timestep.weight"
+    replace = lambda state: state | {name: change(state[name])}  # noqa: E731
+    with pytest.raises(WeightsError, match=message):
+        load_pretrained(folder_of(tmp_path / "a", replace, "bin"))
 
 
 def test_what_only_their_model_reads_is_kept_for_exports(tmp_path):
@@ -188,6 +264,7 @@ def test_statistics_can_be_given(tmp_path):
     assert network.return_scale == 100
     for name, value in (("observation_mean", [1, 2]), ("observation_std", [1, 0, 1]),
                         ("observation_mean", [1, 2, float("inf")]), ("return_scale", 0.0),
+                        ("observation_std", [1e-60, 1, 1]), ("observation_mean", [1e39, 1, 1]),
                         ("observation_std", ["a", "b", "c"])):  # fmt: skip
         with pytest.raises(ValueError, match=name):
             load_pretrained(tmp_path / "a", **{name: value})
@@ -277,6 +354,17 @@ def test_settings_that_are_given_win_even_where_they_equal_a_default(tmp_path):
         assert (found.context_length, found.attn_pdrop, found.resid_pdrop) == (20, 0.1, 0.4)
         assert found.hidden_size == D
     assert pickle.loads(pickle.dumps(DTModelConfig(n_layer=3))).given == {"n_layer"}
+
+
+def test_a_folder_is_read_again_if_settings_are_given_again(tmp_path):
+    folder = str(folder_of(tmp_path / "a", n_head=4))
+    config = pendulum(pretrained=folder)
+    config.validate()
+    again = config.copy(copy_frozen=False)
+    again.rl_module(model_config={"pretrained": folder, "context_length": 7})
+    again.validate()
+    found = again.dt_model_config
+    assert (found.n_head, found.hidden_size, found.context_length) == (4, D, 7)
 
 
 def test_statistics_of_observations_can_be_set(cluster, tiny_data, tmp_path, caplog):

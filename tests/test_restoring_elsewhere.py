@@ -372,7 +372,8 @@ def test_a_scale_is_that_of_a_folder_that_has_one(cluster, tiny_data, tmp_path):
     save_pretrained(algo.get_module().network, tmp_path / "ours")
     save_pretrained(algo.get_module().network, tmp_path / "theirs")
     algo.stop()
-    (tmp_path / "theirs" / "rllib_dt.safetensors").unlink()  # as folders of others are
+    for name in ("rllib_dt.safetensors", "rllib_dt.json"):
+        (tmp_path / "theirs" / name).unlink()  # as folders of others are
     config = tiny_config(tiny_data[0], pretrained=str(tmp_path / "ours")).training(return_scale=60)
     with pytest.raises(
         ValueError, match=r"rely on return_scale=50, but .*return_scale=60\) is set"

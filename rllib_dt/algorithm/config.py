@@ -73,7 +73,6 @@ class DTConfig(DTSettings):
         self._is_online = False
         self.offline_data_class = DTOfflineData
         self.env_runner_cls = DTEnvRunner
-        self._settings_taken_from: str | None = None
 
     @property
     def dt_model_config(self) -> DTModelConfig:

@@ -82,6 +82,7 @@ class DTSettings(AlgorithmConfig):
         self.validation_input: Paths = None
         self.validation_interval = 1
         self._paths_as_given: dict[str, Paths] = {}
+        self._settings_taken_from: str | None = None
 
     @override(AlgorithmConfig)
     def training(
@@ -304,6 +305,7 @@ class DTSettings(AlgorithmConfig):
                     f"not a {type(model_config).__name__}"
                 )
             kwargs["model_config"] = dict(model_config)
+            self._settings_taken_from = None  # those of a folder are to be taken again
             if isinstance(model_config.get("pretrained"), str | os.PathLike):
                 kwargs["model_config"]["pretrained"] = absolute_inputs(model_config["pretrained"])
         super().rl_module(**kwargs)

@@ -23,22 +23,33 @@ _REFUSED = (
 )  # fmt: skip
 
 
-def additive_mask(attention_mask: Tensor, num_queries: int, dtype: torch.dtype) -> Tensor:
-    """Turns (B, L) of 1 and 0 into (B, 1, Q, L) numbers to be added to attention scores.
+def attended(attention_mask: Tensor, num_queries: int) -> tuple[Tensor, Tensor]:
+    """Turns (B, L) of 1 and 0 into what each query attends to, as transformers 4.27 has it.
 
-    They are 0 for a real token that a query may attend to, the least number of the dtype for a
-    padded one, and -∞ for a later one, as in transformers 4.27. So a query that sees padding alone
-    attends to all of it alike, where `causal_mask` lets it attend to itself alone.
+    A query attends to the real tokens up to itself. One that sees padding alone attends alike to
+    all of it, where `causal_mask` lets it attend to itself alone.
+
+    Returns:
+        (B, 1, Q, L) bool, and (B, Q) bool, True for queries that see padding alone.
     """
     L = attention_mask.shape[1]
     keys = torch.arange(L, device=attention_mask.device)
-    is_later = keys > keys[L - num_queries :, None]  # (Q, L)
-    least = torch.finfo(dtype).min
-    if dtype == torch.float16:  # adding a score must not overflow
-        least /= 2
-    padded = attention_mask[:, None, None, :] == 0  # (B, 1, 1, L)
-    scores = torch.zeros(padded.shape, dtype=dtype, device=padded.device)
-    return scores.masked_fill(padded, least).masked_fill(is_later, float("-inf"))
+    is_causal = keys <= keys[L - num_queries :, None]  # (Q, L)
+    is_real = attention_mask != 0
+    seen = is_causal & is_real[:, None, :]  # (B, Q, L)
+    alike = ~seen.any(dim=-1)
+    return (seen | (is_causal & alike[..., None])).unsqueeze(1), alike
+
+
+class _WordEmbedding:
+    """The word embedding as `transformers` has it: it can be called, and has a `weight`."""
+
+    def __init__(self, weight: Tensor):
+        self.weight = weight
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Maps (…) int to (…, D)."""
+        return F.embedding(ids, self.weight)
 
 
 class DecisionTransformerGPT2Model(PretrainedFacade):
@@ -68,9 +79,9 @@ class DecisionTransformerGPT2Model(PretrainedFacade):
         backbone.wte = nn.Parameter(words)
 
     @property
-    def wte(self) -> Tensor:
-        """The word embedding, (vocab_size, D)."""
-        return self.backbone.wte
+    def wte(self) -> _WordEmbedding:
+        """The word embedding; its weight is (vocab_size, D)."""
+        return _WordEmbedding(self.backbone.wte)
 
     def _own_state(self, weights: Weights) -> tuple[nn.Module, Weights]:
         # alone, or within a whole model
@@ -143,13 +154,15 @@ class DecisionTransformerGPT2Model(PretrainedFacade):
             )
         use_cache = self.config.use_cache if use_cache is None else use_cache
         cache = GrowingCache(past)
+        mask, alike = attended(attention_mask, L)
         out = self.backbone(
             x,
-            additive_mask(attention_mask, L, x.dtype),
+            mask,
             position_ids.view(-1, L),
             cache,
             output_hidden_states=self.wants("output_hidden_states", output_hidden_states),
             output_attentions=self.wants("output_attentions", output_attentions),
+            alike=alike,
         )
         found = BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=out.last_hidden_state,
@@ -161,8 +174,8 @@ class DecisionTransformerGPT2Model(PretrainedFacade):
 
     def _words(self, ids: Tensor | None) -> Tensor:
         assert ids is not None
-        return F.embedding(ids, self.backbone.wte)
+        return self.wte(ids)
 
-    def get_input_embeddings(self) -> Tensor:
-        """Returns the word embedding, (vocab_size, D)."""
+    def get_input_embeddings(self) -> _WordEmbedding:
+        """Returns the word embedding; its weight is (vocab_size, D)."""
         return self.wte

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from rllib_dt.network.config import DTModelConfig
-from rllib_dt.policy.folders import SHARED_SETTINGS
+from rllib_dt.policy.folders import SHARED_SETTINGS, SYNONYMS
 from rllib_dt.policy.weight_files import read_json
 from rllib_dt.types import JsonObject
 
 _NAME = "config.json"
+_METHODS = (
+    "self", "model_config", "update", "to_dict", "to_json_string", "to_json_file", "from_dict",
+    "from_json_file", "from_pretrained", "save_pretrained",
+)  # fmt: skip
 _MODEL_TYPE = "decision_transformer"
-_SYNONYMS = {
-    "max_position_embeddings": "n_positions",
-    "num_attention_heads": "n_head",
-    "num_hidden_layers": "n_layer",
-}
 
 
 class DecisionTransformerConfig:
@@ -80,11 +79,11 @@ class DecisionTransformerConfig:
             setattr(self, name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        object.__setattr__(self, _SYNONYMS.get(name, name), value)
+        object.__setattr__(self, SYNONYMS.get(name, name), value)
 
     def __getattr__(self, name: str) -> Any:
-        if name in _SYNONYMS:
-            return getattr(self, _SYNONYMS[name])
+        if name in SYNONYMS:
+            return getattr(self, SYNONYMS[name])
         raise AttributeError(f"DecisionTransformerConfig has no setting {name!r}")
 
     def __eq__(self, other: object) -> bool:
@@ -106,6 +105,10 @@ class DecisionTransformerConfig:
         Raises:
             ValueError: no network can be built from the settings.
         """
+        for name in ("state_dim", "act_dim", "vocab_size"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size < 2**31:
+                raise ValueError(f"{name}={size!r} must be an integer of at least 1, below 2^31")
         if self.add_cross_attention:
             raise ValueError("add_cross_attention=True is not supported; set it to False")
         shared = {name: getattr(self, name) for name in SHARED_SETTINGS}
@@ -137,13 +140,17 @@ class DecisionTransformerConfig:
     @classmethod
     def from_dict(cls, settings: JsonObject, **overrides: Any) -> "DecisionTransformerConfig":
         """Builds settings from a dict, of which `overrides` take precedence."""
-        merged = {**settings, **overrides}
+        merged = {
+            SYNONYMS.get(name, name): value
+            for given in (settings, overrides)
+            for name, value in given.items()
+        }
         kind = merged.pop("model_type", _MODEL_TYPE)
         if kind != _MODEL_TYPE:
             raise ValueError(f"model_type is {kind!r}, wanted {_MODEL_TYPE!r}")
-        for synonym, name in _SYNONYMS.items():
-            if synonym in merged:
-                merged[name] = merged.pop(synonym)
+        taken = sorted(name for name in merged if name in _METHODS)
+        if taken:
+            raise ValueError(f"settings may not be called {taken}")
         return cls(**merged)
 
     @classmethod

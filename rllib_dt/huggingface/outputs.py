@@ -13,7 +13,10 @@ class ModelOutput(OrderedDict[str, Any]):
 
     names: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, **values: Any):
+    def __init__(self, *given: Any, **values: Any):
+        if len(given) > len(self.names) or set(values) - set(self.names):
+            raise TypeError(f"{type(self).__name__} has {self.names}, not {sorted(values)}")
+        values = dict(zip(self.names, given, strict=False)) | values
         held = ((name, values.get(name)) for name in self.names)
         super().__init__((name, value) for name, value in held if value is not None)
 
@@ -21,6 +24,11 @@ class ModelOutput(OrderedDict[str, Any]):
         if name in self.names:
             return self.get(name)
         raise AttributeError(f"{type(self).__name__} has no {name!r}; it has {self.names}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.names:
+            raise AttributeError(f"{type(self).__name__} has no {name!r}; it has {self.names}")
+        self[name] = value
 
     def __getitem__(self, key: Any) -> Any:
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]

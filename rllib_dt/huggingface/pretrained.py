@@ -1,5 +1,6 @@
 """What the models under Hugging Face's names share: folders, dtype, defaults of their calls."""
 
+import copy
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -11,8 +12,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rllib_dt.huggingface.configuration import DecisionTransformerConfig, config_file
-from rllib_dt.policy.folders import fill, with_their_names
-from rllib_dt.policy.weight_files import SAFETENSORS, TORCH, Weights, read_weights
+from rllib_dt.policy.folders import SYNONYMS, fill, sizes_in, with_their_names
+from rllib_dt.policy.weight_files import (
+    SAFETENSORS,
+    TORCH,
+    Weights,
+    WeightsError,
+    clear_weights,
+    read_weights,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +39,8 @@ class PretrainedFacade(nn.Module, ABC):
 
     def __init__(self, config: DecisionTransformerConfig):
         super().__init__()
+        if not isinstance(config, DecisionTransformerConfig):
+            raise TypeError(f"config is a {type(config).__name__}, no DecisionTransformerConfig")
         self.config = config
 
     @abstractmethod
@@ -63,6 +73,7 @@ class PretrainedFacade(nn.Module, ABC):
         config: DecisionTransformerConfig | None = None,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
+        subfolder: str = "",
         **settings: Any,
     ) -> Facade:
         """Loads a model from a local folder, in eval mode. Nothing is downloaded.
@@ -74,20 +85,41 @@ class PretrainedFacade(nn.Module, ABC):
             folder: see `rllib_dt.huggingface.load_pretrained`.
             config: replaces the folder's.
             dtype, torch_dtype: of the weights; float32 by default, "auto" for that of the files.
+            subfolder: of the folder, where the model is.
             settings: settings of the config that take precedence over the folder's.
 
         Raises:
             FileNotFoundError: a file is missing.
             ValueError: the files are damaged or of another model, or do not fit the settings.
+            TypeError: a keyword is no setting, or settings are given beside a config.
         """
         settings = {name: value for name, value in settings.items() if name not in _IGNORED}
-        path = config_file(folder).parent
+        unknown = sorted(set(settings) - set(DecisionTransformerConfig().to_dict()) - set(SYNONYMS))
+        if unknown or (settings and config is not None):
+            raise TypeError(
+                f"from_pretrained has no keywords {unknown}"
+                if unknown
+                else f"{sorted(settings)} are given beside a config; set them there"
+            )
+        path = config_file(Path(folder) / subfolder).parent
         if config is None:
             config = DecisionTransformerConfig.from_pretrained(path, **settings)
+        config = copy.deepcopy(config)
         weights = with_their_names(read_weights(path))
         if any(name.startswith("embed_timestep") for name in weights):
             config.embed_layer_norm = "embed_ln.weight" in weights
-        model = cls(config)
+            sizes = sizes_in(weights, str(path))
+            wrong = [
+                f"{name} is {getattr(config, name)!r}, and the weights have {size}"
+                for name, size in sizes.items()
+                if getattr(config, name) != size and name != "n_inner"
+            ]
+            if wrong:
+                raise WeightsError(f"{path}: the weights do not fit the settings: {wrong}")
+        try:
+            model = cls(config)
+        except (ValueError, TypeError) as error:
+            raise WeightsError(f"{path}: {error}") from error
         if not any(name.endswith("wpe.weight") for name in weights):
             logger.warning("%s: there is no position embedding, so that it is zero", path)
             shape = (config.n_positions, config.hidden_size)
@@ -104,7 +136,9 @@ class PretrainedFacade(nn.Module, ABC):
             folder: where to; created if it is missing.
             safe_serialization: as safetensors; otherwise as torch's own file.
         """
-        path = Path(folder)
+        path = Path(folder).expanduser()
+        path.mkdir(parents=True, exist_ok=True)
+        clear_weights(path)
         self.config.architectures = [type(self).__name__]
         self.config.save_pretrained(path)
         state = {

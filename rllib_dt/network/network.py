@@ -88,12 +88,15 @@ class Attention(nn.Module):
         queries: slice | None,
         cache: KeyValueCache | None,
         need_weights: bool,
+        alike: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Maps (B, L, D) to (B, Q, D); also returns the attention weights if it computed them.
 
-        `mask` is bool, True where a token may attend, or a number to be added to each score.
+        Queries where `alike`, (B, Q) bool, is True attend alike to all that the mask allows.
         """
         q, k, v = (self._heads(part) for part in self._project(x, queries))
+        if alike is not None:
+            q = q.masked_fill(alike[:, None, :, None], 0.0)  # all scores are 0
         if cache is not None:
             k, v = cache.extend(self.layer_index, k, v)
         weights = None
@@ -111,9 +114,7 @@ class Attention(nn.Module):
 
     def _weights(self, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
         scores = (q @ k.transpose(-1, -2)) * self.scale  # (B, H, Q, P+L)
-        is_choice = mask.dtype == torch.bool
-        scores = scores.masked_fill(~mask, float("-inf")) if is_choice else scores + mask
-        return scores.softmax(dim=-1)
+        return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
 
     def _project(self, x: Tensor, queries: slice | None) -> tuple[Tensor, ...]:
         if queries is None:
@@ -162,9 +163,10 @@ class Block(nn.Module):
         queries: slice | None = None,
         cache: KeyValueCache | None = None,
         need_weights: bool = False,
+        alike: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Maps (B, L, D) to (B, Q, D); also returns the attention weights if it computed them."""
-        y, weights = self.attn(self.ln_1(x), mask, queries, cache, need_weights)
+        y, weights = self.attn(self.ln_1(x), mask, queries, cache, need_weights, alike)
         x = (x if queries is None else x[:, queries]) + y
         return x + self.mlp(self.ln_2(x)), weights
 
@@ -211,16 +213,18 @@ class CausalTransformer(nn.Module):
         queries: slice | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        alike: Tensor | None = None,
     ) -> BackboneOutput:
         """Maps L new tokens, which follow the P tokens of a cache, to hidden states.
 
         Args:
             inputs_embeds: (B, L, D).
-            mask: (B, 1, L, P+L), True where a token may attend (see `causal_mask`), or a number to
-                be added to each score.
+            mask: (B, 1, L, P+L), True where a token may attend; see `causal_mask`.
             position_ids: (B, L) or (1, L) int, rows of the position embedding if there is one.
             cache: keys and values of earlier tokens; those of the new tokens are added.
             queries: the tokens to compute in the last block; all by default.
+            alike: (B, L) bool, True for tokens that attend alike to all that the mask allows; not
+                together with `queries`.
         """
         x = inputs_embeds
         if self.wpe is not None:
@@ -235,6 +239,7 @@ class CausalTransformer(nn.Module):
                 queries if last else None,
                 cache,
                 output_attentions,
+                alike,
             )
             hidden.append(x)
             attentions.append(weights)

@@ -13,6 +13,7 @@ Hugging Face's model and ours differ in these points:
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,9 +29,11 @@ from torch import Tensor, nn
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.network import DecisionTransformer, current_names
 from rllib_dt.policy.weight_files import (
+    FLOATS,
     SAFETENSORS,
     Weights,
     WeightsError,
+    clear_weights,
     read_json,
     read_safetensors,
     read_weights,
@@ -59,6 +62,15 @@ _WTE = "backbone.wte"
 _IGNORED_SUFFIXES = (".attn.bias", ".attn.masked_bias")
 _THEIR_POSITIONS = 1024
 _CONFIG, _OURS_JSON, _OURS_TENSORS = "config.json", "rllib_dt.json", "rllib_dt.safetensors"
+SYNONYMS = {
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+"""Other names that their settings have."""
+
+_DEFAULTS = DTModelConfig()
+_BLOCK = re.compile(r"encoder\.h\.(\d+)\.")
 _LANDMARK = "embed_timestep.weight"
 """A weight that every Decision Transformer has, by which a prefix of all names is found."""
 
@@ -110,20 +122,32 @@ def load_pretrained(
         FileNotFoundError: a file is missing.
         WeightsError: the files contain another model or damage, or weights that do not fit.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     theirs, ours = _read_config(folder), _read_sidecar(folder)
     weights = with_their_names(read_weights(folder))
     settings = _settings(theirs, ours, {name: name for name in weights})
     if settings["n_positions"] is not None:
-        settings["n_positions"] = len(weights["encoder.wpe.weight"])
+        if overrides.get("n_positions", 1) is None:
+            raise ValueError(
+                f"{folder} has a position embedding, whose first row shifts every token; leave "
+                "n_positions out"
+            )
+        settings["n_positions"] = len(_table(weights, "encoder.wpe.weight", folder))
+    spaces = _spaces(theirs, ours, folder)
+    sizes = sizes_in(weights, str(folder))
+    _check_sizes(settings | overrides, sizes, spaces, folder)
     try:
         config = DTModelConfig.from_dict(settings | overrides)
-        network = DecisionTransformer(config, *_spaces(theirs, ours))
+        network = DecisionTransformer(config, *spaces)
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{folder / _CONFIG} and the settings given: {error}") from error
     state = to_ours(weights, config)
     if has_normalization(folder):
-        state |= current_names(read_safetensors(folder / _OURS_TENSORS))
+        own = current_names(read_safetensors(folder / _OURS_TENSORS))
+        absent = {name for name in network.state_dict() if is_own(name)} - own.keys()
+        if absent:
+            raise WeightsError(f"{folder / _OURS_TENSORS} lacks {sorted(absent)}; write it again")
+        state |= own
     if _WTE in state and state[_WTE].ndim == 2:
         network.backbone.wte = torch.zeros(state[_WTE].shape)  # any `vocab_size`
     fill(network, state, str(folder), dtype)
@@ -159,7 +183,7 @@ def save_pretrained(network: DecisionTransformer, folder: str | Path) -> None:
             "layer norm on the embeddings (embed_layer_norm=False); load_pretrained can",
             folder,
         )
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     theirs = {name: getattr(config, name) for name in SHARED_SETTINGS} | {
         "architectures": ["DecisionTransformerModel"],
@@ -179,6 +203,7 @@ def save_pretrained(network: DecisionTransformer, folder: str | Path) -> None:
         "observation_space": describe_space(network.observation_space),
         "action_space": describe_space(network.action_space),
     }
+    clear_weights(folder)
     (folder / _CONFIG).write_text(json.dumps(network.foreign_settings | theirs, indent=2))
     (folder / _OURS_JSON).write_text(json.dumps(sidecar, indent=2))
     save_file(weights, folder / SAFETENSORS, metadata={"format": "pt"})
@@ -200,22 +225,90 @@ def _read_config(folder: Path) -> JsonObject:
         raise WeightsError(f"{path}: model_type is {kind!r}, wanted 'decision_transformer'")
     if theirs.get("add_cross_attention"):
         raise WeightsError(f"{path}: add_cross_attention=True is not supported")
+    for synonym, name in SYNONYMS.items():
+        if synonym in theirs:
+            theirs.setdefault(name, theirs.pop(synonym))
     return theirs
 
 
 def _read_sidecar(folder: Path) -> JsonObject:
     path = folder / _OURS_JSON
+    if path.is_file() != has_normalization(folder):
+        raise WeightsError(
+            f"{folder} has one of {_OURS_JSON} and {_OURS_TENSORS}, which are written together; "
+            "copy the folder again, or remove both: then nothing is normalised"
+        )
     return read_json(path) if path.is_file() else {}
 
 
-def _spaces(theirs: JsonObject, ours: JsonObject) -> tuple[gym.Space, gym.Space]:
-    if "observation_space" in ours:
-        return (
-            space_from_description(ours["observation_space"]),
-            space_from_description(ours["action_space"]),
-        )
+def _spaces(theirs: JsonObject, ours: JsonObject, folder: Path) -> tuple[gym.Space, gym.Space]:
+    if ours:
+        try:
+            return (
+                space_from_description(ours["observation_space"]),
+                space_from_description(ours["action_space"]),
+            )
+        except Exception as error:  # what gymnasium makes of wrong numbers cannot be listed
+            raise WeightsError(
+                f"{folder / _OURS_JSON} describes no spaces ({type(error).__name__}: {error}); "
+                "write it again"
+            ) from error
     # the defaults of `transformers` for keys that a config.json may omit
-    return box_spaces(theirs.get("state_dim", 17), theirs.get("act_dim", 4))
+    sizes = theirs.get("state_dim", 17), theirs.get("act_dim", 4)
+    if not all(isinstance(size, int) and 1 <= size < 2**31 for size in sizes):
+        raise WeightsError(f"{folder / _CONFIG}: state_dim and act_dim are {sizes}")
+    return box_spaces(*sizes)
+
+
+def _table(weights: Weights, name: str, source: str | Path) -> Tensor:
+    """Returns a weight that has two axes."""
+    if name not in weights or weights[name].ndim != 2:
+        found = tuple(weights[name].shape) if name in weights else "missing"
+        raise WeightsError(f"{source}: the weight {name} is {found}, wanted two axes")
+    return weights[name]
+
+
+def sizes_in(weights: Weights, source: str) -> JsonObject:
+    """Returns the sizes that weights under Hugging Face's names have.
+
+    Raises:
+        WeightsError: weights that tell them are missing, or blocks are.
+    """
+    time = _table(weights, "embed_timestep.weight", source)
+    blocks = {int(found[1]) for name in weights if (found := _BLOCK.match(name))}
+    if blocks != set(range(len(blocks))) or not blocks:
+        raise WeightsError(f"{source}: the weights are of the blocks {sorted(blocks)[:20]}")
+    return {
+        "max_ep_len": time.shape[0],
+        "hidden_size": time.shape[1],
+        "n_layer": len(blocks),
+        "state_dim": _table(weights, "embed_state.weight", source).shape[1],
+        "act_dim": _table(weights, "embed_action.weight", source).shape[1],
+        "n_inner": _table(weights, "encoder.h.0.mlp.c_fc.weight", source).shape[1],
+    }
+
+
+def _check_sizes(
+    settings: JsonObject, sizes: JsonObject, spaces: tuple[gym.Space, gym.Space], folder: Path
+) -> None:
+    """Refuses settings of another size than the weights, before anything of that size is built."""
+    names = [name for name in sizes if not name.endswith("_dim")]
+    asked = {name: settings.get(name, getattr(_DEFAULTS, name)) for name in names}
+    if asked["n_inner"] is None:
+        asked["n_inner"] = 4 * sizes["hidden_size"]
+    wrong = [
+        f"{name} is {asked[name]!r}, and the weights have {sizes[name]}"
+        for name in asked
+        if asked[name] != sizes[name]
+    ]
+    for name, space in zip(("state_dim", "act_dim"), spaces, strict=True):
+        size = int(np.prod(space.shape)) if isinstance(space, gym.spaces.Box) else sizes[name]
+        if size != sizes[name]:
+            wrong.append(f"{name} is {size}, and the weights have {sizes[name]}")
+    if wrong:
+        raise WeightsError(
+            f"{folder / _CONFIG}: the weights do not fit the settings: {'; '.join(wrong)}"
+        )
 
 
 def box_spaces(state_dim: int, act_dim: int) -> tuple[gym.Space, gym.Space]:
@@ -334,7 +427,6 @@ def fill(
             f"{source}: the weights do not fit the settings; missing {missing}, of another shape "
             f"{shapes}"
         )
-    _check_values(state, source)
     zeros = {
         name: torch.zeros_like(value)
         for name, value in wanted.items()
@@ -342,6 +434,8 @@ def fill(
     }
     network.to(chosen_dtype(dtype, state))
     network.load_state_dict(wanted | zeros | state)
+    # in the network's own dtype: what a larger one holds may overflow, or vanish
+    _check_values({name: network.state_dict()[name] for name in state}, source)
 
 
 def chosen_dtype(dtype: torch.dtype | str | None, state: Weights) -> torch.dtype:
@@ -351,11 +445,11 @@ def chosen_dtype(dtype: torch.dtype | str | None, state: Weights) -> torch.dtype
         ValueError: it is none of numbers with a fraction.
     """
     if dtype == "auto":
-        kinds = Counter(value.dtype for value in state.values() if value.is_floating_point())
+        kinds = Counter(value.dtype for value in state.values())
         return kinds.most_common(1)[0][0]
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype or torch.float32
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype={dtype!r} is no floating-point dtype of torch")
+    if found not in FLOATS:
+        raise ValueError(f"dtype={dtype!r} is none of {[str(kind) for kind in FLOATS]}")
     return found
 
 
@@ -365,8 +459,11 @@ def _check_values(state: Weights, source: str) -> None:
         raise WeightsError(
             f"{source}: weights are not finite: {broken}; take an earlier checkpoint of that run"
         )
-    for name in ("observation_std", "return_scale"):
-        if name in state and not (state[name] > 0).all():
+    for name in state:
+        if (
+            name.endswith(("observation_std", "return_scale", ".half_range"))
+            and not (state[name] > 0).all()
+        ):
             raise WeightsError(
                 f"{source}: {name} must be positive, but is {state[name].tolist()}; set it to 1 "
                 "where nothing is to be divided"
@@ -402,4 +499,8 @@ def normalize_by(
         if not np.isfinite(values).all() or (name != "observation_mean" and (values <= 0).any()):
             wanted = "finite" if name == "observation_mean" else "finite and positive"
             raise ValueError(f"{name} must be {wanted}, but is {values.tolist()}")
-        buffer.copy_(torch.tensor(values))
+        rounded = torch.tensor(values).to(buffer)
+        is_positive = name == "observation_mean" or bool((rounded > 0).all())
+        if not rounded.isfinite().all() or not is_positive:
+            raise ValueError(f"{name}={values.tolist()} is out of the range of {buffer.dtype}")
+        buffer.copy_(rounded)

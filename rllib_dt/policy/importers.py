@@ -37,7 +37,13 @@ from rllib_dt.policy.folders import (
     to_ours,
     with_their_names,
 )
-from rllib_dt.policy.weight_files import Weights, WeightsError, read_torch_file, tensors_of
+from rllib_dt.policy.weight_files import (
+    Weights,
+    WeightsError,
+    check_tensors,
+    read_torch_file,
+    tensors_of,
+)
 from rllib_dt.types import JsonObject
 
 logger = logging.getLogger(__name__)
@@ -100,7 +106,10 @@ def import_checkpoint(
     if kind not in get_args(Kind):
         raise ValueError(f"kind={kind!r} is not one of {get_args(Kind)}")
     path = Path(path).expanduser()
-    if kind == "huggingface" or (kind == "auto" and (path / "config.json").is_file()):
+    is_folder = (path / "config.json").is_file()
+    if kind == "huggingface" or (kind == "auto" and is_folder):
+        if max_action is not None:
+            raise ValueError("max_action has no meaning for a Hugging Face folder; leave it out")
         return load_pretrained(
             path,
             dtype=dtype,
@@ -111,12 +120,14 @@ def import_checkpoint(
         )
     path = _file_in(path)
     found = read_torch_file(path)
-    weights = tensors_of(_state_dict(found), path)
+    weights = check_tensors(tensors_of(_state_dict(found), path), str(path))
     written_by = _kind_of(weights, path)
     if kind not in ("auto", written_by):
         raise WeightsError(f"{path} was written by {written_by}'s code, not by {kind}'s")
     state, told = (_kzl if written_by == "kzl" else _corl)(weights)
     beside = _corl_settings(path) if written_by == "corl" else _Beside()
+    if written_by == "kzl" and max_action not in (None, 1):
+        raise ValueError(f"max_action={max_action!r}: the authors' network acts in [-1, 1]")
     bound = beside.max_action if max_action is None else max_action
     network = _built(state, {**beside.settings, **told, **settings}, bound, path)
     if written_by == "corl":
@@ -126,7 +137,10 @@ def import_checkpoint(
     mean = _statistic(found, _MEANS) if observation_mean is None else observation_mean
     std = _statistic(found, _STDS) if observation_std is None else observation_std
     scale = beside.return_scale if return_scale is None else return_scale
-    normalize_by(network, mean, std, scale)
+    try:
+        normalize_by(network, mean, std, scale)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
     if mean is None:
         logger.warning(
             "%s holds no statistics: observations are given to the network as they are; give "
@@ -162,8 +176,10 @@ def _state_dict(found: Any) -> Any:
         for name in _WITHIN:
             if isinstance(found.get(name), Mapping):
                 return dict(found[name])
+        # counters and settings may lie beside the weights
+        tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
         statistics = (*_MEANS, *_STDS)
-        return {name: value for name, value in found.items() if name not in statistics}
+        return {name: value for name, value in tensors.items() if name not in statistics} or found
     return found
 
 
@@ -182,7 +198,7 @@ def _kind_of(weights: Weights, path: Path) -> Kind:
 def _kzl(weights: Weights) -> tuple[Weights, JsonObject]:
     named = with_their_names(weights)
     told: JsonObject = {"embed_layer_norm": "embed_ln.weight" in named, "n_positions": None}
-    if "encoder.wpe.weight" in named:
+    if "encoder.wpe.weight" in named and named["encoder.wpe.weight"].ndim == 2:
         told["n_positions"] = len(named["encoder.wpe.weight"])
     state = to_ours(named, DTModelConfig(n_positions=told["n_positions"]))
     return state, told
@@ -196,7 +212,8 @@ def _corl(weights: Weights) -> tuple[Weights, JsonObject]:
     for name, value in weights.items():
         ours = name.removeprefix(prefix)
         if ours.endswith("causal_mask"):
-            told["context_length"] = len(value) // 3
+            if value.ndim == 2:
+                told["context_length"] = len(value) // 3
             continue
         for theirs, new in _CORL_NAMES.items():
             ours = ours.replace(theirs, new)
@@ -210,9 +227,9 @@ def _corl_settings(path: Path) -> _Beside:
     file = path.parent / "config.yaml"
     if not file.is_file():
         return _Beside()
-    lines = re.findall(r"^(\w+):[ \t]*([^\s#]+)", file.read_text(encoding="utf-8"), re.MULTILINE)
-    found = dict(lines)
     try:
+        text = file.read_text(encoding="utf-8")
+        found = dict(re.findall(r"^(\w+):[ \t]*([^\s#]+)", text, re.MULTILINE))
         return _Beside(
             settings={
                 ours: (float if ours.endswith("pdrop") else int)(found[theirs])
@@ -234,15 +251,20 @@ def _built(
     absent = [name for name in needed if name not in state or state[name].ndim != 2]
     if absent:
         raise WeightsError(f"{path}: weights are missing or have another shape: {absent}")
-    if not np.isfinite(max_action) or max_action <= 0:
-        raise ValueError(f"max_action={max_action!r} must be a positive number")
+    is_number = isinstance(max_action, int | float) and not isinstance(max_action, bool)
+    if not is_number or not 0 < max_action < np.inf:
+        raise WeightsError(f"{path}: max_action={max_action!r} must be a positive number")
     time, observed, acted = (state[name] for name in needed)
-    blocks = [int(found[1]) for name in state if (found := re.match(r"backbone\.h\.(\d+)\.", name))]
+    blocks = {int(found[1]) for name in state if (found := re.match(r"backbone\.h\.(\d+)\.", name))}
+    if blocks != set(range(len(blocks))):
+        raise WeightsError(f"{path}: the weights are of the blocks {sorted(blocks)[:20]}")
     inner = state.get("backbone.h.0.mlp.c_fc.weight")
+    if inner is not None and inner.ndim != 2:
+        raise WeightsError(f"{path}: weights of the first MLP have the shape {tuple(inner.shape)}")
     sizes = {
         "max_ep_len": len(time),
         "hidden_size": time.shape[1],
-        "n_layer": max(blocks, default=0) + 1,
+        "n_layer": max(1, len(blocks)),
         "n_inner": None if inner is None else len(inner),
     }
     observation_space, action_space = box_spaces(observed.shape[1], acted.shape[1])
@@ -258,8 +280,9 @@ def _built(
 def _statistic(found: Any, names: tuple[str, ...]) -> Any:
     """Returns the first of some arrays in a checkpoint, as (S,), or None."""
     for name in names:
-        if isinstance(found, Mapping) and name in found:
-            value = found[name]
-            array = value.numpy() if isinstance(value, Tensor) else np.asarray(value)
+        value = found.get(name) if isinstance(found, Mapping) else None
+        if value is not None:
+            is_tensor = isinstance(value, Tensor)
+            array = value.detach().double().numpy() if is_tensor else np.asarray(value)
             return array.reshape(-1)
     return None

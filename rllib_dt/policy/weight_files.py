@@ -17,6 +17,8 @@ Weights = dict[str, Tensor]
 
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
 _INDEX = ".index.json"
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""The dtypes of weights."""
 
 
 class WeightsError(ValueError):
@@ -31,7 +33,7 @@ def read_json(path: Path) -> JsonObject:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise WeightsError(f"{path} is damaged ({error}); write or download it again") from error
     if not isinstance(found, dict):
         raise WeightsError(f"{path} holds a {type(found).__name__}, wanted a JSON object")
@@ -47,7 +49,7 @@ def read_weights(folder: Path) -> Weights:
     """
     weights: Weights = {}
     for path in _files(folder):
-        weights |= _read(path)
+        weights |= check_tensors(_read(path), str(path))
     return weights
 
 
@@ -116,6 +118,30 @@ def read_safetensors(path: Path) -> Weights:
 
 def _damaged(path: Path, error: Exception) -> WeightsError:
     return WeightsError(f"{path} cannot be read ({error}); write or download it again")
+
+
+def clear_weights(folder: Path) -> None:
+    """Removes the weights that a folder holds, before others are written to it."""
+    for pattern in ("model*.safetensors", "pytorch_model*.bin", f"*{_INDEX}", "rllib_dt.*"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def check_tensors(weights: Weights, source: str) -> Weights:
+    """Refuses tensors that are no plain arrays of floating-point numbers.
+
+    Raises:
+        WeightsError: one is sparse, quantised, of integers, …
+    """
+    for name, value in sorted(weights.items()):
+        is_plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta
+        is_mask = name.endswith((".attn.bias", ".attn.masked_bias", "causal_mask"))
+        if not is_plain or not (value.dtype in FLOATS or is_mask):
+            raise WeightsError(
+                f"{source}: {name} is a tensor of {value.dtype} and {value.layout}, wanted plain "
+                f"arrays of {[str(kind) for kind in FLOATS]}"
+            )
+    return weights
 
 
 def tensors_of(found: Any, path: Path) -> Weights:
