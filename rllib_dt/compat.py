@@ -122,6 +122,13 @@ def env_creator(config: "AlgorithmConfig") -> "Callable[[Any], gym.Env]":
     return creator
 
 
+def is_registered_env(name: str) -> bool:
+    """Returns whether an environment was registered with `ray.tune.register_env`."""
+    from ray.tune.registry import ENV_CREATOR, _global_registry
+
+    return bool(_global_registry.contains(ENV_CREATOR, name))
+
+
 def runner_actors(group: EnvRunnerGroup) -> dict[int, ActorHandle]:
     """Returns the remote runners by index, including those marked as dead."""
     actors: dict[int, ActorHandle] = group._worker_manager.actors()

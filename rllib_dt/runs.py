@@ -15,9 +15,11 @@ are relative to the working directory.
 """
 
 import difflib
+import inspect
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,7 @@ from ray.tune import Callback, ResultGrid
 
 from rllib_dt.algorithm.config import DTConfig
 from rllib_dt.algorithm.dt import DT
+from rllib_dt.algorithm.inputs import has_inputs
 from rllib_dt.formats.files import find_files, open_file
 from rllib_dt.formats.minari import located, metadata_of
 from rllib_dt.formats.paths import exists
@@ -54,6 +57,9 @@ _TUNE = (
     "stop", "num_samples", "metric", "mode", "checkpoint_frequency", "num_to_keep", "storage_path",
     "name", "max_concurrent_trials",
 )  # fmt: skip
+_STOPS = ("training_iteration", "time_total_s", "num_env_steps_sampled_lifetime")
+"""What ends a run; a metric of results, with "/" between its levels, may too."""
+
 _DEFAULT_ITERATIONS = 10
 
 
@@ -109,8 +115,14 @@ class Run:
         )
         results = tuner.fit()
         if results.errors:
-            raise RuntimeError(f"{len(results.errors)} trials failed: {results.errors[0]}")
+            raise RuntimeError(f"{len(results.errors)} trials failed: {_cause(results.errors[0])}")
         return results
+
+
+def _cause(error: Exception) -> str:
+    """Returns what a trial's error comes from, without the traces of the processes between."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
 def _place(out: str | os.PathLike[str] | None, asked: Mapping[str, Any]) -> JsonObject:
@@ -139,10 +151,12 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         raise FileNotFoundError(f"there is no file {path}")
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     try:
         return make_run(given)
+    except RecursionError as error:
+        raise ValueError(f"{path}: it refers to itself") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -160,6 +174,8 @@ def make_run(given: Any) -> Run:
     for section, arguments in given.items():
         if section not in SECTIONS:
             raise ValueError(f"there is no section {section!r}{_hint(section, SECTIONS)}")
+        if isinstance(arguments, Mapping) and not all(isinstance(key, str) for key in arguments):
+            raise ValueError(f"section {section} has names that are no text: {list(arguments)}")
         if not isinstance(arguments, Mapping):
             raise TypeError(f"section {section} holds {arguments!r}, wanted names and values")
         if section == "tune":
@@ -171,12 +187,31 @@ def make_run(given: Any) -> Run:
             else:
                 getattr(config, section)(**searched)
         except TypeError as error:
-            raise ValueError(f"section {section}: {error}") from error
-    asked = dict(given.get("tune", {}))
-    for name in asked:
+            raise ValueError(f"section {section}: {_without_signature(error, section)}") from error
+    return Run(config=config, tune=_checked_tune(given.get("tune", {})))
+
+
+def _checked_tune(given: Mapping[str, Any]) -> JsonObject:
+    """Refuses settings of a Tune run that would end it late, or never."""
+    for name in given:
         if name not in _TUNE:
             raise ValueError(f"section tune has no setting {name!r}{_hint(name, _TUNE)}")
-    return Run(config=config, tune=asked)
+    stop = given.get("stop")
+    if stop is not None and not (isinstance(stop, Mapping) and stop):
+        raise ValueError(f"tune's stop is {stop!r}, wanted names and values")
+    for name, value in (stop or {}).items():
+        near = difflib.get_close_matches(str(name), _STOPS, n=1, cutoff=0.8)
+        if name not in _STOPS and (near or "/" not in str(name)):
+            raise ValueError(f"tune's stop has {name!r}{_hint(name, _STOPS)}")
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ValueError(f"tune's stop has {name}={value!r}, wanted a number")
+    for name in ("num_samples", "checkpoint_frequency", "num_to_keep", "max_concurrent_trials"):
+        value = given.get(name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise ValueError(f"tune's {name} is {value!r}, wanted a whole number")
+    if given.get("mode", "max") not in ("min", "max"):
+        raise ValueError(f"tune's mode is {given['mode']!r}, wanted 'min' or 'max'")
+    return {**given, "stop": dict(stop)} if stop else dict(given)
 
 
 def default_run(
@@ -228,6 +263,44 @@ def recorded_environment(paths: Sequence[str]) -> str | None:
     return None
 
 
+def check_places(config: DTConfig) -> None:
+    """Raises an error if a run's data or environment is not there, before a cluster is started.
+
+    Raises:
+        ValueError: there is no such data or environment.
+    """
+    import gymnasium as gym
+
+    if has_inputs(config.input_) and config.input_filesystem is None:
+        find_files(config.input_)
+    env = config.env
+    is_known = not isinstance(env, str) or env in gym.registry or ":" in env or "." in env
+    if not is_known and not is_registered_env(env):
+        raise ValueError(
+            f"there is no environment {env!r}{_hint(env, sorted(gym.registry))[:300]}; install or "
+            "register it"
+        )
+
+
+def check_evaluation(path: str | os.PathLike[str], env: str | None) -> None:
+    """Raises an error if there is nothing to evaluate, before a cluster is started; see `evaluate`.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: there is no environment.
+    """
+    folder = checkpoint_in(Path(path).expanduser())
+    if not (folder / MANIFEST).is_file():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{folder} holds neither a checkpoint nor a Hugging Face folder"
+            )
+        if env is None:
+            raise ValueError("a Hugging Face folder names no environment; give one (env)")
+    if env is not None:
+        check_places(DTConfig().environment(env=env))
+
+
 def evaluate(
     path: str | os.PathLike[str],
     targets: Sequence[float] | None = None,
@@ -256,6 +329,7 @@ def evaluate(
         FileNotFoundError: there is no such checkpoint.
         ValueError: there is no environment, or there are no targets.
     """
+    check_evaluation(path, env)
     folder = checkpoint_in(Path(path).expanduser())
     evaluation: JsonObject = {"evaluation_num_env_runners": num_env_runners}
     if episodes is not None:
@@ -269,12 +343,6 @@ def evaluate(
         kept = {} if with_data else {"input_": None}
         algo = DT.from_checkpoint(str(folder), **kept, **changes)
     else:
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"{folder} holds neither a checkpoint nor a Hugging Face folder"
-            )
-        if env is None:
-            raise ValueError("a Hugging Face folder names no environment; give one (env)")
         sections = {**changes, "model": {"pretrained": str(folder)}}
         config = make_run(sections).config
         algo = config.build_algo()
@@ -293,11 +361,29 @@ def _searched(value: Any) -> Any:
         return value
     if len(value) == 1:
         ((name, arguments),) = value.items()
+        near = difflib.get_close_matches(str(name), _SEARCHES, n=1, cutoff=0.8)
+        if near and name not in _SEARCHES and isinstance(arguments, list):
+            raise ValueError(f"there is no search space {name!r}; did you mean {near[0]!r}?")
         if name in _SEARCHES:
-            if not isinstance(arguments, list):
-                raise ValueError(f"{name} takes a list, not {arguments!r}")
+            if not isinstance(arguments, list) or not arguments:
+                raise ValueError(f"{name} takes a list of values, not {arguments!r}")
             return _SEARCHES[name](*arguments)
     return {name: _searched(inner) for name, inner in value.items()}
+
+
+def _without_signature(error: TypeError, section: str) -> str:
+    """Says which argument a section does not have, with the nearest one that it has."""
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if found is None:
+        return str(error)
+    method = getattr(DTConfig, section)
+    known = [
+        name
+        for kind in DTConfig.__mro__
+        for name in inspect.signature(getattr(kind, section, method)).parameters
+        if name not in ("self", "kwargs")
+    ]
+    return f"there is no setting {found[1]!r}{_hint(found[1], sorted(set(known)))}"
 
 
 def _hint(name: Any, known: Sequence[str]) -> str:

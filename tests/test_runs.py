@@ -76,7 +76,17 @@ def test_search_spaces_are_tunes():
         ({"training": {"learning_rate": 3}}, "section training: .*learning_rate"),
         ({"training": 3}, "section training holds 3, wanted names and values"),
         ({"tune": {"stopp": 3}}, "section tune has no setting 'stopp'; did you mean 'stop'"),
-        ({"training": {"lr": {"uniform": 3}}}, "uniform takes a list, not 3"),
+        ({"training": {"lr": {"uniform": 3}}}, "uniform takes a list of values, not 3"),
+        ({"training": {"lr": {"grid_search": []}}}, "grid_search takes a list of values"),
+        ({"training": {"lr": {"grid_serach": [1]}}}, "did you mean 'grid_search'"),
+        ({"training": {"gama": 3}}, "section training: .*'gama'; did you mean 'gamma'"),
+        ({"evaluation": {"evaluation_intervall": 3}}, "did you mean 'evaluation_interval'"),
+        ({"model": {1: 2}}, "section model has names that are no text"),
+        ({"tune": {"stop": {"traning_iteration": 1}}}, "did you mean 'training_iteration'"),
+        ({"tune": {"stop": {"training_iteration": "x"}}}, "training_iteration='x', wanted a num"),
+        ({"tune": {"stop": []}}, "tune's stop is"),
+        ({"tune": {"num_samples": "x"}}, "tune's num_samples is 'x', wanted a whole number"),
+        ({"tune": {"mode": "best"}}, "tune's mode is 'best'"),
     ],
 )
 def test_settings_that_there_are_not_are_refused(given, message, tmp_path):
@@ -94,6 +104,9 @@ def test_a_file_of_settings_runs_no_code(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=f"{path} is no YAML"):
             read_run(path)
+    path.write_text("model: &a {x: *a}")
+    with pytest.raises(ValueError, match="it refers to itself"):
+        read_run(path)
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read_run(tmp_path / "none.yaml")
 
@@ -101,7 +114,7 @@ def test_a_file_of_settings_runs_no_code(tmp_path):
 def test_targets_are_numbers_or_a_range():
     assert _numbers("50,-2.5") == [50, -2.5]
     assert _numbers("0:400:5") == [0, 100, 200, 300, 400]
-    for text in ("", "a", "1:2", "1:2:x"):
+    for text in ("", "a", "1:2", "1:2:x", "0:1:99999999999"):
         with pytest.raises(ValueError, match="give numbers, such as 50,200, or a range"):
             _numbers(text)
 
@@ -188,13 +201,17 @@ def test_a_hugging_face_folder_is_evaluated(cluster, tmp_path, monkeypatch, caps
     [
         (["train"], "give a YAML file, or recordings with --data"),
         (["train", "nowhere.yaml"], "there is no file nowhere.yaml"),
+        (["train", "tuned_examples/cartpole.yaml", "--env", "Cartpole-v1"],
+         "there is no environment 'Cartpole-v1'; did you mean 'CartPole-v1'"),
+        (["train", "tuned_examples/cartpole.yaml", "--data", "nowhere"],
+         "there is no such file or folder"),
         (["evaluate", "nowhere"], "there is no folder nowhere"),
         (["evaluate", "tests"], "tests holds neither a checkpoint nor a Hugging Face folder"),
         (["evaluate", "tests", "--targets", "many"], "give numbers, such as 50,200"),
         (["export", "nowhere", "a.onnx"], "there is no folder nowhere"),
         (["serve", "nowhere"], "there is no such folder"),
     ],
-)
+)  # fmt: skip
 def test_errors_of_commands_are_one_line(cluster, words, message, monkeypatch, capsys):
     code, _, errors = command(monkeypatch, capsys, *words)
     assert code == 1

@@ -119,6 +119,19 @@ def test_sessions_and_windows_over_http_and_a_handle(url, folder):
     with pytest.raises(RequestError, match="wanted") as refused:
         actors[0].predict(np.zeros(3))
     assert refused.value.status == 400
+    # a refused step can be asked for again
+    played = trained.actor(30.0)
+    actors[0].reset()
+    for t in range(7):
+        with pytest.raises(RequestError, match="wanted"):
+            actors[0].predict(np.zeros(3), 1.0)
+        got = actors[0].predict(np.full(4, t / 7), 1.0)
+        np.testing.assert_allclose(got, played.predict(np.full(4, t / 7), 1.0), atol=1e-5)
+    assert posted(url, b"{}", "PUT")[0] == 405
+    huge = dict(observations=[[3e38, 0, 0, 0]], returns_to_go=[1])
+    status, content = posted(url, json.dumps(huge).encode())
+    assert (status, content["error"][:24]) == (400, "the action is not finite")
+    actors[1].close()
     actors[1].close()
     with pytest.raises(RequestError, match="begin again at step 0") as lost:
         actors[1].predict(np.zeros(4))
@@ -203,6 +216,9 @@ def test_settings_that_cannot_work_are_refused(folder):
         app(ServeSettings(checkpoint=str(folder), sessions=True, num_replicas=2))
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         app(ServeSettings(checkpoint="/nowhere"))
-    for wrong in (dict(max_batch_size=0), dict(sesions=True), dict(retry_s=-1)):
+    for wrong in (
+        dict(max_batch_size=0), dict(sesions=True), dict(retry_s=-1), dict(temperature=np.inf),
+        dict(batch_wait_timeout_s=np.inf),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(wrong))):
             ServeSettings(checkpoint="/x", **wrong)

@@ -171,14 +171,35 @@ def test_the_least_recently_used_session_makes_room_and_idle_ones_go():
     assert not served.end("a")
     step(served, "a", 0, observation)
     assert served.end("a")
-    # two sessions in one batch do not drive each other out
+    # sessions of one batch wait for each other: each gets its answer, and two are remembered
     three = [
         served.requests.step(dict(session=name, step=0, observation=observation))
         for name in ("x", "y", "z")
     ]
     answers = served.act_on_steps(three)
-    assert [isinstance(answer, BadRequestError) for answer in answers] == [False, False, True]
-    assert "all 2 sessions are in use" in str(answers[2])
+    assert not any(isinstance(answer, BadRequestError) for answer in answers)
+    step(served, "z", 1, observation, reward=0.0)
+    with pytest.raises(LostSessionError):
+        step(served, "x", 1, observation, reward=0.0)
+
+
+def test_numbers_that_overflow_are_the_requests_fault_alone():
+    served = ServedPolicy(trained(), max_sessions=4)
+    for change in (
+        dict(observations=[[3e38, 0, 0]]),
+        dict(returns_to_go=[3e38]),
+    ):
+        given = dict(observations=[[1, 2, 3]], returns_to_go=[3]) | change
+        requests = [served.requests.window(each) for each in (GOOD, given, GOOD)]
+        first, bad, last = served.act_on_windows(requests)
+        assert isinstance(bad, BadRequestError)
+        check_equal(first, last)
+    step(served, "good", 0, [1, 2, 3])
+    with pytest.raises(BadRequestError, match="the action is not finite"):
+        step(served, "bad", 0, [3e38, 0, 0])
+    with pytest.raises(LostSessionError):
+        step(served, "bad", 1, [1, 2, 3], reward=0.0)
+    step(served, "good", 1, [1, 2, 3], reward=0.0)
 
 
 def test_a_failure_of_the_network_loses_its_sessions_only(monkeypatch):
@@ -221,7 +242,7 @@ GOOD = dict(observations=[[1, 2, 3], [4, 5, 6]], actions=[[0, 1]], returns_to_go
         ({"returns_to_go": [1]}, "returns_to_go holds 1 numbers, wanted 2"),
         ({"returns_to_go": [1, "2"]}, r"returns_to_go\[1\] is a text, wanted a finite number"),
         ({"returns_to_go": [1, float("nan")]}, r"returns_to_go\[1\] is nan"),
-        ({"returns_to_go": [1, 10**400]}, r"returns_to_go\[1\] is 1000"),
+        ({"returns_to_go": [1, 10**400]}, r"returns_to_go\[1\] is a number of too many digits"),
         ({"timestep": 0}, "timestep is 0, wanted a whole number from 1 to"),
         ({"timestep": 2.5}, "timestep is 2.5, wanted a whole number"),
         ({"timestep": True}, "timestep is True, wanted a whole number"),
@@ -242,6 +263,7 @@ def test_wrong_windows_are_refused_with_what_is_wrong(change, message):
         ({"session": ""}, "session must be a text of 1 to 200"),
         ({"session": 7}, "session must be a text"),
         ({"session": "a" * 201}, "session must be a text"),
+        ({"session": "a/b"}, "without a slash"),
         ({"step": -1}, "step is -1, wanted a whole number from 0"),
         ({"step": "1"}, "step is a text, wanted a whole number"),
         ({"reward": None}, "reward is null, wanted a finite number"),
@@ -297,6 +319,14 @@ def test_text_is_served(monkeypatch):
     observation = {"say": "abc a", "joints": [0.0, 0.5]}
     got = window(served, observations=[observation], returns_to_go=[25.0])
     check_equal(step(served, "a", 0, observation), got)
+    # a text that is no text of the space fails alone, and advances nothing
+    other = served.requests.step(dict(session="b", step=0, observation=observation))
+    served.act_on_steps([other])
+    for wrong in ("a" * 40, "\ud800"):
+        with pytest.raises(BadRequestError, match="observation: "):
+            served.requests.step(
+                dict(session="c", step=0, observation=observation | {"say": wrong})
+            )
     with pytest.raises(BadRequestError, match="it is a number, wanted a text"):
         window(served, observations=[{"say": 3, "joints": [0, 0]}], returns_to_go=[1])
 

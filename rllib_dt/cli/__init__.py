@@ -22,7 +22,11 @@ def main() -> None:
         sys.exit(1)
     try:
         sys.exit(make_app()(standalone_mode=False) or 0)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
+        if type(error).__name__ == "Abort":  # click's name for Ctrl-C
+            sys.exit(130)
         show = getattr(error, "show", None)  # what the command line itself refuses
         if show is not None:
             show()

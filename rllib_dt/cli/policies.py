@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rllib_dt.cli.running import DEBUG, run
+from rllib_dt.policy.fetched import is_remote
 
 _TRAIN = """Trains on recordings, and writes checkpoints: a run of Ray Tune.
 
@@ -34,7 +35,7 @@ def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
     debug = Annotated[bool, DEBUG]
     checkpoint = Annotated[
-        Path, typer.Argument(help="A checkpoint, a run's folder, or a Hugging Face folder.")
+        str, typer.Argument(help="A checkpoint, a run's folder, or a Hugging Face folder.")
     ]
 
     @app.command(help=_TRAIN)
@@ -127,6 +128,7 @@ def _train(
                 planned.config.offline_data(input_=[_located(place) for place in data])
             if env is not None:
                 planned.config.environment(env=env)
+        runs.check_places(planned.config)
         asked = dict(planned.tune)
         if iterations is not None:
             asked["stop"] = {**asked.get("stop", {}), "training_iteration": iterations}
@@ -145,7 +147,7 @@ def _train(
 
 
 def _evaluate(
-    checkpoint: Path,
+    checkpoint: str,
     targets: str | None,
     episodes: int | None,
     env: str | None,
@@ -157,6 +159,7 @@ def _evaluate(
     from rllib_dt import runs
 
     asked = None if targets is None else _numbers(targets)
+    runs.check_evaluation(checkpoint, env)
     with _cluster(None):
         result, returns = runs.evaluate(
             checkpoint,
@@ -179,7 +182,7 @@ def _evaluate(
         print(f"numbers: {json_file}")
 
 
-def _export(checkpoint: Path, out: Path, encoders: list[str]) -> None:
+def _export(checkpoint: str, out: Path, encoders: list[str]) -> None:
     from rllib_dt.policy.folders import save_pretrained
     from rllib_dt.policy.loading import load_policy
 
@@ -194,12 +197,14 @@ def _export(checkpoint: Path, out: Path, encoders: list[str]) -> None:
 
 
 def _serve(
-    checkpoint: Path, host: str, port: int, sessions: bool, replicas: int, encoders: list[str]
+    checkpoint: str, host: str, port: int, sessions: bool, replicas: int, encoders: list[str]
 ) -> None:
     from rllib_dt.serve import ServeSettings, app
 
     settings = ServeSettings(
-        checkpoint=str(checkpoint.expanduser().resolve()),
+        checkpoint=checkpoint
+        if is_remote(checkpoint)
+        else str(Path(checkpoint).expanduser().resolve()),
         sessions=sessions,
         num_replicas=replicas,
         encoders=",".join(encoders),
@@ -264,6 +269,8 @@ def _numbers(text: str) -> list[float]:
             first, last, count = text.split(":")
             import numpy as np
 
+            if not 1 <= int(count) <= 1000:
+                raise ValueError("from 1 to 1000 targets")
             return [float(value) for value in np.linspace(float(first), float(last), int(count))]
         return [float(part) for part in text.split(",")]
     except ValueError:

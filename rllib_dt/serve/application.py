@@ -26,6 +26,7 @@ except ImportError as error:
         f"rllib_dt.serve needs {error.name}; install it with: pip install 'rllib_dt[serve]'"
     ) from error
 
+from rllib_dt.policy.fetched import is_remote
 from rllib_dt.serve.requests import (
     BadRequestError,
     LostSessionError,
@@ -71,9 +72,9 @@ class ServeSettings(BaseModel):
     num_replicas: int = Field(default=1, ge=1)
     num_fronts: int = Field(default=1, ge=1)
     max_batch_size: int = Field(default=64, ge=1)
-    batch_wait_timeout_s: float = Field(default=0.002, ge=0)
+    batch_wait_timeout_s: float = Field(default=0.002, ge=0, le=10)
     num_threads: int = Field(default=1, ge=1)
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     device: str = "cpu"
     encoders: str = ""
     retry_s: float = Field(default=60.0, ge=0)
@@ -91,7 +92,8 @@ def app(settings: ServeSettings) -> serve.Application:
             f"sessions=True with num_replicas={settings.num_replicas}: a session is in one replica "
             "only; set num_replicas=1, or leave sessions out"
         )
-    if not Path(settings.checkpoint).expanduser().exists():
+    is_here = is_remote(settings.checkpoint) or Path(settings.checkpoint).expanduser().exists()
+    if not is_here:
         raise FileNotFoundError(f"checkpoint={settings.checkpoint!r}: there is no such folder")
     # requests that a replica holds; a router whose replicas are full waits longer and longer
     waiting = max(256, 4 * settings.max_batch_size)
@@ -151,7 +153,7 @@ class PolicyReplica:
             else:
                 action = await self._windows(self._served.requests.window(given))
             if isinstance(action, BadRequestError):
-                raise action
+                raise action  # one of a batch, whose others are answered
         except LostSessionError as error:
             return 410, {"error": str(error)}
         except BadRequestError as error:
@@ -221,6 +223,8 @@ class Front:
         parts = [part for part in path.split("/") if part]
         if request.method == "GET" and not parts:
             return 200, await self.describe()
+        if not parts and request.method not in ("GET", "POST"):
+            return 405, {"error": f"{request.method} is not known here; there are GET and POST"}
         if request.method == "POST" and not parts:
             found: _Answer = await self._asked("answer", decoded(await _body(request)))
             return found

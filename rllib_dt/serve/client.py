@@ -75,7 +75,7 @@ class RemoteActor:
         self._session = uuid.uuid4().hex if session else None
         length = self.info["window"]
         self._observations: deque[Any] = deque(maxlen=length)
-        self._actions: deque[Any] = deque(maxlen=length - 1)
+        self._actions: deque[Any] = deque(maxlen=length)
         self._returns: deque[float] = deque(maxlen=length)
         self._step = 0
 
@@ -97,38 +97,42 @@ class RemoteActor:
         Raises:
             RequestError: the server refused the request, or did not answer in time.
         """
+        seen, earned = plain(observation), float(reward)
         if self._session is None:
-            request = self._window(plain(observation), float(reward))
+            request, to_go = self._window(seen, earned)
         else:
-            request = {
-                "session": self._session,
-                "step": self._step,
-                "observation": plain(observation),
-            }
-            request |= {"reward": float(reward)} if self._step else {"target_return": self._target}
+            request = {"session": self._session, "step": self._step, "observation": seen}
+            request |= {"reward": earned} if self._step else {"target_return": self._target}
         action = self._asked("POST", "/", request)["action"]
+        # only now: a refused or unanswered step can be asked for again
         self._step += 1
         if self._session is None:
+            self._observations.append(seen)
+            self._returns.append(to_go)
             self._actions.append(action)
         return self._value(action)
 
     def close(self) -> None:
-        """Ends the session, if there is one."""
-        if self._session is not None:
+        """Ends the session, if there is one, and the server still has it."""
+        if self._session is None:
+            return
+        try:
             self._asked("DELETE", f"/sessions/{self._session}")
+        except RequestError as error:
+            if error.status != 404:
+                raise
 
-    def _window(self, observation: Any, reward: float) -> JsonObject:
-        last = self._returns[-1] if self._returns else self._target
-        self._observations.append(observation)
-        self._returns.append(float(self._rule.step(last, reward)) if self._step else last)
+    def _window(self, observation: Any, reward: float) -> tuple[JsonObject, float]:
+        """Returns the request for the current step, and the step's return-to-go."""
+        to_go = float(self._rule.step(self._returns[-1], reward)) if self._step else self._target
+        length = self.info["window"]
+        observations = [*self._observations, observation][-length:]
         return {
-            "observations": list(self._observations),
-            "actions": list(self._actions)[-(len(self._observations) - 1) :]
-            if len(self._observations) > 1
-            else [],
-            "returns_to_go": list(self._returns),
+            "observations": observations,
+            "actions": list(self._actions)[len(self._actions) - len(observations) + 1 :],
+            "returns_to_go": [*self._returns, to_go][-length:],
             "timestep": self._step,
-        }
+        }, to_go
 
     def _value(self, action: Any) -> Value:
         space = self.action_space

@@ -20,9 +20,8 @@ from rllib_dt.serve.requests import (
     WindowRequest,
     stacked,
 )
-from rllib_dt.spaces.composites import layouts, text_leaves
+from rllib_dt.spaces.composites import layouts
 from rllib_dt.spaces.descriptions import describe_space
-from rllib_dt.spaces.leaves import as_array
 from rllib_dt.spaces.trees import at, by_leaf, from_leaves, map_tree, unflatten
 from rllib_dt.types import JsonObject, Tree, Value
 
@@ -64,7 +63,6 @@ class ServedPolicy:
         self.requests = Requests(network.config, *spaces)
         ignore = network.config.ignore
         self._layouts = layouts(spaces[0], ignore), layouts(spaces[1])
-        self._texts = text_leaves(spaces[0], ignore)
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
         self._timeout, self._clock = session_timeout_s, clock
         self._max_sessions = max_sessions
@@ -88,15 +86,16 @@ class ServedPolicy:
             "sessions": self._max_sessions,
         }
 
-    def act_on_windows(self, requests: Sequence[WindowRequest]) -> list[Value]:
-        """Picks the action after each window."""
+    def act_on_windows(self, requests: Sequence[WindowRequest]) -> list[Value | BadRequestError]:
+        """Picks the action after each window, or says why there is none."""
         rows = max(len(request.observations) for request in requests)
         windows = [self._window(request, rows) for request in requests]
         columns = [window.columns() for window in windows]
         batch = Window.from_columns(
             {name: np.stack([each[name] for each in columns]) for name in columns[0]}
         )
-        return self._values(self._act(batch), len(requests))
+        actions = self._act(batch)
+        return [self._value(at(actions, row)) for row in range(len(requests))]
 
     def act_on_steps(self, requests: Sequence[StepRequest]) -> list[Value | BadRequestError]:
         """Picks each session's next action, or says why there is none."""
@@ -106,7 +105,8 @@ class ServedPolicy:
         while waiting:  # in rounds, in which no session has two steps
             taken: dict[str, int] = {}
             for index in waiting:
-                taken.setdefault(requests[index].session, index)
+                if len(taken) < self._max_sessions:
+                    taken.setdefault(requests[index].session, index)
             for index, answer in self._round(requests, list(taken.values())):
                 answers[index] = answer
             waiting = [index for index in waiting if answers[index] is None]
@@ -142,11 +142,17 @@ class ServedPolicy:
             for row, (index, session) in enumerate(running):
                 session.digest, session.step = requests[index].digest, requests[index].step
                 session.action = map_tree(np.copy, at(actions, row))
-                answers.append((index, self._value(session.action)))
+                answer = self._value(session.action)
+                answers.append((index, answer))
+                if isinstance(answer, BadRequestError):  # nothing can follow it
+                    self.end(requests[index].session)
         return answers
 
     def _advance(self, slots: list[int]) -> Tree:
-        """Picks the actions of sessions whose new steps are stored; forgets them if that fails."""
+        """Picks the actions of sessions whose new steps are stored; forgets them if that fails.
+
+        A session that was advanced without an answer would take a repeated step for a new one.
+        """
         try:
             return self._act(self._contexts.steps(np.array(slots), self._policy.version))
         except Exception:
@@ -190,12 +196,8 @@ class ServedPolicy:
 
     def _new_session(self, name: str, busy: set[str]) -> _Session:
         if not self._free:
-            idle = next((other for other in self._sessions if other not in busy), None)
-            if idle is None:
-                raise BadRequestError(
-                    f"all {self._max_sessions} sessions are in use; raise max_sessions"
-                )
-            self.end(idle)
+            # a round has at most as many sessions as there are slots, so one is idle
+            self.end(next(other for other in self._sessions if other not in busy))
         session = _Session(slot=self._free.pop(), step=0, digest="", action=None, seen=0.0)
         self._sessions[name] = session
         return session
@@ -213,19 +215,12 @@ class ServedPolicy:
         returns[rows - n :, 0] = request.returns_to_go
         actions = [*request.actions, from_leaves(dict.fromkeys(self._layouts[1], 0))]
         return Window(
-            observations=stacked(
-                [self._encoded(value) for value in request.observations], self._layouts[0], rows
-            ),
+            observations=stacked(request.observations, self._layouts[0], rows),
             actions=stacked(actions, self._layouts[1], rows),
             returns_to_go=returns,
             timesteps=np.where(real, np.arange(rows) - (rows - n) + first, 0),
             mask=real,
         )
-
-    def _encoded(self, observation: Tree) -> Tree:
-        found = by_leaf(observation)
-        encoded = {path: as_array(leaf, found[path]) for path, leaf in self._texts.items()}
-        return from_leaves(found | encoded)
 
     def _act(self, steps: Window | NewSteps) -> Tree:
         with torch.inference_mode():
@@ -234,8 +229,11 @@ class ServedPolicy:
             )
         return map_tree(lambda leaf: leaf.cpu().numpy(), chosen)
 
-    def _values(self, actions: Tree, count: int) -> list[Value]:
-        return [self._value(at(actions, row)) for row in range(count)]
-
-    def _value(self, action: Tree) -> Value:
+    def _value(self, action: Tree) -> Value | BadRequestError:
+        """Returns an action as the space has it, or an error if it is not finite."""
+        if not all(np.isfinite(leaf).all() for leaf in by_leaf(action).values()):
+            return BadRequestError(
+                "the action is not finite: an observation, an action, a return or a reward is far "
+                "larger than the policy was trained on"
+            )
         return unflatten(self._trained.action_space, action)

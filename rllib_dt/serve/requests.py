@@ -25,7 +25,8 @@ import numpy as np
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.policy.context import Contexts
 from rllib_dt.policy.observed import check_values
-from rllib_dt.spaces.composites import Layout, layouts
+from rllib_dt.spaces.composites import Layout, layouts, text_leaves
+from rllib_dt.spaces.leaves import as_array
 from rllib_dt.spaces.trees import by_leaf, from_leaves, leaves
 from rllib_dt.types import Array, JsonObject, Tree, Value
 
@@ -47,7 +48,7 @@ class WindowRequest:
     """The last n steps of an episode.
 
     Attributes:
-        observations, actions: n and n or n - 1 values, as trees.
+        observations, actions: n and n or n - 1 values, as trees; texts are bytes.
         returns_to_go: n numbers, in reward units.
         timestep: that of the last step, from 0.
     """
@@ -95,6 +96,7 @@ class Requests:
         self._contexts = Contexts(1, config, observation_space, action_space)
         self._layouts = self._contexts.layouts, layouts(action_space)
         self._leaves = leaves(observation_space), leaves(action_space)
+        self._texts = list(text_leaves(observation_space, config.ignore).items())
 
     def window(self, given: Any) -> WindowRequest:
         """Checks a window.
@@ -121,7 +123,7 @@ class Requests:
             raise BadRequestError(f"returns_to_go holds {len(returns_to_go)} numbers, wanted {n}")
         return WindowRequest(
             observations=[
-                self._observation(value, f"observations[{i}]")
+                self._observation(value, f"observations[{i}]", as_stored=True)
                 for i, value in enumerate(observations)
             ],
             actions=[
@@ -141,15 +143,17 @@ class Requests:
         """
         found = _fields(given, ("session", "step", "observation"), ("reward", "target_return"))
         name = found["session"]
-        if not isinstance(name, str) or not 1 <= len(name) <= _LONGEST_NAME:
-            raise BadRequestError(f"session must be a text of 1 to {_LONGEST_NAME} characters")
+        if not isinstance(name, str) or not 1 <= len(name) <= _LONGEST_NAME or "/" in name:
+            raise BadRequestError(
+                f"session must be a text of 1 to {_LONGEST_NAME} characters, without a slash"
+            )
         step = _whole(found["step"], "step", 0, _LAST_TIMESTEP)
         target = found.get("target_return")
         if target is not None and step:
             raise BadRequestError("target_return is asked for at step 0 only")
         if step and "reward" not in found:
             raise BadRequestError("reward is missing: that of the step before")
-        observation = self._observation(found["observation"], "observation")
+        observation = self._observation(found["observation"], "observation", as_stored=False)
         reward = _number(found.get("reward", 0.0), "reward")
         target = None if target is None else _number(target, "target_return")
         return StepRequest(
@@ -161,12 +165,17 @@ class Requests:
             digest=_digest(observation, reward, target),
         )
 
-    def _observation(self, value: Any, what: str) -> Tree:
+    def _observation(self, value: Any, what: str, *, as_stored: bool) -> Tree:
+        """Returns an observation as a tree; `as_stored`, its texts are bytes."""
         try:
             tree = self._contexts.observed(_arrays(self._spaces[0], value))
             _check_shapes(tree, self._contexts.shapes)
             check_values(tree, self._layouts[0], self._leaves[0], "observation")
-        except (ValueError, TypeError, OverflowError) as error:
+            # where only its own request can fail
+            encoded = {path: as_array(leaf, by_leaf(tree)[path]) for path, leaf in self._texts}
+            if as_stored:
+                tree = from_leaves(by_leaf(tree) | encoded)
+        except (ValueError, TypeError, OverflowError, UnicodeError) as error:
             raise BadRequestError(f"{what}: {error}") from error
         return tree
 
@@ -282,7 +291,8 @@ def _whole(value: Any, what: str, least: int, most: int) -> int:
 def _kind(value: Any, *, shown: bool = False) -> str:
     """Names what JSON calls a value; with `shown`, a number is shown."""
     if shown and isinstance(value, Real):
-        return repr(value)[:40]
+        is_long = isinstance(value, int) and value.bit_length() > 128
+        return "a number of too many digits" if is_long else repr(value)[:40]
     if isinstance(value, Real) and not isinstance(value, bool):
         return "a number"
     names = {dict: "an object", list: "an array", str: "a text", bool: "a boolean"}
