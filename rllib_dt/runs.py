@@ -31,6 +31,7 @@ from ray.tune import Callback, ResultGrid
 from rllib_dt.algorithm.config import DTConfig
 from rllib_dt.algorithm.dt import DT
 from rllib_dt.algorithm.inputs import has_inputs
+from rllib_dt.compat import is_registered_env
 from rllib_dt.formats.files import find_files, open_file
 from rllib_dt.formats.minari import located, metadata_of
 from rllib_dt.formats.paths import exists
