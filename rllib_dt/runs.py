@@ -230,7 +230,7 @@ def recorded_environment(paths: Sequence[str]) -> str | None:
 
 def evaluate(
     path: str | os.PathLike[str],
-    targets: Sequence[float] | None = None,
+    targets: Sequence[float | str] | None = None,
     *,
     episodes: int | None = None,
     env: str | None = None,
