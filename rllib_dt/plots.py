@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rllib_dt.episodes.targets import MAX
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -45,7 +47,7 @@ def calibration(by_target: Mapping[str, Mapping[str, Any]]) -> Calibration:
     Raises:
         ValueError: no target has an episode.
     """
-    means = {float(t): r["episode_return_mean"] for t, r in by_target.items()}
+    means = {float(t): r["episode_return_mean"] for t, r in by_target.items() if t != MAX}
     pairs = np.array([(t, mean) for t, mean in means.items() if np.isfinite(mean)])
     if not len(pairs):
         raise ValueError("no target has an episode")
@@ -73,21 +75,25 @@ def plot_targets(
     """
     from matplotlib.figure import Figure
 
-    targets = np.array([float(t) for t in by_target])
-    means = np.array([r["episode_return_mean"] for r in by_target.values()])
-    stds = np.array([r["episode_return_std"] for r in by_target.values()])
+    asked = {t: r for t, r in by_target.items() if t != MAX}
+    targets = np.array([float(t) for t in asked])
+    means = np.array([r["episode_return_mean"] for r in asked.values()])
+    stds = np.array([r["episode_return_std"] for r in asked.values()])
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
     if len(data_returns):
         _draw_behind(axes, data_returns)
-    every = [*targets, *data_returns]
+    every = [*targets, *data_returns] or [0.0]
     ends = [min(every), max(every)]
     axes.plot(ends, ends, "--", color="0.4", linewidth=1, label="as asked")
     axes.errorbar(targets, means, yerr=stds, fmt="o", capsize=4, label="achieved, mean ± std")
+    if MAX in by_target:
+        most = by_target[MAX]["episode_return_mean"]
+        axes.axhline(most, color="C1", linewidth=1, label="achieved, asked for the most")
     axes.set_xlabel("target return")
     axes.set_ylabel("achieved return")
     axes.legend(loc="upper left")
-    if np.isfinite(means).any():
+    if len(means) and np.isfinite(means).any():
         axes.set_title(str(calibration(by_target)), fontsize="medium")
     if path is not None:
         figure.savefig(path, dpi=120)

@@ -304,7 +304,7 @@ def check_evaluation(path: str | os.PathLike[str], env: str | None) -> None:
 
 def evaluate(
     path: str | os.PathLike[str],
-    targets: Sequence[float] | None = None,
+    targets: Sequence[float | str] | None = None,
     *,
     episodes: int | None = None,
     env: str | None = None,

@@ -9,10 +9,11 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_dt import DT, DTConfig, DTModelConfig, write_episodes
+from rllib_dt.episodes.targets import target_name
 from rllib_dt.episodes.windows import Window
 from rllib_dt.rollout.connector import TARGET_RETURN
 from rllib_dt.rollout.jobs import EpisodeFailure, EpisodeResult, Outcome, make_jobs
-from rllib_dt.rollout.results import normalized_score, summarize, target_name
+from rllib_dt.rollout.results import normalized_score, summarize
 from tests.conftest import TINY, cartpole_config, make_episodes
 from tests.environments import Lengths
 

@@ -331,6 +331,25 @@ def test_text_is_served(monkeypatch):
         window(served, observations=[{"say": 3, "joints": [0, 0]}], returns_to_go=[1])
 
 
+@pytest.mark.parametrize("attention", ["context", "window"])
+def test_a_session_may_ask_for_the_most(attention):
+    policy = trained(attention=attention, estimates_return=True, targets=(float("inf"),))
+    served = ServedPolicy(policy, max_sessions=2)
+    assert served.describe()["target_returns"] == ["max"]
+    actor = policy.actor("max")
+    generator = np.random.default_rng(0)
+    for t in range(9):
+        observation = generator.normal(size=3)
+        want = actor.predict(observation, 1.0)
+        extra = dict(reward=1.0) if t else dict(target_return="max")
+        check_equal(step(served, "a", t, observation, **extra), want)
+        extra = dict(reward=1.0) if t else {}  # the checkpoint's own target
+        check_equal(step(served, "b", t, observation, **extra), want)
+    other = ServedPolicy(trained(), max_sessions=1)
+    with pytest.raises(BadRequestError, match='cannot be asked for "max"'):
+        step(other, "a", 0, [1, 2, 3], target_return="max")
+
+
 def test_without_a_target_one_must_be_given():
     served = ServedPolicy(trained(targets=()), max_sessions=1)
     with pytest.raises(BadRequestError, match="target_return is missing"):

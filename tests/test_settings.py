@@ -259,6 +259,7 @@ ACCEPTED = {
     "last_row": {"None"},
     "max_expansion": {"huge"},
     "max_num_env_runner_restarts": {"zero"},
+    "max_return_expectile": {"None"},
     "missing_ends": {"None"},
     "missing_rewards": {"None", "negative", "zero"},
     "min_time_s_per_iteration": {"None", "zero"},
@@ -324,6 +325,7 @@ MODEL_ACCEPTED = {
     "normalize_images": {"True"},
     "condition_on_return": {"True"},
     "embed_layer_norm": {"True"},
+    "estimates_return": {"True"},
     "ignore": set(),
     "encoders": set(),
 }

@@ -9,6 +9,7 @@ from ray.rllib.utils.schedules.scheduler import Scheduler
 from rllib_dt.algorithm.environment import awaits_spaces
 from rllib_dt.algorithm.inputs import are_paths, check_inputs
 from rllib_dt.algorithm.rules import LARGEST_FLOAT32, SMALLEST_FLOAT32, check_rules, is_number
+from rllib_dt.episodes.targets import MAX, target_value
 from rllib_dt.formats import canonical, steps
 from rllib_dt.spaces import composites
 from rllib_dt.spaces.leaves import UnsupportedSpaceError
@@ -256,21 +257,32 @@ def _check_lr(config: "DTConfig") -> None:
 
 def _check_targets(config: "DTConfig") -> None:
     try:
-        check_targets(config.target_returns)
+        check_targets(config.target_returns, config.dt_model_config.estimates_return)
     except ValueError as error:
         config.refuse(str(error))
 
 
-def check_targets(targets: Any) -> None:
-    """Raises a ValueError unless targets are None, or a list of different finite numbers."""
+def check_targets(targets: Any, may_be_max: bool) -> None:
+    """Raises a ValueError unless targets are None, or a list of different finite numbers.
+
+    Args:
+        targets: the targets.
+        may_be_max: "max" may be among them.
+    """
     if targets is None:
         return
     if not isinstance(targets, list) or not targets:
         raise ValueError("target_returns is empty; give at least one number, or None")
-    for target in targets:
+    if MAX in [target for target in targets if isinstance(target, str)] and not may_be_max:
+        raise ValueError(
+            f"target_returns={targets!r} asks for the most, which nothing estimates; set "
+            "training(max_return_expectile=0.99)"
+        )
+    numbers = [t for t in targets if not (isinstance(t, str) and t == MAX)]
+    for target in numbers:
         if not is_number(target) or abs(target) > LARGEST_FLOAT32:
             raise ValueError(f"target_returns={target!r} must be finite numbers, within float32")
-    if len({float(target) for target in targets}) < len(targets):
+    if len(set(map(target_value, targets))) < len(targets):
         raise ValueError(f"target_returns={targets} names a target twice")
 
 

@@ -39,6 +39,7 @@ _SHARED_WITH_TRAINING = (
     "delayed_reward",
     "clip_rewards",
     "normalize_actions",
+    "max_return_expectile",
     "_model_config",
 )
 
@@ -183,6 +184,7 @@ class DTConfig(DTSettings):
             check_spaces(self)
         super().validate()
         self._take_settings_from_pretrained()
+        self._set_estimate()
         check_model(self)
         if not self.in_evaluation:  # whose `input_` RLlib's users set to "sampler"
             check_training(self)
@@ -213,6 +215,11 @@ class DTConfig(DTSettings):
                 f"RLModuleSpec(model_config={given!r}) differs from rl_module(model_config=…); "
                 "give one of them"
             )
+
+    def _set_estimate(self) -> None:
+        """Gives the network its estimate of returns if there is an objective for it."""
+        if self.max_return_expectile is not None:
+            self._model_config = {**self.model_config, "estimates_return": True}
 
     def _take_settings_from_pretrained(self) -> None:
         given = self.dt_model_config

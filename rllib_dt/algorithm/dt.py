@@ -28,6 +28,7 @@ from rllib_dt.algorithm.environment import awaits_spaces, completed_config
 from rllib_dt.algorithm.evaluation import VALIDATION_RESULTS, MeasuredAlgorithm
 from rllib_dt.algorithm.resources import check_gpu, check_resources
 from rllib_dt.compat import check_learners, on_every_learner, repair_msgpack
+from rllib_dt.episodes.targets import target_value
 from rllib_dt.formats.paths import exists
 from rllib_dt.learning.initial_weights import (
     Normalize,
@@ -112,12 +113,12 @@ class DT(MeasuredAlgorithm):
         targets = self.evaluation_config.target_returns
         self.validation = None
         if data.is_missing:
-            self.target_returns = [float(t) for t in targets or ()]
+            self.target_returns = [target_value(t) for t in targets or ()]
             self._awaits_restore = True
             if self.config.is_without_data:
                 self._take_over()
             return
-        self.target_returns = [float(t) for t in targets or data.derived_targets]
+        self.target_returns = [target_value(t) for t in targets or data.derived_targets]
         logger.info("target returns: %s", self.target_returns)
         seed = data.sampling_seed
         on_every_learner(self.learner_group, lambda learner: learner.adopt_seed(seed))

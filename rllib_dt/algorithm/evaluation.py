@@ -28,6 +28,7 @@ from rllib_dt.algorithm.measurements import (
     Latest,
 )
 from rllib_dt.algorithm.offline import OfflineAlgorithm
+from rllib_dt.episodes.targets import target_value
 from rllib_dt.learning.validation import Validation
 from rllib_dt.rollout.dispatch import run_jobs
 from rllib_dt.rollout.jobs import make_jobs
@@ -157,7 +158,7 @@ class MeasuredAlgorithm(OfflineAlgorithm):
         self,
         parallel_train_future: Any = None,
         *,
-        target_returns: float | Sequence[float] | None = None,
+        target_returns: float | str | Sequence[float | str] | None = None,
     ) -> ResultDict:
         """Runs exactly `evaluation_duration` whole episodes for each target return.
 
@@ -180,10 +181,12 @@ class MeasuredAlgorithm(OfflineAlgorithm):
             raise ValueError("there is no environment to evaluate in; set environment(env=…)")
         targets = self.target_returns
         if target_returns is not None:
-            several = isinstance(target_returns, Sequence | np.ndarray)
+            several = isinstance(target_returns, Sequence | np.ndarray) and not isinstance(
+                target_returns, str
+            )
             given: list[Any] = list(target_returns) if several else [target_returns]  # type: ignore[arg-type]
-            check_targets(given)
-            targets = [float(target) for target in given]
+            check_targets(given, self.config.dt_model_config.estimates_return)
+            targets = [target_value(target) for target in given]
         if not targets:
             raise ValueError(
                 "there are no target returns, since the training data is missing; set "

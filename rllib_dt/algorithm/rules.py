@@ -70,6 +70,7 @@ NUMBERS = {
     "lr_decay_updates": _or(_COUNT, None),
     "weight_decay": _AT_LEAST_0,
     "ema_decay": _or(_Rule("in (0, 1)", lambda v: 0 < v < 1), None),
+    "max_return_expectile": _or(_Rule("in [0.5, 1)", lambda v: 0.5 <= v < 1), None),
     "state_loss_weight": _AT_LEAST_0,
     "return_loss_weight": _AT_LEAST_0,
     "grad_clip": _or(_POSITIVE, None),

@@ -58,10 +58,11 @@ class DTSettings(AlgorithmConfig):
         self.state_loss_weight = 0.0
         self.return_loss_weight = 0.0
         self.precision: Literal["fp32", "bf16"] = "fp32"
-        self.target_returns: list[float] | None = None
+        self.target_returns: list[float | str] | None = None
         self.score_reference: list[float] | None = None
         self.temperature: float | None = None
         self.ema_decay: float | None = None
+        self.max_return_expectile: float | None = None
         self.observation_mean: list[float] | None = None
         self.observation_std: list[float] | None = None
         self.time_limit: int | None = None
@@ -99,6 +100,7 @@ class DTSettings(AlgorithmConfig):
         observation_std: Sequence[float] | None = NotProvided,
         delayed_reward: bool = NotProvided,
         ema_decay: float | None = NotProvided,
+        max_return_expectile: float | None = NotProvided,
         state_loss_weight: float = NotProvided,
         return_loss_weight: float = NotProvided,
         precision: Literal["fp32", "bf16"] = NotProvided,
@@ -126,6 +128,9 @@ class DTSettings(AlgorithmConfig):
             ema_decay: evaluate, export and save an average of the weights over updates,
                 a ← d a + (1 - d) w with this d, such as 0.999; None for the weights themselves.
                 Checkpoints hold both.
+            max_return_expectile: learn the largest return that the data show from each step, as
+                this expectile of the returns-to-go, such as 0.99;
+                `evaluation(target_returns=["max"])` then asks for it at every step.
             state_loss_weight: weighs the squared error of the next observation's normalised
                 numbers, which is added to the loss; 0 as in the paper, which found it no help.
             return_loss_weight: the same for the next return-to-go, divided by `return_scale`.
@@ -147,6 +152,7 @@ class DTSettings(AlgorithmConfig):
             observation_std=observation_std,
             delayed_reward=delayed_reward,
             ema_decay=ema_decay,
+            max_return_expectile=max_return_expectile,
             state_loss_weight=state_loss_weight,
             return_loss_weight=return_loss_weight,
             precision=precision,
@@ -263,7 +269,7 @@ class DTSettings(AlgorithmConfig):
     def evaluation(
         self,
         *,
-        target_returns: Sequence[float] | float | None = NotProvided,
+        target_returns: Sequence[float | str] | float | str | None = NotProvided,
         score_reference: Sequence[float] | None = NotProvided,
         temperature: float | None = NotProvided,
         **kwargs: Any,
@@ -271,7 +277,8 @@ class DTSettings(AlgorithmConfig):
         """Configures evaluation.
 
         Args:
-            target_returns: the returns to ask the policy for, or a single one; None takes the best
+            target_returns: the returns to ask the policy for, or a single one; "max" among them
+                asks for the most (`training(max_return_expectile=…)`). None takes the best
                 and the median episode return of the data.
             score_reference: (random, expert) returns, to report the normalised score
                 100 · (return - random) / (expert - random) as well.
@@ -282,8 +289,8 @@ class DTSettings(AlgorithmConfig):
                 for each target), `evaluation_num_env_runners`, …
         """
         super().evaluation(**_without_numpy(kwargs))
-        if isinstance(target_returns, Real):
-            target_returns = [float(target_returns)]
+        if isinstance(target_returns, Real | str):
+            target_returns = [target_returns]
         return self._set(
             target_returns=target_returns,
             score_reference=score_reference,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rllib_dt.cli.running import DEBUG, run
+from rllib_dt.episodes.targets import MAX
 from rllib_dt.policy.fetched import is_remote
 
 _TRAIN = """Trains on recordings, and writes checkpoints: a run of Ray Tune.
@@ -262,8 +263,8 @@ def _located(place: str) -> str:
     return located(place)
 
 
-def _numbers(text: str) -> list[float]:
-    """Reads "50,200" or "0:400:20", which is 20 numbers from 0 to 400."""
+def _numbers(text: str) -> list[float | str]:
+    """Reads "50,200,max" or "0:400:20", which is 20 numbers from 0 to 400."""
     try:
         if ":" in text:
             first, last, count = text.split(":")
@@ -272,7 +273,7 @@ def _numbers(text: str) -> list[float]:
             if not 1 <= int(count) <= 1000:
                 raise ValueError("from 1 to 1000 targets")
             return [float(value) for value in np.linspace(float(first), float(last), int(count))]
-        return [float(part) for part in text.split(",")]
+        return [MAX if part.strip() == MAX else float(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(
             f"--targets {text!r}: give numbers, such as 50,200, or a range, such as 0:400:20"

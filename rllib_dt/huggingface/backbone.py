@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from rllib_dt.huggingface.configuration import DecisionTransformerConfig
 from rllib_dt.huggingface.outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
-    GrowingCache,
     PastKeyValues,
 )
 from rllib_dt.huggingface.pretrained import PretrainedFacade
+from rllib_dt.network.cache import GrowingCache
 from rllib_dt.network.network import CausalTransformer
 from rllib_dt.policy.folders import to_ours, to_theirs
 from rllib_dt.policy.weight_files import Weights
@@ -166,7 +166,7 @@ class DecisionTransformerGPT2Model(PretrainedFacade):
         )
         found = BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=out.last_hidden_state,
-            past_key_values=cache.past if use_cache else None,
+            past_key_values=PastKeyValues(cache.layers) if use_cache else None,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
         )

@@ -4,7 +4,6 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 
@@ -92,28 +91,3 @@ class PastKeyValues(tuple[tuple[Tensor, Tensor], ...]):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Returns P, the number of tokens."""
         return int(self[layer_idx][0].shape[2]) if self else 0
-
-
-class GrowingCache:
-    """A `KeyValueCache` that appends new keys and values to given ones, and keeps all.
-
-    Args:
-        past: of P tokens; none by default.
-    """
-
-    def __init__(self, past: PastKeyValues | None = None):
-        self._layers = dict(enumerate(past or ()))
-
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """See `KeyValueCache`."""
-        if layer in self._layers:
-            earlier_keys, earlier_values = self._layers[layer]
-            keys = torch.cat([earlier_keys, keys], dim=2)
-            values = torch.cat([earlier_values, values], dim=2)
-        self._layers[layer] = keys, values
-        return keys, values
-
-    @property
-    def past(self) -> PastKeyValues:
-        """The keys and values of all tokens so far."""
-        return PastKeyValues(self._layers.values())

@@ -109,7 +109,9 @@ class TakeOver:
     def __call__(self, network: DecisionTransformer) -> None:
         own = network.state_dict()
         state = {name: torch.as_tensor(value) for name, value in self._state.items()}
-        kept = {name for name in own if name.startswith("action_head.")} - state.keys()
+        # an estimate of returns may be new, and learned from here on
+        parts = ("action_head.", "estimate_return.")
+        kept = {name for name in own if name.startswith(parts)} - state.keys()
         if "backbone.wte" in own:  # never read, and of another size with another `vocab_size`
             kept.add("backbone.wte")
         try:

@@ -15,12 +15,16 @@ from rllib_dt.episodes.windows import Window
 from rllib_dt.learning.averages import AveragedWeights
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.network import DecisionTransformer
-from rllib_dt.policy.context import steps_from_columns
+from rllib_dt.policy.context import ASKED_RETURNS, steps_from_columns
 from rllib_dt.policy.policy import Policy
 from rllib_dt.spaces.trees import unflatten
 from rllib_dt.types import Batch, State
 
-STATE_OUTPUTS, RETURN_OUTPUTS = "state_outputs", "return_outputs"
+STATE_OUTPUTS, RETURN_OUTPUTS, MAX_RETURN_OUTPUTS = (
+    "state_outputs",
+    "return_outputs",
+    "max_return_outputs",
+)
 
 
 class DTTorchRLModule(TorchRLModule):
@@ -30,7 +34,8 @@ class DTTorchRLModule(TorchRLModule):
     `action_dist_inputs` (B, K, size), the action head's outputs, and with `predicts_next` also
     `state_outputs` and `return_outputs`; see `DTOutput`. `forward_inference` and
     `forward_exploration` return `actions` (B, …) for each window's last step, in the environment's
-    units, nested like the action space. They differ only if the head can sample: the first takes
+    units, nested like the action space; with `estimates_return` also `asked_returns` (B,), its
+    return-to-go. They differ only if the head can sample: the first takes
     the likeliest action, the second draws one.
 
     With `attention="window"` and the columns of `NewSteps` in the batch, only the new steps are
@@ -55,7 +60,8 @@ class DTTorchRLModule(TorchRLModule):
         config = DTModelConfig.from_dict(self.model_config or {})
         self.network = DecisionTransformer(config, self.observation_space, self.action_space)
         # not part of the loss, unless the learner says so; DDP would wait for their gradients
-        for head in (self.network.predict_state, self.network.predict_return):
+        network = self.network
+        for head in (network.predict_state, network.predict_return, network.estimate_return):
             if head is not None:
                 head.requires_grad_(False)
         self._policy = Policy(self.network)
@@ -98,6 +104,7 @@ class DTTorchRLModule(TorchRLModule):
             Columns.ACTION_DIST_INPUTS: output.action_outputs,
             STATE_OUTPUTS: output.state_outputs,
             RETURN_OUTPUTS: output.return_outputs,
+            MAX_RETURN_OUTPUTS: output.max_return_outputs,
         }
         return {name: values for name, values in outputs.items() if values is not None}
 
@@ -120,7 +127,10 @@ class DTTorchRLModule(TorchRLModule):
                 "them for you; so does the env-to-module connector that DTConfig builds"
             ) from error
         actions = self._policy.act(steps, temperature=temperature)
-        return {Columns.ACTIONS: unflatten(self.action_space, actions)}
+        found: Batch = {Columns.ACTIONS: unflatten(self.action_space, actions)}
+        if self._policy.asked is not None:
+            found[ASKED_RETURNS] = self._policy.asked
+        return found
 
     @override(TorchRLModule)
     def get_state(self, *args: Any, **kwargs: Any) -> State:

@@ -4,6 +4,7 @@ Letters: B batch, H heads, P cached tokens, L new tokens, d = D/H, N slots, K co
 G = K + 1 groups of three tokens (two, without returns).
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -67,6 +68,31 @@ class Ring:
         return places, mask.unsqueeze(1)
 
 
+class GrowingCache:
+    """A cache that appends new keys and values to given ones, and keeps all.
+
+    Args:
+        past: keys and values of P tokens, two (B, H, P, d) for each layer; none by default.
+    """
+
+    def __init__(self, past: Sequence[tuple[Tensor, Tensor]] = ()):
+        self._layers = dict(enumerate(past))
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """See `KeyValueCache`."""
+        if layer in self._layers:
+            earlier_keys, earlier_values = self._layers[layer]
+            keys = torch.cat([earlier_keys, keys], dim=2)
+            values = torch.cat([earlier_values, values], dim=2)
+        self._layers[layer] = keys, values
+        return keys, values
+
+    @property
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        """The keys and values of all tokens so far, by layer."""
+        return list(self._layers.values())
+
+
 class RollingCache:
     """A cache of each layer's last G groups of tokens, for N running episodes.
 
@@ -111,6 +137,7 @@ class RollingCache:
         self._first = torch.zeros(num_slots, dtype=torch.long, device=device)
         self._every_slot = torch.arange(num_slots, device=device)
         self._ring = Ring(config, device)
+        self._part = slice(None)
 
     def begin_step(self, slots: Tensor, timesteps: Tensor, begins: Tensor) -> Tensor:
         """Reserves the places of a step's three tokens.
@@ -132,12 +159,18 @@ class RollingCache:
                 stored[slots[begins]] = 0.0
         self._places, mask = self._ring.places_and_mask(timesteps, self._first[slots])
         self._rows = slots[:, None]
+        self._part = slice(None)
         return mask
+
+    def take(self, part: slice) -> None:
+        """Announces which of the step's three tokens come next, if they come in parts."""
+        self._part = part
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `KeyValueCache`; P+L is 3G, in the order of the groups."""
         stored = self._layers[layer]
-        stored[self._rows, self._places] = torch.stack([keys, values], dim=1).permute(0, 3, 1, 2, 4)
+        new = torch.stack([keys, values], dim=1).permute(0, 3, 1, 2, 4)  # (B, Q, 2, H, d)
+        stored[self._rows, self._places[:, self._part]] = new
         held = stored if self._slots is None else stored[self._slots]
         all_keys, all_values = held.permute(2, 0, 3, 1, 4)  # (B, 3G, 2, H, d) -> 2 × (B, H, 3G, d)
         return all_keys, all_values

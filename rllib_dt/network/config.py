@@ -17,6 +17,7 @@ _BOOLEANS = (
     "condition_on_return",
     "normalize_images",
     "embed_layer_norm",
+    "estimates_return",
 )
 ATTENTIONS = ("context", "window")
 ACTIVATIONS = (
@@ -39,7 +40,8 @@ class DTModelConfig:
     """Settings of `DecisionTransformer`, named as in Hugging Face's `DecisionTransformerConfig`.
 
     `context_length`, `attention`, `segment_length`, `image_encoder`, `normalize_images`,
-    `condition_on_return`, `embed_layer_norm`, `ignore`, `encoders` and `pretrained` are ours. The
+    `condition_on_return`, `embed_layer_norm`, `estimates_return`, `ignore`, `encoders` and
+    `pretrained` are ours. The
     other defaults are Hugging Face's, except that `n_positions` is None: the paper adds no position
     embedding besides the timestep's (Chen et al. 2021, §3). Hugging Face's models have 1024, and
     use row 0 for every token; see `rllib_dt.policy.folders`.
@@ -82,6 +84,8 @@ class DTModelConfig:
             `offline_data(top_fraction=…)`). Targets then have no effect.
         embed_layer_norm: normalise the embedded tokens by a layer norm, as the paper's code does.
             Some public checkpoints have none.
+        estimates_return: estimate the largest return that the data show from each step, so that
+            "max" can be asked for; set by `training(max_return_expectile=…)`.
         ignore: leaves of a composite observation that are left out, by path: "mission", or
             "robot/name" of a Dict within a Dict.
         encoders: an encoder of one's own for some leaves of an observation, by path:
@@ -112,6 +116,7 @@ class DTModelConfig:
     normalize_images: bool = False
     condition_on_return: bool = True
     embed_layer_norm: bool = True
+    estimates_return: bool = False
     ignore: tuple[str, ...] = ()
     encoders: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -173,6 +178,11 @@ class DTModelConfig:
                 f"activation_function={self.activation_function!r} is not one of {ACTIVATIONS}"
             )
 
+        if self.estimates_return and not self.condition_on_return:
+            raise ValueError(
+                "estimates_return=True needs returns, which condition_on_return=False drops; leave "
+                "one of them out"
+            )
         self.check_leaves()
 
     @property

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from rllib_dt.episodes.windows import Window
 from rllib_dt.network.activations import activation
-from rllib_dt.network.cache import KeyValueCache, RollingCache
+from rllib_dt.network.cache import GrowingCache, KeyValueCache, RollingCache
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.dropout import Dropout, dropout
 from rllib_dt.spaces.composite_head import head_of_space
@@ -265,6 +265,8 @@ class DTOutput:
         return_preds: (B, K, 1), the next return-to-go; None if only actions were asked for, or if
             the network is not given returns.
         state_outputs, return_outputs: the same two, normalised.
+        max_return_outputs: (B, K, 1), the largest return-to-go that the data show from each step,
+            divided by `return_scale`; None if the network does not estimate it.
         last_hidden_state: (B, Q, D), of the tokens that were computed.
         hidden_states: see `BackboneOutput`.
         attentions: see `BackboneOutput`.
@@ -276,9 +278,28 @@ class DTOutput:
     return_preds: Tensor | None
     state_outputs: Tensor | None
     return_outputs: Tensor | None
+    max_return_outputs: Tensor | None
     last_hidden_state: Tensor
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+
+
+class ReturnEstimate(nn.Module):
+    """Estimates a return from what precedes a step's return-to-go, and from its state.
+
+    Its inputs are the hidden state of a_{t-1}, which has seen everything before R_t, and the token
+    of s_t, which has not been through the blocks.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.hidden = nn.Linear(2 * width, width)
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, before: Tensor, state: Tensor) -> Tensor:
+        """Maps two (B, K, D) to (B, K, 1), in returns divided by `return_scale`."""
+        estimate: Tensor = self.out(F.gelu(self.hidden(torch.cat([before, state], dim=-1))))
+        return estimate
 
 
 class DecisionTransformer(ExactBuffers):
@@ -342,6 +363,10 @@ class DecisionTransformer(ExactBuffers):
         self.predict_return = nn.Linear(D, 1) if config.condition_on_return else None
         T = config.tokens_per_step
         self._state_tokens, self._action_tokens = slice(T - 2, None, T), slice(T - 1, None, T)
+        self.estimate_return = None
+        if config.estimates_return:
+            with torch.random.fork_rng(devices=[]):  # the other initial weights stay the same
+                self.estimate_return = ReturnEstimate(D)
         # the number of tokens that a token attends to, itself included; None for all
         self.band = T * config.context_length if config.attention == "window" else None
         self.register_buffer("observation_mean", torch.zeros(S))
@@ -409,13 +434,21 @@ class DecisionTransformer(ExactBuffers):
         states = self._normalized(window.observations, B, K)
         parts = []  # in this order, in which gradients are added up
         if self.embed_return is not None:
-            returns = window.returns_to_go.to(self.return_scale.dtype) / self.return_scale
-            parts.append(self.embed_return(returns.to(self.dtype)) + time)
+            parts.append(self._embedded_returns(window.returns_to_go) + time)
         parts.append(self.embed_state(states) + time)
         actions = self.action_head.features(window.actions)
         parts.append(self.embed_action(actions.to(self.dtype)) + time)
         tokens = torch.stack(parts, dim=2).flatten(1, 2)  # 3 × (B, K, D) -> (B, L, D)
         embedded: Tensor = self.embed_ln(tokens)
+        return embedded
+
+    def _embedded_returns(self, returns_to_go: Tensor) -> Tensor:
+        """Embeds (B, K, 1) returns, in reward units, without their timesteps."""
+        assert self.embed_return is not None
+        returns = returns_to_go.to(self.return_scale.dtype) / self.return_scale
+        if self.estimate_return is not None:  # what is estimated is put in its place later
+            returns = torch.where(returns.isfinite(), returns, 0.0)
+        embedded: Tensor = self.embed_return(returns.to(self.dtype))
         return embedded
 
     def _normalized(self, observations: Tree, B: int, K: int) -> Tree:
@@ -520,7 +553,7 @@ class DecisionTransformer(ExactBuffers):
             output_attentions=output_attentions,
         )
         x = out.last_hidden_state
-        state_preds = return_preds = states = returns = None
+        state_preds = return_preds = states = returns = estimates = None
         action_tokens = x
         if queries is None:
             action_tokens = x[:, self._state_tokens]
@@ -530,6 +563,8 @@ class DecisionTransformer(ExactBuffers):
             if self.predict_return is not None:
                 returns = at_least_float32(self.predict_return(x[:, self._action_tokens]))
                 return_preds = returns * self.return_scale
+            if self.estimate_return is not None:
+                estimates = self._estimates(x, tokens, window.mask)
         steps = LAST_STEP if last_only else slice(None)
         outputs = self.action_outputs(action_tokens, window, steps)
         return DTOutput(
@@ -539,6 +574,7 @@ class DecisionTransformer(ExactBuffers):
             return_preds=return_preds,
             state_outputs=states,
             return_outputs=returns,
+            max_return_outputs=estimates,
             last_hidden_state=x,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
@@ -557,8 +593,84 @@ class DecisionTransformer(ExactBuffers):
         That step's value in `window.actions` has no effect. Dropout is on in train mode only.
         `ActionHead.act` documents `temperature` and `generator`.
         """
-        outputs = self.predict(window, last_only=True).action_outputs
+        outputs = self._last_outputs(window)[0]
         return self.action_head.act(outputs[:, 0], temperature=temperature, generator=generator)
+
+    @torch.no_grad()
+    def act_and_ask(
+        self,
+        window: Window,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tree, Tensor]:
+        """Picks actions as `act` does; also returns what was asked for.
+
+        Where the last step's return-to-go is infinite, the largest return that the data show takes
+        its place (`DTModelConfig.estimates_return`).
+
+        Returns:
+            The actions, and (B,) the last step's returns-to-go, in reward units.
+        """
+        outputs, asked = self._last_outputs(window)
+        actions = self.action_head.act(outputs[:, 0], temperature=temperature, generator=generator)
+        return actions, asked
+
+    def _last_outputs(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Returns the head's outputs at the last step, (B, 1, size), and its (B,) return-to-go.
+
+        With an estimate of returns, the tokens before R_t are computed first and kept, so that no
+        token is computed twice.
+        """
+        asked = window.returns_to_go[:, -1, 0]
+        if self.estimate_return is None:
+            return self.predict(window, last_only=True).action_outputs, asked
+        T = self.config.tokens_per_step
+        tokens = self.embed(window)[:, :-1]
+        real = window.mask.bool().repeat_interleave(T, dim=1)[:, :-1]
+        before, cache = tokens[:, : 1 - T], GrowingCache()
+        hidden = torch.zeros_like(tokens[:, :1])
+        if before.shape[1]:
+            mask = causal_mask(real[:, : 1 - T], before.shape[1], self.band)
+            out = self.backbone(before, mask, self._position_ids(before), cache, queries=LAST_TOKEN)
+            hidden = out.last_hidden_state * window.mask[:, -2:-1, None]
+        asked = self._asked(asked, hidden, tokens[:, -1:])
+        rest = self._with_return(tokens[:, 1 - T :], asked, window.timesteps[:, -1:])
+        out = self.backbone(
+            rest,
+            causal_mask(real, T - 1, self.band),
+            self._position_ids(rest),
+            cache,
+            queries=LAST_TOKEN,
+        )
+        return self.action_outputs(out.last_hidden_state, window, LAST_STEP), asked
+
+    def _estimates(self, x: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Estimates (B, K, 1) returns of a whole window, from (B, L, D) hidden states and tokens.
+
+        The trunk is not trained by them: fixed targets get the same policy with and without.
+        """
+        assert self.estimate_return is not None
+        T = self.config.tokens_per_step
+        hidden = x[:, self._action_tokens].detach()  # a_1 … a_K
+        before = torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], dim=1)
+        is_known = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, :-1]], dim=1)
+        estimates: Tensor = self.estimate_return(
+            before * is_known[..., None], tokens[:, T - 2 :: T].detach()
+        )
+        return at_least_float32(estimates)
+
+    def _asked(self, given: Tensor, hidden: Tensor, state: Tensor) -> Tensor:
+        """Returns (B,) returns-to-go: those given, or estimated where they are infinite."""
+        assert self.estimate_return is not None
+        estimated = at_least_float32(self.estimate_return(hidden, state))[:, 0, 0]
+        return torch.where(given.isinf(), estimated * self.return_scale, given)
+
+    def _with_return(self, tokens: Tensor, returns: Tensor, timesteps: Tensor) -> Tensor:
+        """Puts (B,) returns-to-go in place of the first of a step's (B, Q, D) tokens."""
+        time = self.embed_timestep(timesteps.clamp(0, self.config.max_ep_len - 1))
+        token = self.embed_ln(self._embedded_returns(returns[:, None, None]) + time)
+        return torch.cat([token, tokens[:, 1:]], dim=1)
 
     @torch.no_grad()
     def step(
@@ -584,18 +696,43 @@ class DecisionTransformer(ExactBuffers):
         Returns:
             (B, A) or, Discrete, (B,); a tree.
         """
+        outputs, _ = self._step_outputs(cache, slots, window)
+        return self.action_head.act(outputs[:, 0], temperature=temperature, generator=generator)
+
+    @torch.no_grad()
+    def step_and_ask(
+        self,
+        cache: RollingCache,
+        slots: Tensor,
+        window: Window,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tree, Tensor]:
+        """Picks actions as `step` does; also returns what was asked for, as `act_and_ask`."""
+        outputs, asked = self._step_outputs(cache, slots, window)
+        actions = self.action_head.act(outputs[:, 0], temperature=temperature, generator=generator)
+        return actions, asked
+
+    def _step_outputs(
+        self, cache: RollingCache, slots: Tensor, window: Window
+    ) -> tuple[Tensor, Tensor]:
         # the new tokens: a of the previous step, R and s of the current one
         T = self.config.tokens_per_step
         tokens = self.embed(window)[:, T - 1 : 2 * T - 1]
-        out = self.backbone(
-            tokens,
-            cache.begin_step(slots, window.timesteps[:, 1], begins=~window.mask[:, 0]),
-            self._position_ids(tokens),
-            cache,
-            queries=LAST_TOKEN,
-        )
-        outputs = self.action_outputs(out.last_hidden_state, window, LAST_STEP)
-        return self.action_head.act(outputs[:, 0], temperature=temperature, generator=generator)
+        asked = window.returns_to_go[:, -1, 0]
+        mask = cache.begin_step(slots, window.timesteps[:, 1], begins=~window.mask[:, 0])
+        if self.estimate_return is not None:
+            cache.take(slice(0, 1))
+            before = tokens[:, :1]
+            out = self.backbone(before, mask[:, :, :1], self._position_ids(before), cache)
+            hidden = out.last_hidden_state * window.mask[:, :1, None]
+            asked = self._asked(asked, hidden, tokens[:, -1:])
+            tokens = self._with_return(tokens[:, 1:], asked, window.timesteps[:, 1:])
+            mask = mask[:, :, 1:]
+            cache.take(slice(1, None))
+        out = self.backbone(tokens, mask, self._position_ids(tokens), cache, queries=LAST_TOKEN)
+        return self.action_outputs(out.last_hidden_state, window, LAST_STEP), asked
 
     def _position_ids(self, tokens: Tensor) -> Tensor:
         # row 0 for every token, as in Hugging Face's model

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from rllib_dt.episodes.returns import ReturnRule
+from rllib_dt.episodes.targets import target_value
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.policy.context import Contexts
 from rllib_dt.policy.observed import check_values
@@ -21,7 +23,9 @@ class Actor:
 
     Args:
         network: the trained network; it is put in eval mode.
-        target_return: the return to ask for, in reward units; one number, or (N,).
+        target_return: the return to ask for, in reward units; one number, or (N,). "max" asks for
+            the most that the data show from each step, if the network estimates it
+            (`training(max_return_expectile=…)`).
         num_envs: N.
         rule: how rewards reduce the return-to-go, as in training; undiscounted by default.
         temperature: 0 takes the likeliest action; otherwise categories and bits are drawn, from
@@ -50,7 +54,8 @@ class Actor:
         self._device = next(network.parameters()).device
         self._temperature, self._generator = temperature, generator
         self._slots = np.arange(num_envs)
-        self._targets = _targets(target_return, num_envs)
+        self._estimates = network.estimate_return is not None
+        self._targets = self._checked(target_return, num_envs)
         self._contexts = Contexts(
             num_envs, network.config, network.observation_space, network.action_space, rule
         )
@@ -74,7 +79,7 @@ class Actor:
                 f"slots={slots!r} are not the numbers of environments, 0 … {len(self._slots) - 1}"
             )
         if target_return is not None:
-            self._targets[chosen] = _targets(target_return, len(chosen))
+            self._targets[chosen] = self._checked(target_return, len(chosen))
         for slot in chosen:
             self._actions[slot] = None
 
@@ -110,6 +115,9 @@ class Actor:
         steps = as_tensors(self._contexts.steps(self._slots, self._policy.version), self._device)
         chosen = self._policy.act(steps, temperature=self._temperature, generator=self._generator)
         actions = map_tree(lambda leaf: leaf.cpu().numpy(), chosen)
+        if self._policy.asked is not None:
+            for slot, asked in enumerate(self._policy.asked.tolist()):
+                self._contexts.settle(slot, asked)
         # copies: the caller may change what it gets
         self._actions = [map_tree(np.copy, at(actions, slot)) for slot in range(num_envs)]
         return unflatten(self._action_space, at(actions, 0) if is_single else actions)
@@ -141,6 +149,9 @@ class Actor:
         except ValueError as error:
             raise ValueError(f"the observation of environment {slot}: {error}") from error
 
+    def _checked(self, target_return: ArrayLike, num_envs: int) -> NDArray[np.float64]:
+        return _targets(target_return, num_envs, self._estimates)
+
     def _is_single(self, observation: Value) -> bool:
         """Returns whether an observation has the space's own shape, without an axis before it."""
         found = by_leaf(flatten(self._observation_space, observation, self._contexts.ignore))
@@ -148,12 +159,33 @@ class Actor:
         return all(np.shape(found[path]) == shape for path, shape in shapes.items())
 
 
-def _targets(target_return: ArrayLike, num_envs: int) -> NDArray[np.float64]:
-    """Returns (N,) targets; raises a ValueError if they are others, or not finite."""
-    targets = np.asarray(target_return, np.float64)
-    if targets.shape not in ((), (num_envs,)) or not np.isfinite(targets).all():
+def _targets(target_return: ArrayLike, num_envs: int, estimates: bool) -> NDArray[np.float64]:
+    """Returns (N,) targets, infinite for "max"; raises a ValueError if they are others."""
+    several = isinstance(target_return, Sequence | np.ndarray) and not isinstance(
+        target_return, str
+    )
+    try:
+        given: Any = list(target_return) if several else target_return  # type: ignore[arg-type]
+        is_list = isinstance(given, list)
+        targets = np.asarray([_value(t) for t in given] if is_list else _value(given))
+    except (ValueError, TypeError):
+        targets = np.full((), np.nan)
+    if (
+        targets.shape not in ((), (num_envs,))
+        or np.isnan(targets).any()
+        or (targets < -1e300).any()
+    ):
         raise ValueError(
             f"target_return={target_return!r} must be a finite number, or one for each of the "
             f"{num_envs} environments"
         )
+    if np.isinf(targets).any() and not estimates:
+        raise ValueError(
+            f"target_return={target_return!r} asks for the most, which the network does not "
+            "estimate; train with training(max_return_expectile=0.99)"
+        )
     return np.broadcast_to(targets, num_envs).copy()
+
+
+def _value(target: Any) -> float:
+    return target_value(target.item() if isinstance(target, np.generic | np.ndarray) else target)

@@ -28,6 +28,8 @@ from rllib_dt.types import Array, Batch, Tree, Value
 
 # the columns of `NewSteps` besides those of its window
 SLOTS, NEW_STEPS = "slots", "new_steps"
+ASKED_RETURNS = "asked_returns"
+"""The column of what a policy was asked for, where that may be its own estimate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,11 @@ class ContextBuffer:
         self._advance(slot)
         self._put(slot, observation)
 
+    def settle(self, slot: int, return_to_go: float) -> None:
+        """Stores what was asked for at the current step, where the target is infinite."""
+        if np.isinf(self._return_to_go[slot]):
+            self._returns_to_go[self._row[slot]] = return_to_go
+
     def windows(self, slots: Array, length: int | None = None) -> Window:
         """Returns windows, (len(slots), K) or of `length` steps, that end at each current step.
 
@@ -213,6 +220,13 @@ class Contexts:
     def append(self, slot: int, action: Tree, reward: float, observation: Tree) -> None:
         """Stores the result of one environment step."""
         self._buffer.append(slot, action, reward, self._encoded(observation))
+
+    def settle(self, slot: int, return_to_go: float) -> None:
+        """Stores the return that was asked for at the current step.
+
+        It has an effect where the target is "max": later steps see what was estimated then.
+        """
+        self._buffer.settle(slot, return_to_go)
 
     def observed(self, observation: Value) -> Tree:
         """Turns an environment's observation into a tree of the leaves that the policy reads."""

@@ -53,10 +53,11 @@ SHARED_SETTINGS = (
 
 _OWN_SETTINGS = (
     "context_length", "attention", "segment_length", "n_positions", "action_tanh",
-    "embed_layer_norm",
+    "embed_layer_norm", "estimates_return",
 )  # fmt: skip
 _NORMALIZATION = ("observation_mean", "observation_std", "return_scale")
 _HEAD = "action_head."
+_ESTIMATE = "estimate_return."
 _WTE = "backbone.wte"
 # causal-mask buffers of older `transformers` versions
 _IGNORED_SUFFIXES = (".attn.bias", ".attn.masked_bias")
@@ -144,7 +145,10 @@ def load_pretrained(
     state = to_ours(weights, config)
     if has_normalization(folder):
         own = current_names(read_safetensors(folder / _OURS_TENSORS))
-        absent = {name for name in network.state_dict() if is_own(name)} - own.keys()
+        wanted = {name for name in network.state_dict() if is_own(name)}
+        if not ours.get("estimates_return"):  # asked for here, and learned from here on
+            wanted = {name for name in wanted if not name.startswith(_ESTIMATE)}
+        absent = wanted - own.keys()
         if absent:
             raise WeightsError(f"{folder / _OURS_TENSORS} lacks {sorted(absent)}; write it again")
         state |= own
@@ -211,8 +215,8 @@ def save_pretrained(network: DecisionTransformer, folder: str | Path) -> None:
 
 
 def is_own(name: str) -> bool:
-    """Returns whether a value is of the normalisation or the bounds, which their folders lack."""
-    return name in _NORMALIZATION or name.startswith(_HEAD)
+    """Returns whether a value is of what their folders lack: normalisation, bounds, estimate."""
+    return name in _NORMALIZATION or name.startswith((_HEAD, _ESTIMATE))
 
 
 def _read_config(folder: Path) -> JsonObject:

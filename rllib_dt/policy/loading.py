@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from rllib_dt.episodes.returns import ReturnRule
+from rllib_dt.episodes.targets import target_value
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.network import DecisionTransformer, current_names
 from rllib_dt.policy.actor import Actor
@@ -193,7 +194,7 @@ def _from_algorithm(folder: Path, encoders: Collection[str]) -> TrainedPolicy:
             delayed=settings["delayed_reward"],
             clip_rewards=settings["clip_rewards"],
         ),
-        target_returns=tuple(map(float, targets)),
+        target_returns=tuple(map(target_value, targets)),
     )
 
 

@@ -21,11 +21,14 @@ class Policy:
 
     Attributes:
         version: changes when the cache becomes invalid; see `Contexts.steps`.
+        asked: (B,) the returns-to-go of the last actions, where the network may estimate them
+            (`estimates_return`); otherwise None.
     """
 
     def __init__(self, network: DecisionTransformer):
         self.network = network
         self.version = 0
+        self.asked: Tensor | None = None
         self._cache: RollingCache | None = None
 
     def forget(self) -> None:
@@ -49,9 +52,14 @@ class Policy:
         Returns:
             (B, …) actions in the environment's units; a tree.
         """
-        if isinstance(steps, Window):
+        if not isinstance(steps, Window):
+            return self._catch_up(steps, temperature, generator)
+        if self.network.estimate_return is None:
             return self.network.act(steps, temperature=temperature, generator=generator)
-        return self._catch_up(steps, temperature, generator)
+        actions, self.asked = self.network.act_and_ask(
+            steps, temperature=temperature, generator=generator
+        )
+        return actions
 
     def _catch_up(
         self, new: NewSteps, temperature: float, generator: torch.Generator | None
@@ -62,13 +70,13 @@ class Policy:
         for step in range(num_steps - 1):
             rows = new.counts >= num_steps - step
             self.network.step(cache, new.slots[rows], new.window[rows, step : step + 2])
-        return self.network.step(
-            cache,
-            new.slots,
-            new.window[:, num_steps - 1 :],
-            temperature=temperature,
-            generator=generator,
+        last = cache, new.slots, new.window[:, num_steps - 1 :]
+        if self.network.estimate_return is None:
+            return self.network.step(*last, temperature=temperature, generator=generator)
+        actions, self.asked = self.network.step_and_ask(
+            *last, temperature=temperature, generator=generator
         )
+        return actions
 
     def _cache_for(self, num_slots: int) -> RollingCache:
         if self._cache is None:

@@ -10,9 +10,10 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
 
 from rllib_dt.episodes.returns import ReturnRule
+from rllib_dt.episodes.targets import target_value
 from rllib_dt.episodes.windows import OBSERVATIONS
 from rllib_dt.network.config import DTModelConfig
-from rllib_dt.policy.context import Contexts
+from rllib_dt.policy.context import ASKED_RETURNS, Contexts
 from rllib_dt.spaces.trees import flatten, is_below, unflatten
 from rllib_dt.types import Batch, Tree
 
@@ -80,7 +81,7 @@ class DecisionTransformerContext(ConnectorV2):
         *,
         model: DTModelConfig,
         rule: ReturnRule,
-        default_target: float | None = None,
+        default_target: float | str | None = None,
         **kwargs: Any,
     ):
         super().__init__(input_observation_space, input_action_space, **kwargs)
@@ -159,7 +160,7 @@ class DecisionTransformerContext(ConnectorV2):
                 "no target return: set evaluation(target_returns=[…]) or the episode's "
                 f"custom_data[{TARGET_RETURN!r}]"
             )
-        return float(target)
+        return target_value(target)
 
 
 def _append(
@@ -170,4 +171,7 @@ def _append(
     observation: Tree,
 ) -> None:
     action = contexts.acted(episode.get_actions(step))
+    asked = episode.extra_model_outputs.get(ASKED_RETURNS)
+    if asked is not None:
+        contexts.settle(slot, float(episode.get_extra_model_outputs(ASKED_RETURNS, step)))
     contexts.append(slot, action, episode.get_rewards(step), observation)

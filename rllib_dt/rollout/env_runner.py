@@ -14,6 +14,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
 
 from rllib_dt.compat import env_creator, notify_environment_created
+from rllib_dt.policy.context import ASKED_RETURNS
 from rllib_dt.rollout.connector import TARGET_RETURN
 from rllib_dt.rollout.environments import SLOT_ENVS, SlotEnvs, SlotFailure
 from rllib_dt.rollout.jobs import (
@@ -139,8 +140,9 @@ class DTEnvRunner(SingleAgentEnvRunner):
         """Steps the slots' environments; yields for each slot whether its episode has ended."""
         if not slots:
             return
-        actions, for_env = self._compute_actions(slots)
+        actions, for_env, extra = self._compute_actions(slots)
         taken = dict(zip(slots, actions, strict=True))
+        outputs = dict(zip(slots, extra, strict=True))
         for slot, result in self._slots.step(dict(zip(slots, for_env, strict=True))):
             if isinstance(result, SlotFailure):
                 yield slot, result
@@ -152,12 +154,18 @@ class DTEnvRunner(SingleAgentEnvRunner):
                 infos=result.info,
                 terminated=result.terminated,
                 truncated=result.truncated,
+                extra_model_outputs=outputs[slot],
             )
             self._make_on_episode_callback("on_episode_step", slot, self._ongoing_episodes)
             yield slot, result.ended
 
-    def _compute_actions(self, slots: list[int]) -> tuple[list[Value], list[Value]]:
-        """Returns the slots' actions as the module made them and as environments get them."""
+    def _compute_actions(
+        self, slots: list[int]
+    ) -> tuple[list[Value], list[Value], list[dict[str, Any] | None]]:
+        """Returns the slots' actions as the module made them and as environments get them.
+
+        Beside them is what episodes keep of the module's other outputs.
+        """
         temperature = self.config.temperature
         explore = self.config.explore if temperature is None else temperature > 0
         # one dict for both pipelines: the first stores in it how the second splits batches
@@ -169,11 +177,16 @@ class DTEnvRunner(SingleAgentEnvRunner):
         }
         to_module = self._env_to_module(batch={}, **shared)
         forward = self.module.forward_exploration if explore else self.module.forward_inference
-        to_env = self._module_to_env(batch=forward(to_module), **shared)
+        outputs = forward(to_module)
+        asked = outputs.pop(ASKED_RETURNS, None)
+        extra: list[dict[str, Any] | None] = [None] * len(slots)
+        if asked is not None:
+            extra = [{ASKED_RETURNS: value} for value in asked.tolist()]
+        to_env = self._module_to_env(batch=outputs, **shared)
         actions = to_env[Columns.ACTIONS]
         taken = self._split(actions, len(slots))
         for_env = to_env.get(Columns.ACTIONS_FOR_ENV)
-        return taken, taken if for_env is None else self._split(for_env, len(slots))
+        return taken, taken if for_env is None else self._split(for_env, len(slots)), extra
 
     def _split(self, actions: Value, count: int) -> list[Value]:
         space = self.env.single_action_space

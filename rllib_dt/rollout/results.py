@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rllib_dt.episodes.targets import target_name
 from rllib_dt.rollout.jobs import EpisodeResult, Outcome
 
 logger = logging.getLogger(__name__)
@@ -25,11 +26,6 @@ def report_failures(outcome: Outcome) -> None:
             first.job.seed,
             first.error,
         )
-
-
-def target_name(target: float) -> str:
-    """Returns a target's key in results: "3600", "-120", "0.5"."""
-    return str(int(target)) if float(target).is_integer() else repr(float(target))
 
 
 def normalized_score(episode_return: float, reference: Sequence[float]) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rllib_dt.episodes.returns import ReturnRule
+from rllib_dt.episodes.targets import MAX
 from rllib_dt.serve.requests import plain
 from rllib_dt.spaces.descriptions import space_from_description
 from rllib_dt.spaces.trees import is_composite
@@ -38,7 +39,8 @@ class RemoteActor:
 
     Args:
         url: the server's, such as "http://localhost:8000".
-        target_return: the return to ask for, in reward units; the checkpoint's first by default.
+        target_return: the return to ask for, in reward units, or "max" in a session; the
+            checkpoint's first by default.
         session: let the server remember the episode, and send single steps; the server must have
             `sessions`. Otherwise each request holds the last steps.
         retry_s: seconds for which a request is repeated.
@@ -52,7 +54,7 @@ class RemoteActor:
     def __init__(
         self,
         url: str,
-        target_return: float | None = None,
+        target_return: float | str | None = None,
         *,
         session: bool = False,
         retry_s: float = 60.0,
@@ -64,7 +66,8 @@ class RemoteActor:
         if target_return is None and not self.info["target_returns"]:
             raise ValueError("give a target_return; the checkpoint names none")
         first = self.info["target_returns"][:1]
-        self._target = float(first[0] if target_return is None else target_return)
+        self._session = uuid.uuid4().hex if session else None
+        self._target = self._checked(first[0] if target_return is None else target_return)
         self.action_space = space_from_description(self.info["action_space"])
         self._rule = ReturnRule(
             gamma=self.info["gamma"],
@@ -72,17 +75,16 @@ class RemoteActor:
             clip_rewards=self.info["clip_rewards"],
         )
         self._rule.check_acting()
-        self._session = uuid.uuid4().hex if session else None
         length = self.info["window"]
         self._observations: deque[Any] = deque(maxlen=length)
         self._actions: deque[Any] = deque(maxlen=length)
         self._returns: deque[float] = deque(maxlen=length)
         self._step = 0
 
-    def reset(self, target_return: float | None = None) -> None:
+    def reset(self, target_return: float | str | None = None) -> None:
         """Makes the next observation the first of a new episode; may change the target."""
         if target_return is not None:
-            self._target = float(target_return)
+            self._target = self._checked(target_return)
         for held in (self._observations, self._actions, self._returns):
             held.clear()
         self._step = 0
@@ -112,6 +114,11 @@ class RemoteActor:
             self._actions.append(action)
         return self._value(action)
 
+    def _checked(self, target: float | str) -> float | str:
+        if target == MAX and self._session is None:
+            raise ValueError('"max" needs session=True: the server keeps what it estimated')
+        return MAX if target == MAX else float(target)
+
     def close(self) -> None:
         """Ends the session, if there is one, and the server still has it."""
         if self._session is None:
@@ -124,7 +131,8 @@ class RemoteActor:
 
     def _window(self, observation: Any, reward: float) -> tuple[JsonObject, float]:
         """Returns the request for the current step, and the step's return-to-go."""
-        to_go = float(self._rule.step(self._returns[-1], reward)) if self._step else self._target
+        last = self._returns[-1] if self._step else float(self._target)
+        to_go = float(self._rule.step(last, reward)) if self._step else last
         length = self.info["window"]
         observations = [*self._observations, observation][-length:]
         return {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from rllib_dt.episodes.targets import MAX
 from rllib_dt.episodes.windows import Window
 from rllib_dt.policy.context import Contexts, NewSteps
 from rllib_dt.policy.loading import TrainedPolicy
@@ -79,7 +80,9 @@ class ServedPolicy:
             "observation_space": describe_space(self._trained.observation_space),
             "action_space": describe_space(self._trained.action_space),
             "window": self.requests.longest,
-            "target_returns": list(self._trained.target_returns),
+            "target_returns": [
+                MAX if np.isinf(target) else target for target in self._trained.target_returns
+            ],
             "gamma": rule.gamma,
             "delayed_reward": rule.delayed,
             "clip_rewards": rule.clip_rewards,
@@ -154,7 +157,11 @@ class ServedPolicy:
         A session that was advanced without an answer would take a repeated step for a new one.
         """
         try:
-            return self._act(self._contexts.steps(np.array(slots), self._policy.version))
+            actions = self._act(self._contexts.steps(np.array(slots), self._policy.version))
+            if self._policy.asked is not None:
+                for slot, asked in zip(slots, self._policy.asked.tolist(), strict=True):
+                    self._contexts.settle(slot, asked)
+            return actions
         except Exception:
             for name in [name for name, held in self._sessions.items() if held.slot in slots]:
                 self.end(name)

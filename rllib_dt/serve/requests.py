@@ -14,6 +14,7 @@ nested arrays of them.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -22,6 +23,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rllib_dt.episodes.targets import MAX
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.policy.context import Contexts
 from rllib_dt.policy.observed import check_values
@@ -68,7 +70,8 @@ class StepRequest:
         step: the step's number, from 0, which begins an episode.
         observation: a tree.
         reward: of the step before.
-        target_return: what to ask for, at step 0; None takes the server's default.
+        target_return: what to ask for, at step 0; infinite for "max", and None takes the server's
+            default.
         digest: of the request as a whole, by which a repeated one is known.
     """
 
@@ -96,6 +99,7 @@ class Requests:
         self._contexts = Contexts(1, config, observation_space, action_space)
         self._layouts = self._contexts.layouts, layouts(action_space)
         self._leaves = leaves(observation_space), leaves(action_space)
+        self._estimates = config.estimates_return
         self._texts = list(text_leaves(observation_space, config.ignore).items())
 
     def window(self, given: Any) -> WindowRequest:
@@ -155,7 +159,10 @@ class Requests:
             raise BadRequestError("reward is missing: that of the step before")
         observation = self._observation(found["observation"], "observation", as_stored=False)
         reward = _number(found.get("reward", 0.0), "reward")
-        target = None if target is None else _number(target, "target_return")
+        if target == MAX and not self._estimates:
+            raise BadRequestError('this policy cannot be asked for "max"; give a number')
+        if target is not None:
+            target = math.inf if target == MAX else _number(target, "target_return")
         return StepRequest(
             session=name,
             step=step,

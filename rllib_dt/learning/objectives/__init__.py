@@ -7,11 +7,17 @@ from typing import Any
 
 from rllib_dt.learning.objectives.action import ActionObjective
 from rllib_dt.learning.objectives.base import Objective, Term
+from rllib_dt.learning.objectives.max_return import MaxReturnObjective
 from rllib_dt.learning.objectives.next_step import ReturnObjective, StateObjective
 
 __all__ = ["OBJECTIVES", "Objective", "Term", "objectives_in"]
 
-OBJECTIVES: tuple[type[Objective], ...] = (ActionObjective, StateObjective, ReturnObjective)
+OBJECTIVES: tuple[type[Objective], ...] = (
+    ActionObjective,
+    StateObjective,
+    ReturnObjective,
+    MaxReturnObjective,
+)
 """All objectives; the first is the Decision Transformer's own, which is always on."""
 
 
