@@ -65,6 +65,13 @@ def _hopper_window(data: list[str]) -> Job:
     return Job(config=config.training(precision="bf16"), updates=5000, episodes=10)
 
 
+def _asked_for_the_most(config: DTConfig, updates: int, episodes: int) -> Job:
+    """Returns the job with "max" beside its own targets."""
+    config.training(max_return_expectile=0.99)
+    config.evaluation(target_returns=["max", *config.target_returns])
+    return Job(config=config, updates=updates, episodes=episodes)
+
+
 def _averaged(config: DTConfig, **training: Any) -> Job:
     config = config.training(ema_decay=0.999, **training)
     return Job(config=config, updates=5000, episodes=10)
@@ -111,6 +118,7 @@ JOBS: dict[str, Callable[[list[str]], Job]] = {
     "halfcheetah": lambda data: Job(
         config=halfcheetah_dt.make_config(data), updates=5000, episodes=10
     ),
+    "demo-max": lambda data: _asked_for_the_most(demo.make_config(data[0]), demo.UPDATES, 20),
     "hopper-averaged": lambda data: _averaged(hopper_dt.make_config(data)),
     "hopper-averaged-constant": lambda data: _averaged(hopper_dt.make_config(data), lr=1e-3),
     "halfcheetah-averaged": lambda data: _averaged(halfcheetah_dt.make_config(data)),

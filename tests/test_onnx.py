@@ -87,15 +87,21 @@ class RingLoop:
         return found
 
 
-@pytest.mark.parametrize("attention", ["context", "window"])
 @pytest.mark.parametrize(
-    ("spaces", "settings"),
+    ("spaces", "settings", "attention"),
     [
-        (VECTOR, {}),
-        (COMPOSITE, dict(ignore=["mission"])),
-        pytest.param(SEVERAL, dict(condition_on_return=False), marks=pytest.mark.slow),
+        pytest.param(VECTOR, {}, "context", id="vector-context"),
+        pytest.param(COMPOSITE, dict(ignore=["mission"]), "window", id="composite-window"),
+        *(
+            pytest.param(*case, attention, marks=pytest.mark.slow, id=f"{name}-{attention}")
+            for name, case, attention in (
+                ("vector", (VECTOR, {}), "window"),
+                ("composite", (COMPOSITE, dict(ignore=["mission"])), "context"),
+                ("several", (SEVERAL, dict(condition_on_return=False)), "context"),
+                ("several", (SEVERAL, dict(condition_on_return=False)), "window"),
+            )
+        ),
     ],
-    ids=["vector", "composite", "several"],
 )
 def test_a_graph_acts_as_the_policy_does(tmp_path, spaces, settings, attention):
     trained = policy(spaces, attention=attention, **settings)

@@ -205,7 +205,7 @@ def test_half_of_what_is_written_together_is_refused(tmp_path):
         ({"n_layer": 2**30}, "n_layer is 1073741824, and the weights have 1"),
         ({"hidden_size": 2**20}, "hidden_size is 1048576, and the weights have 16"),
         ({"max_ep_len": 2**30}, "max_ep_len is 1073741824, and the weights have 211"),
-        ({"state_dim": "3"}, "state_dim and act_dim are"),
+        ({"state_dim": "3"}, "state_dim is '3', and the weights have 3"),
         ({"state_dim": 2**30}, "state_dim is 1073741824, and the weights have 3"),
     ],
 )

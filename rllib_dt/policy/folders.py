@@ -134,8 +134,8 @@ def load_pretrained(
                 "n_positions out"
             )
         settings["n_positions"] = len(_table(weights, "encoder.wpe.weight", folder))
-    spaces = _spaces(theirs, ours, folder)
     sizes = sizes_in(weights, str(folder))
+    spaces = _spaces(theirs, ours, sizes, folder)
     _check_sizes(settings | overrides, sizes, spaces, folder)
     try:
         config = DTModelConfig.from_dict(settings | overrides)
@@ -245,7 +245,9 @@ def _read_sidecar(folder: Path) -> JsonObject:
     return read_json(path) if path.is_file() else {}
 
 
-def _spaces(theirs: JsonObject, ours: JsonObject, folder: Path) -> tuple[gym.Space, gym.Space]:
+def _spaces(
+    theirs: JsonObject, ours: JsonObject, sizes: JsonObject, folder: Path
+) -> tuple[gym.Space, gym.Space]:
     if ours:
         try:
             return (
@@ -258,10 +260,13 @@ def _spaces(theirs: JsonObject, ours: JsonObject, folder: Path) -> tuple[gym.Spa
                 "write it again"
             ) from error
     # the defaults of `transformers` for keys that a config.json may omit
-    sizes = theirs.get("state_dim", 17), theirs.get("act_dim", 4)
-    if not all(isinstance(size, int) and 1 <= size < 2**31 for size in sizes):
-        raise WeightsError(f"{folder / _CONFIG}: state_dim and act_dim are {sizes}")
-    return box_spaces(*sizes)
+    asked = {"state_dim": theirs.get("state_dim", 17), "act_dim": theirs.get("act_dim", 4)}
+    for name, size in asked.items():  # before a space of that size is built
+        if size != sizes[name]:
+            raise WeightsError(
+                f"{folder / _CONFIG}: {name} is {size!r}, and the weights have {sizes[name]}"
+            )
+    return box_spaces(**asked)
 
 
 def _table(weights: Weights, name: str, source: str | Path) -> Tensor:

@@ -1,0 +1,82 @@
+"""What holds for every objective of the table: resuming, streaming, bf16, compilation, learners."""
+
+import pytest
+import torch
+
+from rllib_dt import DT
+from rllib_dt.learning.objectives import OBJECTIVES, objectives_in
+from tests.conftest import tiny_config
+from tests.training import learner_results, same, weights
+
+SETTINGS = {
+    "action_loss": {},
+    "state_loss": dict(state_loss_weight=0.5),
+    "return_loss": dict(return_loss_weight=2.0),
+    "max_return_loss": dict(max_return_expectile=0.9),
+}
+"""What turns each objective on."""
+
+every = pytest.mark.parametrize("name", SETTINGS)
+
+
+def config_of(name, data, **model):
+    config = tiny_config(data, **model).training(**SETTINGS[name]).debugging(seed=3)
+    assert name in [kind.name for kind in objectives_in(config)]
+    return config
+
+
+def test_the_table_is_whole_and_only_the_first_is_on_by_default(tiny_data):
+    assert [kind.name for kind in OBJECTIVES] == list(SETTINGS)
+    config = tiny_config(tiny_data[0])
+    assert [kind.name for kind in objectives_in(config)] == ["action_loss"]
+
+
+@every
+def test_a_resumed_run_goes_on_bit_for_bit_and_reports_the_loss(cluster, tiny_data, tmp_path, name):
+    config = config_of(name, tiny_data[0], resid_pdrop=0.3)
+    algo = config.build_algo()
+    assert learner_results(algo, 2)[name] > 0
+    path = algo.save_to_path(tmp_path / "ck")
+    want = learner_results(algo)[name]
+    final = weights(algo)
+    algo.stop()
+    resumed = DT.from_checkpoint(path)
+    assert learner_results(resumed)[name] == want
+    assert same(weights(resumed), final)
+    resumed.stop()
+
+
+@every
+def test_its_own_head_alone_is_trained_for_it(cluster, tiny_data, name):
+    config = config_of(name, tiny_data[0])
+    config.validate()
+    algo = config.build_algo()
+    before = weights(algo)
+    learner_results(algo)
+    after = weights(algo)
+    heads = {"state_loss": "predict_state.", "return_loss": "predict_return.",
+             "max_return_loss": "estimate_return."}  # fmt: skip
+    for kind, prefix in heads.items():
+        own = [key for key in before if key.startswith(prefix)]
+        moved = any(not torch.equal(before[key], after[key]) for key in own)
+        assert moved is (kind == name)
+    algo.stop()
+
+
+@pytest.mark.slow
+@every
+@pytest.mark.parametrize("way", ["streamed", "bf16", "compiled", "two learners"])
+def test_it_holds_in_every_way_to_train(cluster, tiny_data, name, way):
+    config = config_of(name, tiny_data[0], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    if way == "streamed":
+        config.offline_data(pool_capacity_steps=30)
+    if way == "bf16":
+        config.training(precision="bf16")
+    if way == "compiled":
+        config.framework(torch_compile_learner=True, torch_compile_learner_dynamo_backend="eager")
+    if way == "two learners":
+        config.learners(num_learners=2)
+    algo = config.build_algo()
+    first, last = (learner_results(algo)[name] for _ in range(2))
+    assert 0 < last < 2 * first
+    algo.stop()
