@@ -9,11 +9,11 @@ from gymnasium import spaces
 from gymnasium.spaces import Box, Discrete
 
 from rllib_dt.episodes.windows import Window
+from rllib_dt.network.cache import GrowingCache
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.network import CausalTransformer, DecisionTransformer, causal_mask
 from rllib_dt.spaces.heads import action_head
 from rllib_dt.spaces.leaves import UnsupportedSpaceError
-from tests.caches import GrowingCache
 from tests.training import mean_loss
 
 B, K, S, A = 3, 7, 5, 2

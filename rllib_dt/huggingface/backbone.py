@@ -14,8 +14,8 @@ from rllib_dt.huggingface.outputs import (
 from rllib_dt.huggingface.pretrained import PretrainedFacade
 from rllib_dt.network.cache import GrowingCache
 from rllib_dt.network.network import CausalTransformer
-from rllib_dt.policy.folders import to_ours, to_theirs
 from rllib_dt.policy.weight_files import Weights
+from rllib_dt.policy.weight_names import to_ours, to_theirs
 
 _ENCODER = "encoder."
 _REFUSED = (

@@ -11,8 +11,10 @@ from rllib_dt.huggingface.configuration import DecisionTransformerConfig
 from rllib_dt.huggingface.outputs import DecisionTransformerOutput
 from rllib_dt.huggingface.pretrained import PretrainedFacade
 from rllib_dt.network.network import DecisionTransformer
-from rllib_dt.policy.folders import box_spaces, is_own, to_ours, to_theirs
+from rllib_dt.policy.folders import box_spaces
 from rllib_dt.policy.weight_files import Weights
+from rllib_dt.policy.weight_names import to_ours, to_theirs
+from rllib_dt.policy.weight_values import is_own
 
 
 class DecisionTransformerModel(PretrainedFacade):

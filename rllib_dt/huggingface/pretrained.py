@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rllib_dt.huggingface.configuration import DecisionTransformerConfig, config_file
-from rllib_dt.policy.folders import SYNONYMS, fill, sizes_in, with_their_names
+from rllib_dt.policy.folders import SYNONYMS
 from rllib_dt.policy.weight_files import (
     SAFETENSORS,
     TORCH,
@@ -21,6 +21,8 @@ from rllib_dt.policy.weight_files import (
     clear_weights,
     read_weights,
 )
+from rllib_dt.policy.weight_names import sizes_in, with_their_names
+from rllib_dt.policy.weight_values import fill
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from rllib_dt.compat import on_every_learner
 from rllib_dt.episodes.statistics import Normalization
 from rllib_dt.learning.learner import DTTorchLearner
 from rllib_dt.network.network import DecisionTransformer
-from rllib_dt.policy.folders import has_normalization, load_pretrained, normalize_by
+from rllib_dt.policy.folders import has_normalization, load_pretrained
+from rllib_dt.policy.weight_values import normalize_by
 from rllib_dt.spaces.descriptions import same_space
 from rllib_dt.spaces.trees import map_tree
 from rllib_dt.types import LearnerGroup

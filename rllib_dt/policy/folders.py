@@ -13,8 +13,6 @@ Hugging Face's model and ours differ in these points:
 
 import json
 import logging
-import re
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,14 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.network import DecisionTransformer, current_names
 from rllib_dt.policy.weight_files import (
-    FLOATS,
     SAFETENSORS,
-    Weights,
     WeightsError,
     clear_weights,
     read_json,
@@ -39,6 +35,16 @@ from rllib_dt.policy.weight_files import (
     read_weights,
     weight_names,
 )
+from rllib_dt.policy.weight_names import (
+    THEIR_POSITIONS,
+    sizes_in,
+    table,
+    their_names,
+    to_ours,
+    to_theirs,
+    with_their_names,
+)
+from rllib_dt.policy.weight_values import ESTIMATE, WTE, fill, is_own, normalize_by
 from rllib_dt.spaces.descriptions import describe_space, space_from_description
 from rllib_dt.types import JsonObject
 
@@ -55,13 +61,6 @@ _OWN_SETTINGS = (
     "context_length", "attention", "segment_length", "n_positions", "action_tanh",
     "embed_layer_norm", "estimates_return",
 )  # fmt: skip
-_NORMALIZATION = ("observation_mean", "observation_std", "return_scale")
-_HEAD = "action_head."
-_ESTIMATE = "estimate_return."
-_WTE = "backbone.wte"
-# causal-mask buffers of older `transformers` versions
-_IGNORED_SUFFIXES = (".attn.bias", ".attn.masked_bias")
-_THEIR_POSITIONS = 1024
 _CONFIG, _OURS_JSON, _OURS_TENSORS = "config.json", "rllib_dt.json", "rllib_dt.safetensors"
 SYNONYMS = {
     "max_position_embeddings": "n_positions",
@@ -71,9 +70,6 @@ SYNONYMS = {
 """Other names that their settings have."""
 
 _DEFAULTS = DTModelConfig()
-_BLOCK = re.compile(r"encoder\.h\.(\d+)\.")
-_LANDMARK = "embed_timestep.weight"
-"""A weight that every Decision Transformer has, by which a prefix of all names is found."""
 
 
 def pretrained_settings(folder: str | Path) -> JsonObject:
@@ -85,7 +81,7 @@ def pretrained_settings(folder: str | Path) -> JsonObject:
 
 def _settings(theirs: JsonObject, ours: JsonObject, names: Mapping[str, str]) -> JsonObject:
     settings = {name: theirs[name] for name in SHARED_SETTINGS if name in theirs}
-    settings["n_positions"] = theirs.get("n_positions", _THEIR_POSITIONS)
+    settings["n_positions"] = theirs.get("n_positions", THEIR_POSITIONS)
     settings |= {name: ours[name] for name in _OWN_SETTINGS if name in ours}
     if "encoder.wpe.weight" not in names:
         settings["n_positions"] = None
@@ -133,7 +129,7 @@ def load_pretrained(
                 f"{folder} has a position embedding, whose first row shifts every token; leave "
                 "n_positions out"
             )
-        settings["n_positions"] = len(_table(weights, "encoder.wpe.weight", folder))
+        settings["n_positions"] = len(table(weights, "encoder.wpe.weight", folder))
     sizes = sizes_in(weights, str(folder))
     spaces = _spaces(theirs, ours, sizes, folder)
     _check_sizes(settings | overrides, sizes, spaces, folder)
@@ -147,13 +143,13 @@ def load_pretrained(
         own = current_names(read_safetensors(folder / _OURS_TENSORS))
         wanted = {name for name in network.state_dict() if is_own(name)}
         if not ours.get("estimates_return"):  # asked for here, and learned from here on
-            wanted = {name for name in wanted if not name.startswith(_ESTIMATE)}
+            wanted = {name for name in wanted if not name.startswith(ESTIMATE)}
         absent = wanted - own.keys()
         if absent:
             raise WeightsError(f"{folder / _OURS_TENSORS} lacks {sorted(absent)}; write it again")
         state |= own
-    if _WTE in state and state[_WTE].ndim == 2:
-        network.backbone.wte = torch.zeros(state[_WTE].shape)  # any `vocab_size`
+    if WTE in state and state[WTE].ndim == 2:
+        network.backbone.wte = torch.zeros(state[WTE].shape)  # any `vocab_size`
     fill(network, state, str(folder), dtype)
     network.foreign_settings = {
         name: value for name, value in theirs.items() if name not in settings
@@ -195,7 +191,7 @@ def save_pretrained(network: DecisionTransformer, folder: str | Path) -> None:
         "state_dim": network.embed_state.in_features,
         "act_dim": network.action_head.size,
         "action_tanh": network.action_head.squashes,
-        "n_positions": config.n_positions or _THEIR_POSITIONS,
+        "n_positions": config.n_positions or THEIR_POSITIONS,
         "vocab_size": 1 if config.n_positions is None else len(network.backbone.wte),
     }
     state = {
@@ -212,11 +208,6 @@ def save_pretrained(network: DecisionTransformer, folder: str | Path) -> None:
     (folder / _OURS_JSON).write_text(json.dumps(sidecar, indent=2))
     save_file(weights, folder / SAFETENSORS, metadata={"format": "pt"})
     save_file(own, folder / _OURS_TENSORS)
-
-
-def is_own(name: str) -> bool:
-    """Returns whether a value is of what their folders lack: normalisation, bounds, estimate."""
-    return name in _NORMALIZATION or name.startswith((_HEAD, _ESTIMATE))
 
 
 def _read_config(folder: Path) -> JsonObject:
@@ -269,34 +260,6 @@ def _spaces(
     return box_spaces(**asked)
 
 
-def _table(weights: Weights, name: str, source: str | Path) -> Tensor:
-    """Returns a weight that has two axes."""
-    if name not in weights or weights[name].ndim != 2:
-        found = tuple(weights[name].shape) if name in weights else "missing"
-        raise WeightsError(f"{source}: the weight {name} is {found}, wanted two axes")
-    return weights[name]
-
-
-def sizes_in(weights: Weights, source: str) -> JsonObject:
-    """Returns the sizes that weights under Hugging Face's names have.
-
-    Raises:
-        WeightsError: weights that tell them are missing, or blocks are.
-    """
-    time = _table(weights, "embed_timestep.weight", source)
-    blocks = {int(found[1]) for name in weights if (found := _BLOCK.match(name))}
-    if blocks != set(range(len(blocks))) or not blocks:
-        raise WeightsError(f"{source}: the weights are of the blocks {sorted(blocks)[:20]}")
-    return {
-        "max_ep_len": time.shape[0],
-        "hidden_size": time.shape[1],
-        "n_layer": len(blocks),
-        "state_dim": _table(weights, "embed_state.weight", source).shape[1],
-        "act_dim": _table(weights, "embed_action.weight", source).shape[1],
-        "n_inner": _table(weights, "encoder.h.0.mlp.c_fc.weight", source).shape[1],
-    }
-
-
 def _check_sizes(
     settings: JsonObject, sizes: JsonObject, spaces: tuple[gym.Space, gym.Space], folder: Path
 ) -> None:
@@ -326,190 +289,3 @@ def box_spaces(state_dim: int, act_dim: int) -> tuple[gym.Space, gym.Space]:
         gym.spaces.Box(-np.inf, np.inf, (state_dim,), np.float32),
         gym.spaces.Box(-1.0, 1.0, (act_dim,), np.float32),
     )
-
-
-# --- names of weights
-
-
-def their_names(names: Any) -> dict[str, str]:
-    """Maps Hugging Face's name of each weight to the one that a file has for it.
-
-    Files may have a prefix before all names ("module.", "decision_transformer."), and the authors'
-    code says `transformer` where Hugging Face's says `encoder`. What has another prefix, and the
-    causal masks of older versions, are left out.
-    """
-    prefixes = sorted(name.removesuffix(_LANDMARK) for name in names if name.endswith(_LANDMARK))
-    prefix = min(prefixes, key=len) if prefixes else ""
-    found = {}
-    for name in names:
-        if not name.startswith(prefix) or name.endswith(_IGNORED_SUFFIXES):
-            continue
-        bare = name.removeprefix(prefix)
-        if bare.startswith("transformer."):
-            bare = "encoder." + bare.removeprefix("transformer.")
-        found[bare] = name
-    return found
-
-
-def with_their_names(weights: Weights) -> Weights:
-    """Returns weights under Hugging Face's names; see `their_names`."""
-    names = their_names(weights)
-    left = set(weights) - set(names.values())
-    left = {name for name in left if not name.endswith(_IGNORED_SUFFIXES)}
-    if left:
-        logger.warning("weights of another model are left out: %s", sorted(left))
-    return {ours: weights[name] for ours, name in names.items()}
-
-
-def _is_transposed(name: str) -> bool:
-    return name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
-
-
-def to_ours(weights: Weights, config: DTModelConfig) -> Weights:
-    """Converts Hugging Face's names and layouts to those of `DecisionTransformer`."""
-    state = {}
-    for name, value in weights.items():
-        if config.n_positions is None and name in ("encoder.wpe.weight", "encoder.wte.weight"):
-            continue
-        ours = name.replace("encoder.", "backbone.").replace("predict_action.0.", "predict_action.")
-        state[ours.replace("wte.weight", "wte")] = value.T if _is_transposed(name) else value
-    return state
-
-
-def to_theirs(state: Weights, config: DTModelConfig) -> Weights:
-    """Converts the names and layouts of `DecisionTransformer` to Hugging Face's."""
-    weights = {}
-    for name, value in state.items():
-        theirs = name.replace("backbone.", "encoder.").replace(
-            "predict_action.", "predict_action.0."
-        )
-        theirs = "encoder.wte.weight" if theirs == "encoder.wte" else theirs
-        weights[theirs] = (value.T if _is_transposed(name) else value).contiguous()
-    if config.n_positions is None:
-        kind = next(iter(weights.values())).dtype
-        weights["encoder.wpe.weight"] = torch.zeros(
-            _THEIR_POSITIONS, config.hidden_size, dtype=kind
-        )
-        weights["encoder.wte.weight"] = torch.zeros(1, config.hidden_size, dtype=kind)
-    return weights
-
-
-# --- values
-
-
-def fill(
-    network: nn.Module,
-    state: Weights,
-    source: str,
-    dtype: torch.dtype | str | None = None,
-    optional: tuple[str, ...] = (),
-) -> None:
-    """Loads weights into a network; what it has no place for is left out, with a warning.
-
-    Args:
-        network: the network, or a module with a backbone.
-        state: the weights under its names; those of the normalisation may be missing.
-        source: where they come from, for messages.
-        dtype: see `load_pretrained`.
-        optional: beginnings of other names that may be missing; those weights become zero.
-
-    Raises:
-        WeightsError: weights are missing, of another shape, or not finite.
-    """
-    wanted = network.state_dict()
-    left = sorted(set(state) - set(wanted))
-    if left:
-        logger.warning("%s: weights that the model has no place for are left out: %s", source, left)
-    missing = sorted(
-        name
-        for name in set(wanted) - set(state)
-        if not (is_own(name) or name == _WTE or name.startswith(optional))
-    )
-    state = {name: value for name, value in state.items() if name in wanted}
-    shapes = [
-        f"{name}: {tuple(value.shape)}, wanted {tuple(wanted[name].shape)}"
-        for name, value in sorted(state.items())
-        if value.shape != wanted[name].shape
-    ]
-    if missing or shapes:
-        raise WeightsError(
-            f"{source}: the weights do not fit the settings; missing {missing}, of another shape "
-            f"{shapes}"
-        )
-    zeros = {
-        name: torch.zeros_like(value)
-        for name, value in wanted.items()
-        if name not in state and optional and name.startswith(optional)
-    }
-    network.to(chosen_dtype(dtype, state))
-    network.load_state_dict(wanted | zeros | state)
-    # in the network's own dtype: what a larger one holds may overflow, or vanish
-    _check_values({name: network.state_dict()[name] for name in state}, source)
-
-
-def chosen_dtype(dtype: torch.dtype | str | None, state: Weights) -> torch.dtype:
-    """Returns the dtype to load weights with; see `load_pretrained`.
-
-    Raises:
-        ValueError: it is none of numbers with a fraction.
-    """
-    if dtype == "auto":
-        kinds = Counter(value.dtype for value in state.values())
-        return kinds.most_common(1)[0][0]
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype or torch.float32
-    if found not in FLOATS:
-        raise ValueError(f"dtype={dtype!r} is none of {[str(kind) for kind in FLOATS]}")
-    return found
-
-
-def _check_values(state: Weights, source: str) -> None:
-    broken = sorted(name for name, value in state.items() if not torch.isfinite(value).all())
-    if broken:
-        raise WeightsError(
-            f"{source}: weights are not finite: {broken}; take an earlier checkpoint of that run"
-        )
-    for name in state:
-        if (
-            name.endswith(("observation_std", "return_scale", ".half_range"))
-            and not (state[name] > 0).all()
-        ):
-            raise WeightsError(
-                f"{source}: {name} must be positive, but is {state[name].tolist()}; set it to 1 "
-                "where nothing is to be divided"
-            )
-
-
-def normalize_by(
-    network: DecisionTransformer,
-    observation_mean: ArrayLike | None,
-    observation_std: ArrayLike | None,
-    return_scale: float | None,
-) -> None:
-    """Sets the parts of a network's normalisation that are given.
-
-    Raises:
-        ValueError: one has another shape, is not finite, or not positive where it divides.
-    """
-    given = {
-        "observation_mean": observation_mean,
-        "observation_std": observation_std,
-        "return_scale": return_scale,
-    }
-    for name, value in given.items():
-        if value is None:
-            continue
-        buffer: Tensor = getattr(network, name)
-        values = np.asarray(value)
-        if values.dtype.kind not in "biuf" or values.shape != tuple(buffer.shape):
-            raise ValueError(
-                f"{name} has shape {values.shape} and dtype {values.dtype}, wanted numbers of "
-                f"shape {tuple(buffer.shape)}"
-            )
-        if not np.isfinite(values).all() or (name != "observation_mean" and (values <= 0).any()):
-            wanted = "finite" if name == "observation_mean" else "finite and positive"
-            raise ValueError(f"{name} must be {wanted}, but is {values.tolist()}")
-        rounded = torch.tensor(values).to(buffer)
-        is_positive = name == "observation_mean" or bool((rounded > 0).all())
-        if not rounded.isfinite().all() or not is_positive:
-            raise ValueError(f"{name}={values.tolist()} is out of the range of {buffer.dtype}")
-        buffer.copy_(rounded)

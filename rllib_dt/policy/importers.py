@@ -28,15 +28,7 @@ from torch import Tensor
 
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.network import DecisionTransformer
-from rllib_dt.policy.folders import (
-    box_spaces,
-    fill,
-    load_pretrained,
-    normalize_by,
-    their_names,
-    to_ours,
-    with_their_names,
-)
+from rllib_dt.policy.folders import box_spaces, load_pretrained
 from rllib_dt.policy.weight_files import (
     Weights,
     WeightsError,
@@ -44,6 +36,8 @@ from rllib_dt.policy.weight_files import (
     read_torch_file,
     tensors_of,
 )
+from rllib_dt.policy.weight_names import their_names, to_ours, with_their_names
+from rllib_dt.policy.weight_values import fill, normalize_by
 from rllib_dt.types import JsonObject
 
 logger = logging.getLogger(__name__)

@@ -1,18 +1,15 @@
 """`load_policy`: a trained policy from a checkpoint or a Hugging Face folder, without Ray."""
 
-import io
 import logging
 import os
-import pickle
 import re
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
-import msgpack
 import numpy as np
 import torch
 
@@ -24,7 +21,7 @@ from rllib_dt.policy.actor import Actor
 from rllib_dt.policy.fetched import fetch, is_remote
 from rllib_dt.policy.folders import load_pretrained
 from rllib_dt.policy.manifest import MANIFEST, CheckpointError, read_listed
-from rllib_dt.safe_pickle import ADMITTED
+from rllib_dt.policy.states import read_arguments, read_state
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +171,7 @@ def _from_algorithm(folder: Path, encoders: Collection[str]) -> TrainedPolicy:
         f"{_MODULE}/{_state_name(folder / _MODULE, _STATE)}",
     )
     of_algorithm, own_state, arguments, state = read_listed(folder, names).values()
-    settings = _arguments(of_algorithm, folder)[0]
+    settings = read_arguments(of_algorithm, folder)[0]
     needed = {"gamma", "delayed_reward", "clip_rewards"}
     if not settings or not isinstance(settings[0], Mapping) or not needed <= set(settings[0]):
         raise CheckpointError(f"{folder}/{_ARGUMENTS} holds no settings of a DT")
@@ -185,7 +182,7 @@ def _from_algorithm(folder: Path, encoders: Collection[str]) -> TrainedPolicy:
             "which do not run here: give the actor what they made of the observations"
         )
     # those that were derived from the data are not among the settings
-    measured = _state(own_state, folder).get("dt_measured") or {}
+    measured = read_state(own_state, folder).get("dt_measured") or {}
     targets = settings.get("target_returns") or measured.get("target_returns") or ()
     return TrainedPolicy(
         network=_network(arguments, state, folder, encoders),
@@ -208,7 +205,7 @@ def _network(
     arguments: bytes, state: bytes, folder: Path, encoders: Collection[str]
 ) -> DecisionTransformer:
     """Builds the network that an RLModule's checkpoint holds."""
-    given = _arguments(arguments, folder)[1]
+    given = read_arguments(arguments, folder)[1]
     spaces = given.get("observation_space"), given.get("action_space")
     if not all(isinstance(space, gym.Space) for space in spaces):
         raise CheckpointError(
@@ -225,7 +222,7 @@ def _network(
     weights = {
         # a copy: what a remote learner saved cannot be written to
         name.removeprefix(_NETWORK): torch.tensor(value)
-        for name, value in _state(state, folder).items()
+        for name, value in read_state(state, folder).items()
         if name.startswith(_NETWORK) and _is_number(value)
     }
     try:
@@ -240,128 +237,3 @@ def _network(
 def _is_number(value: Any) -> bool:
     is_array = isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf"
     return is_array or isinstance(value, float | int)
-
-
-# --- states
-
-
-def _state(content: bytes, folder: Path) -> dict[str, Any]:
-    """Reads a state, which is a pickle, or else msgpack."""
-    if content[:1] == pickle.PROTO:  # no map of msgpack begins so
-        return _unpickled(content, folder)
-    try:
-        found = msgpack.unpackb(content, object_hook=_array, strict_map_key=False)
-    except Exception as error:  # what damaged bytes raise cannot be listed
-        raise CheckpointError(
-            f"a state in {folder} cannot be read ({type(error).__name__}: {error})"
-        ) from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"a state in {folder} is a {type(found).__name__}, not a dict")
-    return found
-
-
-def _array(value: dict[Any, Any]) -> Any:
-    """Rebuilds an array or number of numpy's, as msgpack-numpy writes it; never an object."""
-    if not {b"nd", b"type", b"data"} <= value.keys():
-        return value
-    kind = np.dtype(value[b"type"]) if isinstance(value[b"type"], str) else np.dtype("V")
-    if kind.kind not in "biuf":
-        raise ValueError(f"it holds arrays of {value[b'type']!r}, not of numbers")
-    array = np.frombuffer(value[b"data"], kind).copy()
-    return array.reshape(value[b"shape"]) if value[b"nd"] else array[0]
-
-
-# --- pickles
-
-
-def _arguments(content: bytes, folder: Path) -> tuple[Any, Any]:
-    """Returns the (positional, named) arguments that RLlib saved beside a state."""
-    found = _unpickled(content, folder).get("ctor_args_and_kwargs")
-    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
-        raise CheckpointError(f"{folder} holds no arguments of an algorithm or a module")
-    return found
-
-
-_ADMITTED = {
-    "collections": {"OrderedDict"},
-    "builtins": {"set", "frozenset", "slice", "complex", "bytearray"},
-    "numpy": {"float32", "float64", "int32", "int64", "uint8", "bool"},
-}
-"""Names by module that are loaded, besides those of numpy's arrays and gymnasium's spaces."""
-
-_PLAIN_DTYPE = (None, None, None, -1, -1)
-"""What numpy saves of a dtype of numbers besides its byte order: no fields, and no parts."""
-
-
-class _Absent:
-    """Stands for what a pickle names and is not loaded; accepts whatever is done to it."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "_Absent":
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __call__(self, *args: Any, **kwargs: Any) -> "_Absent":
-        return _Absent()
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, value: Any) -> None:
-        """Ignores a value."""
-
-    def extend(self, values: Any) -> None:
-        """Ignores values."""
-
-
-_InPython: Any = pickle._Unpickler
-"""In Python, where single steps can be checked."""
-
-
-class _Unpickler(_InPython):
-    """Loads arrays, spaces and plain values, and puts `_Absent` in place of all else."""
-
-    dispatch: ClassVar = dict(_InPython.dispatch)
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Returns what stands for a name."""
-        if (module, name) in ADMITTED:
-            return ADMITTED[module, name]
-        if name in _ADMITTED.get(module, ()):
-            return super().find_class(module, name)
-        if module.startswith("gymnasium.spaces."):
-            found = super().find_class(module, name)
-            if isinstance(found, type) and issubclass(found, gym.Space):
-                return found
-        return _Absent
-
-    def load_build(self) -> None:
-        """Sets an object's state, if it is one that can be set safely."""
-        state, built = self.stack[-1], self.stack[-2]
-        if isinstance(built, np.dtype):
-            # any other state could make numpy take bytes for the addresses of objects
-            is_plain = isinstance(state, tuple) and len(state) == 8 and state[2:7] == _PLAIN_DTYPE
-            if built.kind not in "biuf" or not is_plain or state[7]:
-                raise pickle.UnpicklingError(f"it changes the dtype {built}")
-        elif not isinstance(built, np.ndarray | gym.Space | _Absent):
-            raise pickle.UnpicklingError(f"it sets the state of a {type(built).__name__}")
-        super().load_build()
-
-    dispatch[pickle.BUILD[0]] = load_build
-
-
-def _unpickled(content: bytes, folder: Path) -> dict[str, Any]:
-    try:
-        found = _Unpickler(io.BytesIO(content)).load()
-    # what damaged bytes make a pickle raise cannot be listed
-    except Exception as error:
-        raise CheckpointError(
-            f"a state in {folder} cannot be read ({type(error).__name__}: {error})"
-        ) from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"a state in {folder} is a {type(found).__name__}, not a dict")
-    return found
