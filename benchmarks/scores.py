@@ -56,6 +56,23 @@ def _pendulum_replay(data: list[str]) -> DTConfig:
     return config.evaluation(target_returns=[-1200.0, -600.0, -150.0])
 
 
+def _pendulum_short(data: list[str], **model: Any) -> Job:
+    """Returns five steps of context, where too small initial weights lose the condition."""
+    config = pendulum_dt.make_config(data).evaluation(target_returns=[-120.0, -500.0])
+    config = _with_model(config, context_length=5, n_layer=2, **model)
+    return Job(config=config, updates=2000, episodes=20)
+
+
+PENDULUM_SHORT: dict[str, Any] = {
+    "initializer_range": 0.1,
+    "activation_function": "gelu",
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
+"""Settings with which a short context keeps the condition; see docs/log.md."""
+
+
 def _with_model(config: DTConfig, **settings: Any) -> DTConfig:
     return config.rl_module(model_config={**config.model_config, **settings})
 
@@ -112,6 +129,8 @@ JOBS: dict[str, Callable[[list[str]], Job]] = {
     "demo": lambda data: Job(config=demo.make_config(data[0]), updates=demo.UPDATES, episodes=20),
     "cartpole": lambda data: Job(config=cartpole_dt.make_config(data), updates=1000, episodes=20),
     "pendulum": lambda data: Job(config=pendulum_dt.make_config(data), updates=2000, episodes=20),
+    "pendulum-short": partial(_pendulum_short, **PENDULUM_SHORT),
+    "pendulum-short-default": _pendulum_short,
     "pendulum-replay": lambda data: Job(config=_pendulum_replay(data), updates=2000, episodes=20),
     "hopper": lambda data: Job(config=hopper_dt.make_config(data), updates=5000, episodes=10),
     "hopper-window": _hopper_window,
