@@ -17,7 +17,6 @@ are relative to the working directory.
 import difflib
 import inspect
 import json
-import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -38,8 +37,6 @@ from rllib_dt.formats.paths import exists
 from rllib_dt.policy.loading import checkpoint_in
 from rllib_dt.policy.manifest import MANIFEST
 from rllib_dt.types import JsonObject
-
-logger = logging.getLogger(__name__)
 
 SECTIONS = (
     "environment", "offline_data", "model", "rl_module", "training", "evaluation", "learners",

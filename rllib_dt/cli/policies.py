@@ -73,9 +73,8 @@ def add_to(app: typer.Typer) -> None:
         ] = None,
         debug: debug = False,
     ) -> None:
-        asked = None if targets is None else targets
         run(
-            lambda: _evaluate(checkpoint, asked, episodes, env, seed, runners, plot, json_file),
+            lambda: _evaluate(checkpoint, targets, episodes, env, seed, runners, plot, json_file),
             debug,
         )
 
@@ -115,30 +114,27 @@ def _train(
 ) -> None:
     if config is None and not data:
         raise ValueError("give a YAML file, or recordings with --data")
-    import ray
-
     from rllib_dt import runs
     from rllib_dt.cli.progress import TrainingProgress
 
+    if config is None:
+        planned = runs.default_run(data or [], env, iterations or 10)
+    else:
+        planned = runs.read_run(config)
+        if data:
+            planned.config.offline_data(input_=[_located(place) for place in data])
+        if env is not None:
+            planned.config.environment(env=env)
+    runs.check_places(planned.config)
+    asked = dict(planned.tune)
+    if iterations is not None:
+        asked["stop"] = {**asked.get("stop", {}), "training_iteration": iterations}
+    planned = runs.Run(config=planned.config, tune=asked)
+    if out is None and "name" not in asked and "storage_path" not in asked:
+        out = Path("runs") / (config.stem if config is not None else "default")
+    last = asked.get("stop", {}).get("training_iteration")
     with _cluster(num_cpus):
-        if config is None:
-            planned = runs.default_run(data or [], env, iterations or 10)
-        else:
-            planned = runs.read_run(config)
-            if data:
-                planned.config.offline_data(input_=[_located(place) for place in data])
-            if env is not None:
-                planned.config.environment(env=env)
-        runs.check_places(planned.config)
-        asked = dict(planned.tune)
-        if iterations is not None:
-            asked["stop"] = {**asked.get("stop", {}), "training_iteration": iterations}
-        planned = runs.Run(config=planned.config, tune=asked)
-        if out is None and "name" not in asked and "storage_path" not in asked:
-            out = Path("runs") / (config.stem if config is not None else "default")
-        last = asked.get("stop", {}).get("training_iteration")
         results = planned.fit(out, callbacks=[TrainingProgress(last)])
-        assert ray.is_initialized()
     for result in results:
         found = (result.metrics or {}).get("evaluation", {}).get("env_runners", {})
         if found.get("by_target"):
@@ -179,7 +175,8 @@ def _evaluate(
         plot_targets(by_target, returns, plot)
         print(f"plot: {plot}")
     if json_file is not None:
-        json_file.write_text(json.dumps(_plain(by_target), indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(by_target, indent=2, default=lambda number: number.item())  # numpy's
+        json_file.write_text(text + "\n", encoding="utf-8")
         print(f"numbers: {json_file}")
 
 
@@ -288,11 +285,3 @@ def _print_table(by_target: Mapping[str, Mapping[str, Any]]) -> None:
         print(calibration(by_target))
     except ValueError as error:
         print(error)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return value.item() if hasattr(value, "item") else value

@@ -13,8 +13,6 @@ def run(command: Callable[[], None], debug: bool) -> None:
     """Runs a command; an error becomes one line, and the exit code 1."""
     try:
         command()
-    except KeyboardInterrupt:
-        raise
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -593,8 +593,7 @@ class DecisionTransformer(ExactBuffers):
         That step's value in `window.actions` has no effect. Dropout is on in train mode only.
         `ActionHead.act` documents `temperature` and `generator`.
         """
-        outputs = self._last_outputs(window)[0]
-        return self.action_head.act(outputs[:, 0], temperature=temperature, generator=generator)
+        return self.act_and_ask(window, temperature=temperature, generator=generator)[0]
 
     @torch.no_grad()
     def act_and_ask(
@@ -696,8 +695,9 @@ class DecisionTransformer(ExactBuffers):
         Returns:
             (B, A) or, Discrete, (B,); a tree.
         """
-        outputs, _ = self._step_outputs(cache, slots, window)
-        return self.action_head.act(outputs[:, 0], temperature=temperature, generator=generator)
+        return self.step_and_ask(
+            cache, slots, window, temperature=temperature, generator=generator
+        )[0]
 
     @torch.no_grad()
     def step_and_ask(
