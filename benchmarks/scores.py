@@ -73,6 +73,10 @@ PENDULUM_SHORT: dict[str, Any] = {
 """Settings with which a short context keeps the condition; see docs/log.md."""
 
 
+Q_WEIGHT = 10.0
+"""The weight of the Q term in every row of the tables."""
+
+
 def _with_model(config: DTConfig, **settings: Any) -> DTConfig:
     return config.rl_module(model_config={**config.model_config, **settings})
 
@@ -92,6 +96,12 @@ def _asked_for_the_most(config: DTConfig, updates: int, episodes: int) -> Job:
 def _averaged(config: DTConfig, **training: Any) -> Job:
     config = config.training(ema_decay=0.999, **training)
     return Job(config=config, updates=5000, episodes=10)
+
+
+def _improved(config: DTConfig, updates: int, episodes: int, **training: Any) -> Job:
+    """Returns the job with the Q term, whose one weight is that of every row."""
+    config = config.training(q_weight=Q_WEIGHT, **training)
+    return Job(config=config, updates=updates, episodes=episodes)
 
 
 def _short_hopper(data: list[str], change: Callable[[DTConfig], DTConfig]) -> Job:
@@ -141,6 +151,8 @@ JOBS: dict[str, Callable[[list[str]], Job]] = {
     "hopper-averaged": lambda data: _averaged(hopper_dt.make_config(data)),
     "hopper-averaged-constant": lambda data: _averaged(hopper_dt.make_config(data), lr=1e-3),
     "halfcheetah-averaged": lambda data: _averaged(halfcheetah_dt.make_config(data)),
+    "halfcheetah-q": lambda data: _improved(halfcheetah_dt.make_config(data), 5000, 10),
+    "hopper-q": lambda data: _improved(hopper_dt.make_config(data), 5000, 10),
     "pong": lambda data: Job(
         config=atari_dt.make_config(data), updates=2000, episodes=10, temperatures=(1.0, 0.0)
     ),
@@ -175,8 +187,11 @@ def main() -> None:
     algo = config.build_algo()
     summary = algo.offline_data.summary
     started = time.perf_counter()
-    for _ in range(updates // config.dataset_num_iters_per_learner):
+    for _ in range(config.critic_iterations + updates // config.dataset_num_iters_per_learner):
         learner = algo.train()["learners"]["default_policy"]
+        if "critic_updates_lifetime" in learner and not learner["num_updates_lifetime"]:
+            print(learner, file=sys.stderr, flush=True)
+            continue
         print(
             f"{int(learner['num_updates_lifetime'])} updates, loss {learner['action_loss']:.4f}, "
             f"{learner['num_updates_per_s']:.2f} updates/s",

@@ -17,6 +17,7 @@ are relative to the working directory.
 import difflib
 import inspect
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -88,14 +89,21 @@ class Run:
 
         Raises:
             RuntimeError: a trial failed; what the others reached is in the folder.
+            ValueError: the run would end before a policy is trained.
         """
         asked = dict(self.tune)
+        stop = asked.get("stop") or {"training_iteration": _DEFAULT_ITERATIONS + self._before()}
+        if stop.get("training_iteration", math.inf) <= self._before():
+            raise ValueError(
+                f"tune's stop at training_iteration={stop['training_iteration']} would train no "
+                f"policy: the first {self._before()} iterations learn the critic of q_weight"
+            )
         tuner = tune.Tuner(
             "DT",
             param_space=self.config,
             run_config=tune.RunConfig(
                 **_place(out, asked),
-                stop=asked.get("stop") or {"training_iteration": _DEFAULT_ITERATIONS},
+                stop=stop,
                 checkpoint_config=tune.CheckpointConfig(
                     checkpoint_at_end=True,
                     checkpoint_frequency=asked.get("checkpoint_frequency", 0),
@@ -115,6 +123,12 @@ class Run:
         if results.errors:
             raise RuntimeError(f"{len(results.errors)} trials failed: {_cause(results.errors[0])}")
         return results
+
+    def _before(self) -> int:
+        """Returns how many iterations learn a critic; 0 if that is searched over."""
+        settings = (self.config.critic_updates, self.config.dataset_num_iters_per_learner)
+        is_known = all(isinstance(value, int) for value in settings)
+        return self.config.critic_iterations if is_known else 0
 
 
 def _cause(error: Exception) -> str:

@@ -11,7 +11,7 @@ from rllib_dt import DT, DecisionTransformer, DTModelConfig, TrainedPolicy, load
 from rllib_dt.episodes.targets import target_name, target_value
 from rllib_dt.episodes.windows import Window
 from rllib_dt.huggingface import load_pretrained, save_pretrained
-from rllib_dt.learning.objectives.max_return import expectile_losses
+from rllib_dt.learning.expectiles import expectile_losses
 from rllib_dt.plots import calibration, plot_targets, target_table
 from tests.conftest import cartpole_config, tiny_config
 from tests.test_actor import played

@@ -25,6 +25,7 @@ from rllib_dt.algorithm.settings import DTSettings
 from rllib_dt.algorithm.unused import check_unused
 from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.learning.learner import DTTorchLearner
+from rllib_dt.learning.objectives import objectives_in
 from rllib_dt.learning.rl_module import DTTorchRLModule
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.policy.folders import pretrained_settings
@@ -101,6 +102,21 @@ class DTConfig(DTSettings):
         model = self.dt_model_config
         steps: int = self.train_batch_size_per_learner * model.context_length
         return max(1, round(steps / model.window_length))
+
+    @property
+    def reads_outcomes(self) -> bool:
+        """Whether an objective reads rewards, terminations and episode returns."""
+        return any(kind.reads_outcomes for kind in objectives_in(self))
+
+    @property
+    def critic_updates_per_iteration(self) -> int:
+        """The critic's updates in one `train()`; each takes far less time than a policy's."""
+        return 10 * self.dataset_num_iters_per_learner
+
+    @property
+    def critic_iterations(self) -> int:
+        """How many of the first iterations learn a critic, and no policy yet."""
+        return -(-self.critic_updates // self.critic_updates_per_iteration) if self.q_weight else 0
 
     @property
     def return_rule(self) -> ReturnRule:

@@ -30,6 +30,7 @@ from rllib_dt.algorithm.resources import check_gpu, check_resources
 from rllib_dt.compat import check_learners, on_every_learner, repair_msgpack
 from rllib_dt.episodes.targets import target_value
 from rllib_dt.formats.paths import exists
+from rllib_dt.learning.critic_phase import LearnCritic
 from rllib_dt.learning.initial_weights import (
     Normalize,
     SetStatistics,
@@ -196,11 +197,14 @@ class DT(MeasuredAlgorithm):
             raise RuntimeError(
                 "this algorithm was stopped; build another, or restore one with DT.from_checkpoint"
             )
+        self._check_weights()
+        check_learners(self.learner_group)
+        self.trains_policy = not self._learn_critic()
+        if not self.trains_policy:
+            return
         data_iterators = self.offline_data.sample(
             config.train_batch_size_per_learner, num_shards=config.num_learners
         )
-        self._check_weights()
-        check_learners(self.learner_group)
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             results = self.learner_group.update(
                 training_data=TrainingData(data_iterators=data_iterators),
@@ -213,6 +217,23 @@ class DT(MeasuredAlgorithm):
         lifetime = int(self.metrics.peek(key))
         new, self._steps_seen = lifetime - self._steps_seen, lifetime
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, new, reduce="lifetime_sum")
+
+    def _learn_critic(self) -> bool:
+        """Learns some more of the critic; returns whether the policy has to wait for it."""
+        config, data = self.config, self.offline_data
+        if not config.q_weight or self._critic_is_done():
+            return False
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            learn = LearnCritic(data.critic_supply(), config.critic_updates_per_iteration)
+            results = on_every_learner(self.learner_group, learn)
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0, reduce="lifetime_sum")
+        if self._critic_is_done():
+            data.stop_critic_supply()
+        return True
+
+    def _critic_is_done(self) -> bool:
+        return all(on_every_learner(self.learner_group, _critic_is_done))
 
     @override(Algorithm)
     def cleanup(self) -> None:
@@ -245,6 +266,10 @@ class DT(MeasuredAlgorithm):
         """See `OfflineAlgorithm.restore_from_path`."""
         super().restore_from_path(path, **kwargs)
         self._awaits_restore = False
+
+
+def _critic_is_done(learner: DTTorchLearner) -> bool:
+    return learner.critic_phase is None or learner.critic_phase.is_done
 
 
 def _metric_names(learner: DTTorchLearner) -> tuple[str, ...]:

@@ -53,12 +53,15 @@ class MeasuredAlgorithm(OfflineAlgorithm):
     Attributes:
         target_returns: the returns that evaluations ask for.
         validation: the `Validation` on held-out episodes, or None.
+        trains_policy: False in iterations that learn a critic; they measure nothing, unless Tune
+            needs a first measurement.
     """
 
     config: "DTConfig"
     evaluation_config: "DTConfig"
     target_returns: list[float]
     validation: Validation | None
+    trains_policy: bool = True
 
     @override(Algorithm)
     def setup(self, config: AlgorithmConfig) -> None:
@@ -94,6 +97,14 @@ class MeasuredAlgorithm(OfflineAlgorithm):
                 self._attach_validation(results)
             return results
 
+    @override(Algorithm)
+    def _run_one_evaluation(self, parallel_train_future: Any = None) -> ResultDict:
+        waits = not self.trains_policy and not self._is_first_of_trial(self._evaluations)
+        if waits and parallel_train_future is None:
+            return {}
+        results: ResultDict = super()._run_one_evaluation(parallel_train_future)
+        return results
+
     def _attach_evaluation(self, results: ResultDict) -> None:
         """Adds the latest evaluation to an iteration that made none, and its age to any."""
         iteration = self.iteration + 1
@@ -111,7 +122,7 @@ class MeasuredAlgorithm(OfflineAlgorithm):
 
     def _attach_validation(self, results: ResultDict) -> None:
         iteration = self.iteration + 1
-        due = iteration % self.config.validation_interval == 0
+        due = iteration % self.config.validation_interval == 0 and self.trains_policy
         if due or self._is_first_of_trial(self._validations):
             measured = self.validate() | {NUM_UPDATES_LIFETIME: self._counts["num_updates"]}
             self._validations.set(measured, iteration)

@@ -63,6 +63,10 @@ class DTSettings(AlgorithmConfig):
         self.temperature: float | None = None
         self.ema_decay: float | None = None
         self.max_return_expectile: float | None = None
+        self.q_weight = 0.0
+        self.critic_updates = 20_000
+        self.critic_expectile = 0.7
+        self.critic_gamma = 0.99
         self.observation_mean: list[float] | None = None
         self.observation_std: list[float] | None = None
         self.time_limit: int | None = None
@@ -101,6 +105,10 @@ class DTSettings(AlgorithmConfig):
         delayed_reward: bool = NotProvided,
         ema_decay: float | None = NotProvided,
         max_return_expectile: float | None = NotProvided,
+        q_weight: float = NotProvided,
+        critic_updates: int = NotProvided,
+        critic_expectile: float = NotProvided,
+        critic_gamma: float = NotProvided,
         state_loss_weight: float = NotProvided,
         return_loss_weight: float = NotProvided,
         precision: Literal["fp32", "bf16"] = NotProvided,
@@ -131,6 +139,15 @@ class DTSettings(AlgorithmConfig):
             max_return_expectile: learn the largest return that the data show from each step, as
                 this expectile of the returns-to-go, such as 0.99;
                 `evaluation(target_returns=["max"])` then asks for it at every step.
+            q_weight: improve on the recorded actions: weighs the value of the policy's own actions,
+                which the loss subtracts, most for windows of the worst trajectories, not at all
+                for those of the best. A critic is learned first, by implicit Q-learning, in the
+                first `critic_iterations` iterations, and frozen; see docs/training.md. 0 for none.
+            critic_updates: the critic's updates, of 256 transitions each, ten times
+                `dataset_num_iters_per_learner` of them in one `train()`.
+            critic_expectile: the expectile of values over recorded actions that a state is worth,
+                τ of implicit Q-learning.
+            critic_gamma: the critic's discount; `gamma` is that of returns-to-go.
             state_loss_weight: weighs the squared error of the next observation's normalised
                 numbers, which is added to the loss; 0 as in the paper, which found it no help.
             return_loss_weight: the same for the next return-to-go, divided by `return_scale`.
@@ -153,6 +170,10 @@ class DTSettings(AlgorithmConfig):
             delayed_reward=delayed_reward,
             ema_decay=ema_decay,
             max_return_expectile=max_return_expectile,
+            q_weight=q_weight,
+            critic_updates=critic_updates,
+            critic_expectile=critic_expectile,
+            critic_gamma=critic_gamma,
             state_loss_weight=state_loss_weight,
             return_loss_weight=return_loss_weight,
             precision=precision,

@@ -27,7 +27,10 @@ class TrainingProgress(Callback):
         parts = [f"iteration {result['training_iteration']}{of}"]
         if len(trials) > 1:
             parts.insert(0, str(trial.trial_id))
-        if "action_loss" in learned:
+        if "critic_updates_lifetime" in learned and not learned.get("num_updates_lifetime"):
+            parts.append(f"critic {learned['critic_updates_lifetime']:.0f} updates")
+            parts.append(f"loss {learned['critic_q_loss']:.4g}")
+        elif "action_loss" in learned:
             parts.append(f"loss {learned['action_loss']:.4f}")
         parts.append(f"{result.get('time_total_s', 0.0):.0f} s")
         print("  ".join(parts), file=sys.stderr, flush=True)

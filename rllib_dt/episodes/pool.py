@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,11 @@ from rllib_dt.episodes.frames import FrameStacks
 from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.episodes.windows import (
     ACTIONS,
+    EPISODE_RETURNS,
     OBSERVATIONS,
     RETURNS_TO_GO,
+    REWARDS,
+    TERMINATEDS,
     Column,
     Window,
     gather_windows,
@@ -28,7 +32,9 @@ class EpisodePool:
 
     Attributes:
         columns: `obs` (N, …), `actions` (N, …), `returns_to_go` (N, 1) float32; of a composite
-            space a column for each leaf, `obs/camera`.
+            space a column for each leaf, `obs/camera`. With outcomes also `rewards` (N,) float32,
+            as returns-to-go add them up, `terminateds` (N,) bool, True at an episode's last step
+            unless it was truncated, and `episode_returns` (N,) float32, each episode's target.
         timesteps: (N,) int32, each step's timestep in its episode.
         returns: (E,) float64, the undiscounted sums of the rewards as recorded.
         targets: (E,) float64, the return-to-go of each episode's first step: its return as
@@ -49,6 +55,7 @@ class EpisodePool:
         rule: ReturnRule | None = None,
         *,
         stacked: Collection[str] = (),
+        outcomes: bool = False,
     ) -> "EpisodePool":
         """Concatenates conforming episodes; returns-to-go never cross an episode's end.
 
@@ -57,19 +64,23 @@ class EpisodePool:
             rule: how rewards become returns-to-go; undiscounted by default.
             stacked: paths of the observations' leaves that are stacks of frames, (F, …), each its
                 predecessor shifted by one frame; every frame is stored once, see `FrameStacks`.
+            outcomes: keep rewards, terminations and episodes' returns too.
         """
         rule = rule or ReturnRule()
         to_go = [rule.to_go(e.rewards) for e in episodes]
+        targets = np.array([first[0] for first in to_go])
+        lengths = np.array([len(e) for e in episodes], np.int64)
         return cls(
             columns={
                 **dict(_columns(OBSERVATIONS, episodes, stacked=stacked)),
                 **dict(_columns(ACTIONS, episodes)),
                 RETURNS_TO_GO: np.concatenate(to_go).astype(np.float32)[:, None],
+                **(_outcomes(episodes, rule, targets, lengths) if outcomes else {}),
             },
             timesteps=np.concatenate([np.arange(len(e), dtype=np.int32) for e in episodes]),
             returns=np.array([e.undiscounted_return for e in episodes]),
-            targets=np.array([first[0] for first in to_go]),
-            lengths=np.array([len(e) for e in episodes], np.int64),
+            targets=targets,
+            lengths=lengths,
         )
 
     @classmethod
@@ -133,6 +144,18 @@ def _columns(
         )
 
 
+def _outcomes(
+    episodes: Sequence[Episode], rule: ReturnRule, targets: Array, lengths: Array
+) -> dict[str, Column]:
+    terminateds = np.zeros(lengths.sum(), bool)
+    terminateds[np.cumsum(lengths) - 1] = [e.terminated for e in episodes]
+    return {
+        REWARDS: np.concatenate([rule.rewards(e.rewards) for e in episodes]).astype(np.float32),
+        TERMINATEDS: terminateds,
+        EPISODE_RETURNS: np.repeat(targets.astype(np.float32), lengths),
+    }
+
+
 def _concatenate(columns: Sequence[Any]) -> Column:
     if isinstance(columns[0], FrameStacks):
         return FrameStacks.concatenate(columns)
@@ -146,15 +169,17 @@ def pack(
     rule: ReturnRule,
     *,
     stacked: Collection[str] = (),
+    outcomes: bool = False,
 ) -> Iterator[EpisodePool]:
     """Packs episodes, in order, into pools of at least `steps` steps; the last may be smaller."""
+    packed = partial(EpisodePool.from_episodes, rule=rule, stacked=stacked, outcomes=outcomes)
     batch: list[Episode] = []
     held = 0
     for episode in episodes:
         batch.append(episode)
         held += len(episode)
         if held >= steps:
-            yield EpisodePool.from_episodes(batch, rule, stacked=stacked)
+            yield packed(batch)
             batch, held = [], 0
     if batch:
-        yield EpisodePool.from_episodes(batch, rule, stacked=stacked)
+        yield packed(batch)

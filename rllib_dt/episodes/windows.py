@@ -28,6 +28,9 @@ Column = Array | FrameStacks
 # names of a window's columns; RLlib's own if it has one
 OBSERVATIONS, ACTIONS, RETURNS_TO_GO = "obs", "actions", "returns_to_go"
 TIMESTEPS, MASK = "t", "loss_mask"
+REWARDS, TERMINATEDS, EPISODE_RETURNS = "rewards", "terminateds", "episode_returns"
+OUTCOMES = (REWARDS, TERMINATEDS, EPISODE_RETURNS)
+"""Columns that only some objectives read; see `EpisodePool`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,7 @@ class Window:
         returns_to_go: (B, K, 1) float32, in reward units.
         timesteps: (B, K) int64, the steps' true timesteps; 0 where padded.
         mask: (B, K) bool, True where real.
+        rewards, terminateds, episode_returns: (B, K) each if the pool has `OUTCOMES`, or None.
     """
 
     observations: Tree
@@ -47,6 +51,9 @@ class Window:
     returns_to_go: Tree
     timesteps: Tree
     mask: Tree
+    rewards: Tree = None
+    terminateds: Tree = None
+    episode_returns: Tree = None
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Tree]) -> "Window":
@@ -57,6 +64,7 @@ class Window:
             returns_to_go=columns[RETURNS_TO_GO],
             timesteps=columns[TIMESTEPS],
             mask=columns[MASK],
+            **{name: columns[name] for name in OUTCOMES if name in columns},
         )
 
     def columns(self) -> Batch:
@@ -67,6 +75,7 @@ class Window:
             RETURNS_TO_GO: self.returns_to_go,
             TIMESTEPS: self.timesteps,
             MASK: self.mask,
+            **{name: value for name in OUTCOMES if (value := getattr(self, name)) is not None},
         }
 
     def map(self, function: Callable[[Tree], Tree]) -> "Window":

@@ -28,9 +28,11 @@ from torch import Tensor, nn
 from rllib_dt.episodes.windows import Window
 from rllib_dt.learning.averages import AveragedWeights, raw_weights, set_raw_weights
 from rllib_dt.learning.batches import PrefetchedBatches, seeded_torch
+from rllib_dt.learning.critic_phase import CriticPhase
 from rllib_dt.learning.finite import NonFiniteLossError, check_weights
 from rllib_dt.learning.metrics import Progress, UpdateCall
 from rllib_dt.learning.objectives import OBJECTIVES, Objective, objectives_in
+from rllib_dt.learning.objectives.q_value import QValueObjective
 from rllib_dt.learning.precision import AUTOCAST_DTYPES, warn_of_slow_bf16
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.reading.supply import Supply
@@ -43,6 +45,9 @@ COUNTERS = "dt_counters"
 
 RAW_WEIGHTS = "dt_raw_weights"
 """The component that holds the weights that are trained, where the module's state has averages."""
+
+LEARNED_BY_OBJECTIVES = "dt_objectives"
+"""The component that holds what objectives have learned beside the network, by their names."""
 
 _SECONDS_TO_ANSWER = 2.0
 """How long the process of a failed learner stays alive, so that its error reaches the driver."""
@@ -347,7 +352,22 @@ class DTTorchLearner(TorchLearner):
         self.progress.windows += windows
         counts = report.counts(self.progress, windows, self._supply.num_steps)
         self._log(report.means, reduce="mean")
+        counts |= self._metrics_of_objectives()
         self._log({"learning_rate": self._optimizer_lr(), **counts}, reduce="max")
+
+    def log_without_training(self) -> None:
+        """Logs what an iteration reports that does not train the policy."""
+        counts = {
+            "num_updates_lifetime": self.progress.updates,
+            "num_windows_trained_lifetime": self.progress.windows,
+            "num_steps_trained_lifetime": self.progress.steps,
+        }
+        self._log({**self._metrics_of_objectives(), **counts}, reduce="max")
+        # Tune ends a search whose metric is missing from a result
+        self._log({"action_loss": math.nan}, reduce="mean")
+
+    def _metrics_of_objectives(self) -> dict[str, float]:
+        return {k: v for objective in self._objectives for k, v in objective.metrics().items()}
 
     @override(Learner)
     def _log_steps_trained_metrics(self, batch: MultiAgentBatch) -> None:
@@ -384,6 +404,11 @@ class DTTorchLearner(TorchLearner):
             RAW_WEIGHTS, components, not_components
         ):
             state[RAW_WEIGHTS] = raw_weights(self.network)
+        learned = {objective.name: objective.state() for objective in self._objectives}
+        if any(learned.values()) and self._check_component(
+            LEARNED_BY_OBJECTIVES, components, not_components
+        ):
+            state[LEARNED_BY_OBJECTIVES] = learned
         return state
 
     @override(Learner)
@@ -400,6 +425,10 @@ class DTTorchLearner(TorchLearner):
                 windows = self.config.windows_per_learner * self.world_size
                 self.progress.windows = self.progress.updates * windows
             self._batches = None
+        for objective in self._objectives:
+            learned = state.get(LEARNED_BY_OBJECTIVES, {}).get(objective.name)
+            if learned:
+                objective.set_state(learned)
 
     def _apply_settings(self) -> None:
         """Gives the optimiser the settings of this run, in place of the saved ones."""
@@ -413,6 +442,18 @@ class DTTorchLearner(TorchLearner):
         """The network being trained, unwrapped from DDP."""
         network: DecisionTransformer = self.module[DEFAULT_MODULE_ID].unwrapped().network
         return network
+
+    @property
+    def critic_phase(self) -> CriticPhase | None:
+        """The training of a critic before the policy's; None without `q_weight`."""
+        phases = [o.phase for o in self._objectives if isinstance(o, QValueObjective)]
+        return phases[0] if phases else None
+
+    @property
+    def return_range(self) -> tuple[float, float]:
+        """The least and the largest return of the data's episodes."""
+        assert self._supply is not None
+        return self._supply.return_range
 
     @property
     def averages(self) -> AveragedWeights | None:

@@ -468,11 +468,21 @@ class DecisionTransformer(ExactBuffers):
         numbers = numbers if numbers.ndim == 3 else numbers.reshape(B, K, -1)
         return ((numbers - mean) / std).to(self.dtype)
 
+    def encoder_inputs(self, observations: Tree) -> Tree:
+        """Returns (B, K, …) observations as `embed_state` reads them: numbers are normalised."""
+        first = next(iter(by_leaf(observations).values()))
+        return self._normalized(observations, *first.shape[:2])
+
     def normalized_numbers(self, observations: Tree) -> Tensor:
         """Returns the numbers of (B, K, …) observations as the network reads them: (B, K, S)."""
-        first = next(iter(by_leaf(observations).values()))
-        normalized = by_leaf(self._normalized(observations, *first.shape[:2]))
+        normalized = by_leaf(self.encoder_inputs(observations))
         return torch.cat([normalized[path] for path in self._numbers], dim=-1)
+
+    @property
+    def reads_only_numbers(self) -> bool:
+        """Whether an observation is nothing but numbers that are normalised."""
+        read = encoded_leaves(self.observation_space, self.config.ignore)
+        return set(read) == set(self._numbers)
 
     def action_outputs(self, tokens: Tensor, window: Window, steps: slice) -> Tensor:
         """Computes the head's outputs; forbidden actions get no probability.

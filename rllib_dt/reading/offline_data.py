@@ -50,6 +50,13 @@ _LARGEST_SENSIBLE_RETURN = 1e4
 _BYTES_BESIDE_SPACES = 8
 """Bytes of a step's return-to-go and timestep."""
 
+_REUSE_BY_CRITIC = 10
+"""How many times as often a critic is trained on a step each time it is read: it does as many times
+as many updates in the same time."""
+
+_BYTES_OF_OUTCOMES = 9
+"""Bytes of a step's reward, termination and episode return, where an objective reads them."""
+
 
 class DataSettings(ReadingSettings, Protocol):
     """The settings that holding and streaming data need; `DTConfig` has them."""
@@ -123,6 +130,7 @@ class DTOfflineData(OfflineData):
         self.spaces = None
         self.is_missing = False
         self._feeder: ActorHandle = None
+        self._critic_feeder: ActorHandle = None
         self._why_missing = "it was asked for none"
         if config.is_without_data:
             self.is_missing, self._why_missing = True, "offline_data(input_=…) is not set"
@@ -180,8 +188,24 @@ class DTOfflineData(OfflineData):
         """
         return [self.supply] * max(1, num_shards)
 
+    def critic_supply(self) -> Supply:
+        """Returns a supply of the same data whose stream, if it is one, is its own."""
+        if not isinstance(self.supply, StreamedSupply) or self.recipe is None:
+            return self.supply
+        if self._critic_feeder is None:
+            self._critic_feeder = start_feeder(self.recipe, max(1, self.config.num_learners))
+        reuse = _REUSE_BY_CRITIC * self.supply.reuse
+        return replace(self.supply, feeder=self._critic_feeder, reuse=reuse)
+
+    def stop_critic_supply(self) -> None:
+        """Ends the process that streams the data for a critic, if there is one."""
+        if self._critic_feeder is not None:
+            ray.kill(self._critic_feeder)
+            self._critic_feeder = None
+
     def stop(self) -> None:
-        """Ends the process that streams the data, if there is one."""
+        """Ends the processes that stream the data, if there are any."""
+        self.stop_critic_supply()
         if self._feeder is not None:
             ray.kill(self._feeder)
             self._feeder = None
@@ -193,8 +217,14 @@ class DTOfflineData(OfflineData):
             batch_size=config.windows_per_learner,
             seed=self.sampling_seed,
         )
+        targets = found.statistics.targets
+        facts: dict[str, Any] = {
+            "draws": draws,
+            "num_steps": self.summary.num_steps,
+            "return_range": (float(targets.min()), float(targets.max())),
+        }
         if found.pool is not None:
-            return ResidentSupply(pool=ray.put(found.pool), draws=draws, num_steps=len(found.pool))
+            return ResidentSupply(pool=ray.put(found.pool), **facts)
         _check_reuse(config.pool_reuse, draws, config.num_learners, self.summary.num_steps)
         self.recipe = ChunkRecipe(
             passes=found.passes,
@@ -204,11 +234,7 @@ class DTOfflineData(OfflineData):
         )
         self._feeder = start_feeder(self.recipe, max(1, config.num_learners))
         return StreamedSupply(
-            feeder=self._feeder,
-            capacity=self.capacity,
-            reuse=config.pool_reuse,
-            draws=draws,
-            num_steps=self.summary.num_steps,
+            feeder=self._feeder, capacity=self.capacity, reuse=config.pool_reuse, **facts
         )
 
 
@@ -228,7 +254,8 @@ def _capacity(config: DataSettings) -> int:
         # rounded down to a power of two: Ray sizes its store by the memory that happens to be
         # free, and a resumed run should get the same capacity
         size = 2.0 ** math.floor(math.log2(size))
-    return max(1, int(size / (observed + step_bytes(config.action_space) + _BYTES_BESIDE_SPACES)))
+    beside = _BYTES_BESIDE_SPACES + (_BYTES_OF_OUTCOMES if config.reads_outcomes else 0)
+    return max(1, int(size / (observed + step_bytes(config.action_space) + beside)))
 
 
 def _check_scale(scale: float, returns: NDArray[np.float64]) -> None:

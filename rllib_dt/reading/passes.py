@@ -35,6 +35,7 @@ class Passes:
         max_ep_len: longer episodes are refused.
         rule: the rule by which rewards become returns-to-go.
         stacked: see `Episode.conform`.
+        outcomes: see `EpisodePool.from_episodes`.
         join_files: see `Assembler`.
         left_out: the copies of episodes that the first pass left out; see `Duplicates`.
         min_return: episodes with a smaller return are left out.
@@ -51,6 +52,7 @@ class Passes:
     max_ep_len: int
     rule: ReturnRule
     stacked: tuple[str, ...] = ()
+    outcomes: bool = False
     join_files: bool = False
     left_out: frozenset[EpisodeName] = frozenset()
     min_return: float | None = None
@@ -86,7 +88,7 @@ class Passes:
         checked = map(self._checked, episodes)
         once = without(unique(checked), self.left_out) if self.left_out else unique(checked)
         wanted = keep(filter(self._is_wanted, once))
-        yield from pack(wanted, steps, self.rule, stacked=self.stacked)
+        yield from pack(wanted, steps, self.rule, stacked=self.stacked, outcomes=self.outcomes)
         for message in [] if quiet else assembler.dropped:
             logger.warning("left out: %s", message)
 

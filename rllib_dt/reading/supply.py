@@ -21,10 +21,13 @@ class Supply(ABC):
     Attributes:
         draws: what each learner draws; see `Draws`.
         num_steps: steps in the data.
+        return_range: the least and the largest return among the data's episodes, as training
+            sees them.
     """
 
     draws: Draws
     num_steps: int
+    return_range: tuple[float, float]
 
     @property
     @abstractmethod
@@ -42,6 +45,7 @@ class Supply(ABC):
         *,
         seed: int | None = None,
         state: SamplerState | None = None,
+        **other: int,
     ) -> Sampler:
         """Makes the sampler of one learner.
 
@@ -50,12 +54,14 @@ class Supply(ABC):
             num_learners: learners that draw from the data.
             seed: the seed to draw windows with; by default that of `draws`.
             state: the state of an earlier sampler to continue from; None starts afresh.
+            other: `window_length` or `batch_size` in place of those of `draws`.
         """
         draws = replace(
             self.draws,
             learner=learner,
             num_learners=num_learners,
             seed=self.draws.seed if seed is None else seed,
+            **other,
         )
         return self._sampler(draws, state)
 

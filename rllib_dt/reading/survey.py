@@ -71,6 +71,9 @@ class ReadingSettings(Protocol):
     @property
     def return_rule(self) -> ReturnRule: ...
 
+    @property
+    def reads_outcomes(self) -> bool: ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
@@ -215,6 +218,7 @@ def _passes(config: ReadingSettings, inputs: str | list[str]) -> Passes:
         rule=config.return_rule,
         join_files=config.join_files,
         stacked=_stacked(config),
+        outcomes=config.reads_outcomes,
     )
 
 

@@ -71,6 +71,16 @@ class CompositeHead(ActionHead):
             for path, head, part in self._parts(outputs)
         }
 
+    def taken_features(self, outputs: Tensor) -> Tensor:
+        """Returns each leaf's part of (…, size)."""
+        taken = [head.taken_features(part) for _, head, part in self._parts(outputs)]
+        return torch.cat(taken, dim=-1)
+
+    @property
+    def are_choices(self) -> Tensor:
+        """(size,) of each leaf's features."""
+        return torch.cat([head.are_choices for _, head in self._leaves()])
+
     def metric_sums(self, outputs: Tensor, actions: Tree, mask: Tensor) -> dict[str, Tensor]:
         """Returns each leaf's loss and metrics, summed over valid steps."""
         sums = {}

@@ -69,6 +69,23 @@ class ActionHead(ExactBuffers, ABC):
     def metric_sums(self, outputs: Tensor, actions: Tree, mask: Tensor) -> dict[str, Tensor]:
         """Returns each metric summed over the steps where `mask`, (…,) bool, is True."""
 
+    @abstractmethod
+    def taken_features(self, outputs: Tensor) -> Tensor:
+        """Returns the (…, size) features of the action that outputs stand for, with a gradient.
+
+        Numbers are within their bounds; of categories and bits it is the expectation.
+        """
+
+    @property
+    @abstractmethod
+    def are_choices(self) -> Tensor:
+        """(size,) bool on the CPU: features of categories and bits, not of numbers."""
+
+    @property
+    def is_one_choice(self) -> bool:
+        """Whether an action is a single category."""
+        return False
+
     def set_statistics(self, mean: Tree, std: Tree) -> None:
         """Takes note of recorded actions' mean and deviation, of an action's shape; optional."""
 
@@ -163,6 +180,16 @@ class BoxHead(ActionHead):
         actions = self.decode(outputs).clamp(self.low, self.high)
         return _shaped(actions, self._shape)
 
+    def taken_features(self, outputs: Tensor) -> Tensor:
+        """Returns the (…, A) features of the actions, clamped to the bounds."""
+        actions = self.decode(outputs).clamp(self.low, self.high)
+        return (actions - self.middle) / self.half_range
+
+    @property
+    def are_choices(self) -> Tensor:
+        """(A,) False."""
+        return torch.zeros(self.size, dtype=torch.bool)
+
     def metric_sums(self, outputs: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Returns no metrics: the loss is enough."""
         return {}
@@ -202,6 +229,11 @@ class LogitsHead(ActionHead):
         """Returns the (…, size) logits, as float32 at least."""
         return at_least_float32(outputs)
 
+    @property
+    def are_choices(self) -> Tensor:
+        """(size,) True."""
+        return torch.ones(self.size, dtype=torch.bool)
+
     def metric_sums(self, outputs: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Counts, as `action_accuracy`, the steps whose likeliest action is the recorded one."""
         rank = len(self.shape)
@@ -237,6 +269,15 @@ class DiscreteHead(LogitsHead):
     def features(self, actions: Tensor) -> Tensor:
         """Converts (…,) int to (…, n) one-hot."""
         return _one_hot(self._index(actions), self.size)
+
+    def taken_features(self, outputs: Tensor) -> Tensor:
+        """Returns the (…, n) probabilities."""
+        return self.decode(outputs).softmax(dim=-1)
+
+    @property
+    def is_one_choice(self) -> bool:
+        """True."""
+        return True
 
     def losses(self, outputs: Tensor, actions: Tensor) -> Tensor:
         """Returns the (…,) cross-entropy of the recorded actions, in nats."""
@@ -277,6 +318,10 @@ class MultiDiscreteHead(LogitsHead):
         index = self._index(actions)
         parts = [_one_hot(index[..., i], n) for i, n in enumerate(self._counts)]
         return torch.cat(parts, dim=-1)
+
+    def taken_features(self, outputs: Tensor) -> Tensor:
+        """Returns the (…, Σn) probabilities of each category."""
+        return torch.cat([part.softmax(dim=-1) for part in self._parts(outputs)], dim=-1)
 
     def losses(self, outputs: Tensor, actions: Tensor) -> Tensor:
         """Returns the (…,) sum of the C cross-entropies, in nats."""
@@ -320,6 +365,10 @@ class MultiBinaryHead(LogitsHead):
     def features(self, actions: Tensor) -> Tensor:
         """Converts (…) bits to (…, C) of -1 and 1."""
         return _flat(actions, len(self.shape)).float() * 2 - 1
+
+    def taken_features(self, outputs: Tensor) -> Tensor:
+        """Returns the (…, C) expectations of -1 and 1."""
+        return self.decode(outputs).sigmoid() * 2 - 1
 
     def losses(self, outputs: Tensor, actions: Tensor) -> Tensor:
         """Returns the (…,) sum of the C cross-entropies, in nats."""

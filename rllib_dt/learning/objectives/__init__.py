@@ -9,6 +9,7 @@ from rllib_dt.learning.objectives.action import ActionObjective
 from rllib_dt.learning.objectives.base import Objective, Term
 from rllib_dt.learning.objectives.max_return import MaxReturnObjective
 from rllib_dt.learning.objectives.next_step import ReturnObjective, StateObjective
+from rllib_dt.learning.objectives.q_value import QValueObjective
 
 __all__ = ["OBJECTIVES", "Objective", "Term", "objectives_in"]
 
@@ -17,6 +18,7 @@ OBJECTIVES: tuple[type[Objective], ...] = (
     StateObjective,
     ReturnObjective,
     MaxReturnObjective,
+    QValueObjective,
 )
 """All objectives; the first is the Decision Transformer's own, which is always on."""
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rllib_dt.episodes.windows import Window
 from rllib_dt.network.network import DecisionTransformer
-from rllib_dt.types import Batch
+from rllib_dt.types import Batch, State
 
 if TYPE_CHECKING:
     from rllib_dt.learning.learner import DTTorchLearner
@@ -45,10 +45,12 @@ class Objective(ABC):
     Attributes:
         name: under which its mean is reported.
         predicts_next: it reads the outputs of the last block at every token, not only at states.
+        reads_outcomes: it reads a window's rewards, terminations and episode returns.
     """
 
     name: ClassVar[str]
     predicts_next: ClassVar[bool] = False
+    reads_outcomes: ClassVar[bool] = False
 
     def __init__(self, network: DecisionTransformer, weight: float, learner: "DTTorchLearner"):
         self.network, self.weight, self.learner = network, weight, learner
@@ -71,6 +73,18 @@ class Objective(ABC):
             outputs: of the module's `forward_train`, (B, K, …) each.
             window: B windows of K steps, on the learner's device.
         """
+
+    def metrics(self) -> dict[str, float]:
+        """Returns what each result reports of it besides its mean; the same on every learner."""
+        return {}
+
+    def state(self) -> State:
+        """Returns what it has learned beside the network, for a checkpoint: values and arrays."""
+        return {}
+
+    def set_state(self, state: State) -> None:
+        """Restores `state()`."""
+        assert not state, f"{type(self).__name__} keeps nothing"
 
     def count(self, window: Window) -> Tensor:
         """Returns the () number of steps in the sum; the valid ones by default."""

@@ -12,15 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from rllib_dt.episodes.windows import Window
+from rllib_dt.learning.expectiles import expectile_losses
 from rllib_dt.learning.objectives.base import Objective
 from rllib_dt.learning.rl_module import MAX_RETURN_OUTPUTS
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.types import Batch
-
-
-def expectile_losses(errors: Tensor, expectile: float) -> Tensor:
-    """Returns |m - 1(u < 0)| u² for each error u."""
-    return torch.where(errors < 0, 1 - expectile, expectile) * errors.square()
 
 
 class MaxReturnObjective(Objective):
