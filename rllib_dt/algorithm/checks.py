@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
 import numpy as np
 from ray.rllib.utils.schedules.scheduler import Scheduler
 
@@ -13,6 +14,7 @@ from rllib_dt.episodes.targets import MAX, target_value
 from rllib_dt.formats import canonical, steps
 from rllib_dt.spaces import composites
 from rllib_dt.spaces.leaves import UnsupportedSpaceError
+from rllib_dt.spaces.trees import leaves
 
 if TYPE_CHECKING:
     from rllib_dt.algorithm.config import DTConfig
@@ -51,6 +53,15 @@ def check_spaces(config: "DTConfig") -> None:
         config.refuse(str(error))
         return
     model = config.dt_model_config
+    acted = leaves(config.action_space).values()
+    if model.action_distribution != "deterministic" and not any(
+        isinstance(leaf, gym.spaces.Box) for leaf in acted
+    ):
+        config.refuse(
+            f"DTModelConfig(action_distribution={model.action_distribution!r}) is of actions that "
+            f"are numbers, and {config.action_space} has none; leave it out: categories and bits "
+            "have probabilities in any case"
+        )
     read = config.observation_space, model.image_encoder, model.choice
     if model.normalize_images and not composites.image_leaves(*read):
         config.refuse(

@@ -63,6 +63,9 @@ class DTSettings(AlgorithmConfig):
         self.temperature: float | None = None
         self.ema_decay: float | None = None
         self.max_return_expectile: float | None = None
+        self.initial_alpha = 0.1
+        self.target_entropy: float | None = None
+        self.alpha_lr = 1e-4
         self.q_weight = 0.0
         self.critic_updates = 20_000
         self.critic_expectile = 0.7
@@ -105,6 +108,9 @@ class DTSettings(AlgorithmConfig):
         delayed_reward: bool = NotProvided,
         ema_decay: float | None = NotProvided,
         max_return_expectile: float | None = NotProvided,
+        initial_alpha: float = NotProvided,
+        target_entropy: float | None = NotProvided,
+        alpha_lr: float = NotProvided,
         q_weight: float = NotProvided,
         critic_updates: int = NotProvided,
         critic_expectile: float = NotProvided,
@@ -139,6 +145,10 @@ class DTSettings(AlgorithmConfig):
             max_return_expectile: learn the largest return that the data show from each step, as
                 this expectile of the returns-to-go, such as 0.99;
                 `evaluation(target_returns=["max"])` then asks for it at every step.
+            initial_alpha, target_entropy, alpha_lr: of the entropy bonus of
+                `DTModelConfig(action_distribution="squashed_gaussian")`, as RLlib's SAC names
+                them: its weight at first, the entropy that it is moved towards (in nats, of
+                actions in [-1, 1]; None takes minus the number of components), and how fast.
             q_weight: improve on the recorded actions: weighs the value of the policy's own actions,
                 which the loss subtracts, most for windows of the worst trajectories, not at all
                 for those of the best. A critic is learned first, by implicit Q-learning, in the
@@ -170,6 +180,9 @@ class DTSettings(AlgorithmConfig):
             delayed_reward=delayed_reward,
             ema_decay=ema_decay,
             max_return_expectile=max_return_expectile,
+            initial_alpha=initial_alpha,
+            target_entropy=target_entropy,
+            alpha_lr=alpha_lr,
             q_weight=q_weight,
             critic_updates=critic_updates,
             critic_expectile=critic_expectile,

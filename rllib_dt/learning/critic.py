@@ -5,7 +5,6 @@ action is ever valued that was not recorded. Settings are those of the paper's l
 """
 
 import copy
-from typing import Any
 
 import torch
 from ray.rllib.utils.numpy import convert_to_numpy
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from rllib_dt.episodes.windows import Window
 from rllib_dt.learning.expectiles import expectile_losses
+from rllib_dt.learning.optimizer_state import moments, set_moments
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.types import State, Tree
 
@@ -192,8 +192,8 @@ class Critic:
         """Returns weights and optimisers, as numpy arrays."""
         modules = {"q": self.q, "target": self.target, "value": self.value}
         return {
-            **{name: _arrays(module.state_dict()) for name, module in modules.items()},
-            "moments": {n: _arrays(o.state_dict()["state"]) for n, o in self._optimizers.items()},
+            **{name: convert_to_numpy(m.state_dict()) for name, m in modules.items()},
+            "moments": {name: moments(opt) for name, opt in self._optimizers.items()},
         }
 
     def set_state(self, state: State) -> None:
@@ -201,8 +201,7 @@ class Critic:
         for name, module in (("q", self.q), ("target", self.target), ("value", self.value)):
             module.load_state_dict(convert_to_torch_tensor(state[name]))
         for name, optimizer in self._optimizers.items():
-            moments = convert_to_torch_tensor(state["moments"][name])
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+            set_moments(optimizer, state["moments"][name])
 
     def _inputs(self, window: Window) -> Tree:
         if self._network.reads_only_numbers:
@@ -214,8 +213,3 @@ class Critic:
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-
-
-def _arrays(state: Any) -> State:
-    arrays: State = convert_to_numpy(state)
-    return arrays

@@ -14,7 +14,7 @@ from rllib_dt.episodes.statistics import Normalization
 from rllib_dt.learning.learner import DTTorchLearner
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.policy.folders import has_normalization, load_pretrained
-from rllib_dt.policy.weight_values import normalize_by
+from rllib_dt.policy.weight_values import ESTIMATE, SPREAD, normalize_by
 from rllib_dt.spaces.descriptions import same_space
 from rllib_dt.spaces.trees import map_tree
 from rllib_dt.types import LearnerGroup
@@ -110,8 +110,8 @@ class TakeOver:
     def __call__(self, network: DecisionTransformer) -> None:
         own = network.state_dict()
         state = {name: torch.as_tensor(value) for name, value in self._state.items()}
-        # an estimate of returns may be new, and learned from here on
-        parts = ("action_head.", "estimate_return.")
+        # an estimate of returns, or a spread of actions, may be new, and learned from here on
+        parts = ("action_head.", ESTIMATE, SPREAD)
         kept = {name for name in own if name.startswith(parts)} - state.keys()
         if "backbone.wte" in own:  # never read, and of another size with another `vocab_size`
             kept.add("backbone.wte")

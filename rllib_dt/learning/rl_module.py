@@ -13,11 +13,12 @@ from torch import nn
 
 from rllib_dt.episodes.windows import Window
 from rllib_dt.learning.averages import AveragedWeights
+from rllib_dt.learning.distributions import distribution_of
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.policy.context import ASKED_RETURNS, steps_from_columns
 from rllib_dt.policy.policy import Policy
-from rllib_dt.spaces.trees import unflatten
+from rllib_dt.spaces.trees import flatten, unflatten
 from rllib_dt.types import Batch, State
 
 STATE_OUTPUTS, RETURN_OUTPUTS, MAX_RETURN_OUTPUTS = (
@@ -36,7 +37,9 @@ class DTTorchRLModule(TorchRLModule):
     `forward_exploration` return `actions` (B, …) for each window's last step, in the environment's
     units, nested like the action space; with `estimates_return` also `asked_returns` (B,), its
     return-to-go. They differ only if the head can sample: the first takes
-    the likeliest action, the second draws one.
+    the likeliest action, the second draws one, and returns `action_dist_inputs` (B, size) and
+    `action_logp` (B,) with it: the log-probability of what it drew at temperature 1 (of numbers
+    with `action_distribution="squashed_gaussian"` the log-density, of actions in [-1, 1]).
 
     With `attention="window"` and the columns of `NewSteps` in the batch, only the new steps are
     computed, and their keys and values stay in this module, by slot. They are not part of its
@@ -64,6 +67,8 @@ class DTTorchRLModule(TorchRLModule):
         for head in (network.predict_state, network.predict_return, network.estimate_return):
             if head is not None:
                 head.requires_grad_(False)
+        if network.action_head.has_log_probs:
+            self.action_dist_cls = distribution_of(self.action_space)
         self._policy = Policy(self.network)
         self._train_outputs: Callable[[Window], Batch] = self._outputs
 
@@ -114,7 +119,13 @@ class DTTorchRLModule(TorchRLModule):
 
     @override(TorchRLModule)
     def _forward_exploration(self, batch: Batch, **kwargs: Any) -> Batch:
-        return self._actions(batch, temperature=self.temperature)
+        found = self._actions(batch, temperature=self.temperature)
+        head, outputs = self.network.action_head, self._policy.outputs
+        if head.has_log_probs and outputs is not None:
+            acted = flatten(self.action_space, found[Columns.ACTIONS])
+            found[Columns.ACTION_DIST_INPUTS] = outputs
+            found[Columns.ACTION_LOGP] = head.log_probs(outputs, acted)
+        return found
 
     def _actions(self, batch: Batch, *, temperature: float) -> Batch:
         try:

@@ -20,6 +20,7 @@ _BOOLEANS = (
     "estimates_return",
 )
 ATTENTIONS = ("context", "window")
+DISTRIBUTIONS = ("deterministic", "squashed_gaussian")
 ACTIVATIONS = (
     "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
     "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "prelu",
@@ -40,11 +41,11 @@ class DTModelConfig:
     """Settings of `DecisionTransformer`, named as in Hugging Face's `DecisionTransformerConfig`.
 
     `context_length`, `attention`, `segment_length`, `image_encoder`, `normalize_images`,
-    `condition_on_return`, `embed_layer_norm`, `estimates_return`, `ignore`, `encoders` and
-    `pretrained` are ours. The
-    other defaults are Hugging Face's, except that `n_positions` is None: the paper adds no position
-    embedding besides the timestep's (Chen et al. 2021, §3). Hugging Face's models have 1024, and
-    use row 0 for every token; see `rllib_dt.policy.folders`.
+    `condition_on_return`, `embed_layer_norm`, `estimates_return`, `action_distribution`, `ignore`,
+    `encoders` and `pretrained` are ours. The other defaults are Hugging Face's, except that
+    `n_positions` is None: the paper adds no position embedding besides the timestep's (Chen et al.
+    2021, §3). Hugging Face's models have 1024, and use row 0 for every token; see
+    `rllib_dt.policy.folders`.
 
     Attributes:
         context_length: K, the number of steps that attention spans; 3K tokens (see
@@ -86,6 +87,10 @@ class DTModelConfig:
             Some public checkpoints have none.
         estimates_return: estimate the largest return that the data show from each step, so that
             "max" can be asked for; set by `training(max_return_expectile=…)`.
+        action_distribution: of actions that are numbers: "deterministic", one action each, or
+            "squashed_gaussian", a normal distribution squashed by a tanh, which is learned by
+            likelihood with an entropy bonus and can be sampled. Categories and bits have
+            probabilities in any case.
         ignore: leaves of a composite observation that are left out, by path: "mission", or
             "robot/name" of a Dict within a Dict.
         encoders: an encoder of one's own for some leaves of an observation, by path:
@@ -117,6 +122,7 @@ class DTModelConfig:
     condition_on_return: bool = True
     embed_layer_norm: bool = True
     estimates_return: bool = False
+    action_distribution: Literal["deterministic", "squashed_gaussian"] = "deterministic"
     ignore: tuple[str, ...] = ()
     encoders: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -178,6 +184,15 @@ class DTModelConfig:
                 f"activation_function={self.activation_function!r} is not one of {ACTIVATIONS}"
             )
 
+        if self.action_distribution not in DISTRIBUTIONS:
+            raise ValueError(
+                f"action_distribution={self.action_distribution!r} is not one of {DISTRIBUTIONS}"
+            )
+        if self.action_distribution == "squashed_gaussian" and not self.action_tanh:
+            raise ValueError(
+                'action_distribution="squashed_gaussian" squashes actions by a tanh; leave '
+                "action_tanh at True"
+            )
         if self.estimates_return and not self.condition_on_return:
             raise ValueError(
                 "estimates_return=True needs returns, which condition_on_return=False drops; leave "

@@ -342,7 +342,9 @@ class DecisionTransformer(ExactBuffers):
             self._numbers[path] = slice(S, S + count)
             S += count
         self._has_mask = ACTION_MASK in leaves(observation_space, config.ignore)
-        self.action_head = head_of_space(action_space, tanh=config.action_tanh)
+        self.action_head = head_of_space(
+            action_space, tanh=config.action_tanh, distribution=config.action_distribution
+        )
         self.embed_timestep = nn.Embedding(config.max_ep_len, D)
         self.embed_return = nn.Linear(1, D) if config.condition_on_return else None
         self.embed_state = encoder_of_space(
@@ -367,6 +369,10 @@ class DecisionTransformer(ExactBuffers):
         if config.estimates_return:
             with torch.random.fork_rng(devices=[]):  # the other initial weights stay the same
                 self.estimate_return = ReturnEstimate(D)
+        self.predict_log_std = None
+        if self.action_head.spread_size:
+            with torch.random.fork_rng(devices=[]):
+                self.predict_log_std = nn.Linear(D, self.action_head.spread_size)
         # the number of tokens that a token attends to, itself included; None for all
         self.band = T * config.context_length if config.attention == "window" else None
         self.register_buffer("observation_mean", torch.zeros(S))
@@ -493,6 +499,9 @@ class DecisionTransformer(ExactBuffers):
             steps: which Q steps.
         """
         outputs = self.action_head.squash(self.predict_action(tokens))
+        if self.predict_log_std is not None:
+            spread = self.action_head.log_std(self.predict_log_std(tokens))
+            outputs = torch.cat([outputs, spread], dim=-1)
         if not self._has_mask:
             return outputs
         legal = window.observations[ACTION_MASK][:, steps] != 0
@@ -621,11 +630,12 @@ class DecisionTransformer(ExactBuffers):
         Returns:
             The actions, and (B,) the last step's returns-to-go, in reward units.
         """
-        outputs, asked = self._last_outputs(window)
+        outputs, asked = self.last_outputs(window)
         actions = self.action_head.act(outputs[:, 0], temperature=temperature, generator=generator)
         return actions, asked
 
-    def _last_outputs(self, window: Window) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def last_outputs(self, window: Window) -> tuple[Tensor, Tensor]:
         """Returns the head's outputs at the last step, (B, 1, size), and its (B,) return-to-go.
 
         With an estimate of returns, the tokens before R_t are computed first and kept, so that no
@@ -720,13 +730,15 @@ class DecisionTransformer(ExactBuffers):
         generator: torch.Generator | None = None,
     ) -> tuple[Tree, Tensor]:
         """Picks actions as `step` does; also returns what was asked for, as `act_and_ask`."""
-        outputs, asked = self._step_outputs(cache, slots, window)
+        outputs, asked = self.step_outputs(cache, slots, window)
         actions = self.action_head.act(outputs[:, 0], temperature=temperature, generator=generator)
         return actions, asked
 
-    def _step_outputs(
+    @torch.no_grad()
+    def step_outputs(
         self, cache: RollingCache, slots: Tensor, window: Window
     ) -> tuple[Tensor, Tensor]:
+        """Returns what `last_outputs` does, from new steps of B running episodes; see `step`."""
         # the new tokens: a of the previous step, R and s of the current one
         T = self.config.tokens_per_step
         tokens = self.embed(window)[:, T - 1 : 2 * T - 1]

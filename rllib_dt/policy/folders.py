@@ -44,7 +44,7 @@ from rllib_dt.policy.weight_names import (
     to_theirs,
     with_their_names,
 )
-from rllib_dt.policy.weight_values import ESTIMATE, WTE, fill, is_own, normalize_by
+from rllib_dt.policy.weight_values import ESTIMATE, SPREAD, WTE, fill, is_own, normalize_by
 from rllib_dt.spaces.descriptions import describe_space, space_from_description
 from rllib_dt.types import JsonObject
 
@@ -59,7 +59,7 @@ SHARED_SETTINGS = (
 
 _OWN_SETTINGS = (
     "context_length", "attention", "segment_length", "n_positions", "action_tanh",
-    "embed_layer_norm", "estimates_return",
+    "embed_layer_norm", "estimates_return", "action_distribution",
 )  # fmt: skip
 _CONFIG, _OURS_JSON, _OURS_TENSORS = "config.json", "rllib_dt.json", "rllib_dt.safetensors"
 SYNONYMS = {
@@ -142,8 +142,11 @@ def load_pretrained(
     if has_normalization(folder):
         own = current_names(read_safetensors(folder / _OURS_TENSORS))
         wanted = {name for name in network.state_dict() if is_own(name)}
-        if not ours.get("estimates_return"):  # asked for here, and learned from here on
-            wanted = {name for name in wanted if not name.startswith(ESTIMATE)}
+        # parts that are asked for here, and learned from here on
+        new: tuple[str, ...] = () if ours.get("estimates_return") else (ESTIMATE,)
+        if ours.get("action_distribution", _DEFAULTS.action_distribution) == "deterministic":
+            new += (SPREAD,)
+        wanted = {name for name in wanted if not name.startswith(new)}
         absent = wanted - own.keys()
         if absent:
             raise WeightsError(f"{folder / _OURS_TENSORS} lacks {sorted(absent)}; write it again")
@@ -162,7 +165,8 @@ def save_pretrained(network: DecisionTransformer, folder: str | Path) -> None:
     """Writes a folder that both `transformers` and `load_pretrained` can read.
 
     A round trip, from either side, changes no bit of any weight. To `transformers`, a Discrete
-    space's actions are one-hot vectors and its `action_preds` are logits, a network with
+    space's actions are one-hot vectors and its `action_preds` are logits, a stochastic policy has
+    its likeliest actions, a network with
     `attention="window"` attends to everything it is given, and one without a layer norm on its
     embeddings gets one.
     """

@@ -23,12 +23,14 @@ class Policy:
         version: changes when the cache becomes invalid; see `Contexts.steps`.
         asked: (B,) the returns-to-go of the last actions, where the network may estimate them
             (`estimates_return`); otherwise None.
+        outputs: (B, …) the action head's outputs behind the last actions; None before the first.
     """
 
     def __init__(self, network: DecisionTransformer):
         self.network = network
         self.version = 0
         self.asked: Tensor | None = None
+        self.outputs: Tensor | None = None
         self._cache: RollingCache | None = None
 
     def forget(self) -> None:
@@ -52,31 +54,26 @@ class Policy:
         Returns:
             (B, …) actions in the environment's units; a tree.
         """
-        if not isinstance(steps, Window):
-            return self._catch_up(steps, temperature, generator)
-        if self.network.estimate_return is None:
-            return self.network.act(steps, temperature=temperature, generator=generator)
-        actions, self.asked = self.network.act_and_ask(
-            steps, temperature=temperature, generator=generator
-        )
-        return actions
+        network = self.network
+        if isinstance(steps, Window):
+            outputs, asked = network.last_outputs(steps)
+        else:
+            outputs, asked = self._catch_up(steps)
+        self.outputs = outputs[:, 0]
+        self.asked = None if network.estimate_return is None else asked
+        with torch.no_grad():
+            return network.action_head.act(
+                self.outputs, temperature=temperature, generator=generator
+            )
 
-    def _catch_up(
-        self, new: NewSteps, temperature: float, generator: torch.Generator | None
-    ) -> Tree:
+    def _catch_up(self, new: NewSteps) -> tuple[Tensor, Tensor]:
         """Feeds new steps one by one; the last one is new to every episode."""
         cache = self._cache_for(int(new.slots.max()) + 1)
         num_steps = new.window.mask.shape[1] - 1
         for step in range(num_steps - 1):
             rows = new.counts >= num_steps - step
-            self.network.step(cache, new.slots[rows], new.window[rows, step : step + 2])
-        last = cache, new.slots, new.window[:, num_steps - 1 :]
-        if self.network.estimate_return is None:
-            return self.network.step(*last, temperature=temperature, generator=generator)
-        actions, self.asked = self.network.step_and_ask(
-            *last, temperature=temperature, generator=generator
-        )
-        return actions
+            self.network.step_outputs(cache, new.slots[rows], new.window[rows, step : step + 2])
+        return self.network.step_outputs(cache, new.slots, new.window[:, num_steps - 1 :])
 
     def _cache_for(self, num_slots: int) -> RollingCache:
         if self._cache is None:

@@ -15,16 +15,19 @@ logger = logging.getLogger(__name__)
 
 _NORMALIZATION = ("observation_mean", "observation_std", "return_scale")
 _HEAD = "action_head."
-ESTIMATE = "estimate_return."
-"""Names of the weights that estimate returns begin so."""
+ESTIMATE, SPREAD = "estimate_return.", "predict_log_std."
+"""Names of the weights begin so that estimate returns, and how far actions spread."""
 
 WTE = "backbone.wte"
 """The name of the word embedding, which only some of their models read."""
 
 
 def is_own(name: str) -> bool:
-    """Returns whether a value is of what their folders lack: normalisation, bounds, estimate."""
-    return name in _NORMALIZATION or name.startswith((_HEAD, ESTIMATE))
+    """Returns whether a value is of what their folders lack.
+
+    That is the normalisation, bounds, the estimate of returns and the spread of actions.
+    """
+    return name in _NORMALIZATION or name.startswith((_HEAD, ESTIMATE, SPREAD))
 
 
 def fill(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rllib_dt.spaces.encoders import module_name
-from rllib_dt.spaces.heads import ActionHead, action_head
+from rllib_dt.spaces.heads import ActionHead, Distribution, action_head
 from rllib_dt.spaces.trees import leaves
 from rllib_dt.types import Tree
 
@@ -18,7 +18,8 @@ _LEAF_LOSS = "action_loss"
 class CompositeHead(ActionHead):
     """Actions of several leaves, each predicted by a head of its own from the same state token.
 
-    Features and outputs are those of the leaves, one after another. The loss is the sum of the
+    Features and outputs are those of the leaves, one after another; then the leaves' spreads, in
+    the same order. The loss is the sum of the
     leaves' losses. Metrics are the leaves', each with the leaf's path at its end, and so are their
     losses: "action_loss/gripper".
 
@@ -32,6 +33,9 @@ class CompositeHead(ActionHead):
         self.heads = nn.ModuleDict({module_name(path): head for path, head in heads.items()})
         self._sizes = [head.size for head in heads.values()]
         self.size = sum(self._sizes)
+        self._spreads = [head.spread_size for head in heads.values()]
+        self.spread_size = sum(self._spreads)
+        self.has_log_probs = all(head.has_log_probs for head in heads.values())
         self.squashes = any(head.squashes for head in heads.values())
         self.metric_names = tuple(
             f"{name}/{path}"
@@ -50,6 +54,27 @@ class CompositeHead(ActionHead):
     def decode(self, outputs: Tensor) -> Tensor:
         """Converts each leaf's part of (…, size)."""
         return torch.cat([head.decode(part) for _, head, part in self._parts(outputs)], dim=-1)
+
+    def log_std(self, raw: Tensor) -> Tensor:
+        """Maps each leaf's part of (…, spread_size)."""
+        parts = torch.split(raw, self._spreads, dim=-1)
+        pairs = zip(self._leaves(), parts, strict=True)
+        return torch.cat([h.log_std(part) for (_, h), part in pairs if h.spread_size], dim=-1)
+
+    def log_probs(self, outputs: Tensor, actions: Tree) -> Tensor:
+        """Returns the (…,) sum of the leaves' log-probabilities."""
+        total = torch.zeros(outputs.shape[:-1], device=outputs.device)
+        for path, head, part in self._parts(outputs):
+            total = total + head.log_probs(part, actions[path])
+        return total
+
+    def entropies(self, outputs: Tensor) -> Tensor:
+        """Returns the (…,) sum over the leaves that have a spread."""
+        total = torch.zeros(outputs.shape[:-1], device=outputs.device)
+        for _, head, part in self._parts(outputs):
+            if head.spread_size:
+                total = total + head.entropies(part)
+        return total
 
     def losses(self, outputs: Tensor, actions: Tree) -> Tensor:
         """Returns the (…,) sum of the leaves' losses."""
@@ -100,14 +125,20 @@ class CompositeHead(ActionHead):
         return zip(self._paths, heads, strict=True)
 
     def _parts(self, outputs: Tensor) -> Iterator[tuple[str, ActionHead, Tensor]]:
-        parts = torch.split(outputs, self._sizes, dim=-1)
-        for (path, head), part in zip(self._leaves(), parts, strict=True):
-            yield path, head, part
+        has_spread = outputs.shape[-1] > self.size  # the last layer's own result has none yet
+        spreads = self._spreads if has_spread else [0] * len(self._sizes)
+        parts = torch.split(outputs, [*self._sizes, *spreads], dim=-1)
+        means, rest = parts[: len(spreads)], parts[len(spreads) :]
+        for (path, head), mean, spread in zip(self._leaves(), means, rest, strict=True):
+            yield path, head, torch.cat([mean, spread], dim=-1) if spread.shape[-1] else mean
 
 
-def head_of_space(space: gym.Space, *, tanh: bool) -> ActionHead:
+def head_of_space(
+    space: gym.Space, *, tanh: bool, distribution: Distribution = "deterministic"
+) -> ActionHead:
     """Returns the head of an action space, composite or not; see `action_head`."""
-    found = leaves(space)
-    if list(found) == [""]:
-        return action_head(space, tanh=tanh)
-    return CompositeHead({path: action_head(leaf, tanh=tanh) for path, leaf in found.items()})
+    heads = {
+        path: action_head(leaf, tanh=tanh, distribution=distribution)
+        for path, leaf in leaves(space).items()
+    }
+    return heads[""] if list(heads) == [""] else CompositeHead(heads)

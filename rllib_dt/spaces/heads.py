@@ -7,6 +7,7 @@ linear layers; a head determines their width.
 
 from abc import ABC, abstractmethod
 from functools import singledispatch
+from typing import Literal
 
 import gymnasium as gym
 import numpy as np
@@ -26,11 +27,16 @@ class ActionHead(ExactBuffers, ABC):
         size: the number of an action's features, and of the network's outputs for it.
         squashes: whether outputs pass through a tanh.
         metric_names: the names of the metrics in `metric_sums`.
+        spread_size: the number of further outputs, behind the others, that say how far actions
+            spread; see `log_std`.
+        has_log_probs: whether actions have probabilities, or densities.
     """
 
     size: int
     squashes: bool
     metric_names: tuple[str, ...]
+    spread_size: int = 0
+    has_log_probs: bool = False
 
     @abstractmethod
     def features(self, actions: Tree) -> Tensor:
@@ -39,6 +45,26 @@ class ActionHead(ExactBuffers, ABC):
     @abstractmethod
     def squash(self, raw: Tensor) -> Tensor:
         """Maps the last linear layer's result, (…, size), to outputs in the head's own range."""
+
+    def log_std(self, raw: Tensor) -> Tensor:
+        """Maps the last layer's (…, spread_size) result to outputs."""
+        raise NotImplementedError(f"{type(self).__name__} has no spread")
+
+    def log_probs(self, outputs: Tensor, actions: Tree) -> Tensor:
+        """Returns (…,) log-probabilities of actions in the environment's units.
+
+        Raises:
+            NotImplementedError: `has_log_probs` is False.
+        """
+        raise NotImplementedError(f"{type(self).__name__}'s actions are not drawn")
+
+    def entropies(self, outputs: Tensor) -> Tensor:
+        """Returns (…,) estimates of the entropy of the leaves with a spread, with a gradient.
+
+        Raises:
+            NotImplementedError: `spread_size` is 0.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no spread")
 
     @abstractmethod
     def decode(self, outputs: Tensor) -> Tensor:
@@ -61,7 +87,7 @@ class ActionHead(ExactBuffers, ABC):
         Args:
             outputs: (…, size).
             temperature: 0 takes the likeliest; otherwise categories are drawn, from logits that are
-                divided by it.
+                divided by it, and numbers with a spread that is multiplied by it.
             generator: draws; torch's global one by default.
         """
 
@@ -177,13 +203,20 @@ class BoxHead(ActionHead):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Returns actions within the bounds; deterministic at any temperature."""
-        actions = self.decode(outputs).clamp(self.low, self.high)
+        return self.shaped(self.decode(outputs).clamp(self.low, self.high))
+
+    def shaped(self, actions: Tensor) -> Tensor:
+        """Gives (…, A) actions the space's shape."""
         return _shaped(actions, self._shape)
 
     def taken_features(self, outputs: Tensor) -> Tensor:
         """Returns the (…, A) features of the actions, clamped to the bounds."""
-        actions = self.decode(outputs).clamp(self.low, self.high)
-        return (actions - self.middle) / self.half_range
+        return self.within_bounds(outputs)
+
+    def within_bounds(self, unit: Tensor) -> Tensor:
+        """Clamps (…, A) in the head's unit to the bounds."""
+        actions = unit.to(self.middle.dtype) * self.spread + self.middle
+        return (actions.clamp(self.low, self.high) - self.middle) / self.half_range
 
     @property
     def are_choices(self) -> Tensor:
@@ -218,8 +251,13 @@ class LogitsHead(ActionHead):
     """
 
     squashes = False
+    has_log_probs = True
     metric_names = ("action_accuracy",)
     shape: tuple[int, ...] = ()
+
+    def log_probs(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """Returns the (…,) log-probabilities: the losses, negative."""
+        return -self.losses(outputs, actions)
 
     def squash(self, raw: Tensor) -> Tensor:
         """Returns the (…, size) logits unchanged."""
@@ -391,13 +429,19 @@ class MultiBinaryHead(LogitsHead):
         return _shaped(ones.to(torch.int8), self.shape)
 
 
+Distribution = Literal["deterministic", "squashed_gaussian"]
+
+
 @singledispatch
-def action_head(space: gym.Space, *, tanh: bool) -> ActionHead:
+def action_head(
+    space: gym.Space, *, tanh: bool, distribution: Distribution = "deterministic"
+) -> ActionHead:
     """Returns the head of an action leaf.
 
     Args:
         space: the leaf.
         tanh: squash the outputs of bounded numbers (`DTModelConfig.action_tanh`).
+        distribution: of numbers (`DTModelConfig.action_distribution`).
 
     Raises:
         UnsupportedSpaceError: there is no head for the space.
@@ -407,21 +451,29 @@ def action_head(space: gym.Space, *, tanh: bool) -> ActionHead:
 
 
 @action_head.register
-def _(space: gym.spaces.Box, *, tanh: bool) -> ActionHead:
+def _(
+    space: gym.spaces.Box, *, tanh: bool, distribution: Distribution = "deterministic"
+) -> ActionHead:
+    from rllib_dt.spaces.gaussian_head import SquashedGaussianHead  # which derives from BoxHead
+
     check_action_space(space)
-    return BoxHead(space, tanh=tanh)
+    return (
+        BoxHead(space, tanh=tanh)
+        if distribution == "deterministic"
+        else SquashedGaussianHead(space)
+    )
 
 
 @action_head.register
-def _(space: gym.spaces.Discrete, *, tanh: bool) -> ActionHead:
+def _(space: gym.spaces.Discrete, **_: object) -> ActionHead:
     return DiscreteHead(space)
 
 
 @action_head.register
-def _(space: gym.spaces.MultiDiscrete, *, tanh: bool) -> ActionHead:
+def _(space: gym.spaces.MultiDiscrete, **_: object) -> ActionHead:
     return MultiDiscreteHead(space)
 
 
 @action_head.register
-def _(space: gym.spaces.MultiBinary, *, tanh: bool) -> ActionHead:
+def _(space: gym.spaces.MultiBinary, **_: object) -> ActionHead:
     return MultiBinaryHead(space)

@@ -7,6 +7,7 @@ from typing import Any
 
 from rllib_dt.learning.objectives.action import ActionObjective
 from rllib_dt.learning.objectives.base import Objective, Term
+from rllib_dt.learning.objectives.entropy import EntropyObjective
 from rllib_dt.learning.objectives.max_return import MaxReturnObjective
 from rllib_dt.learning.objectives.next_step import ReturnObjective, StateObjective
 from rllib_dt.learning.objectives.q_value import QValueObjective
@@ -17,6 +18,7 @@ OBJECTIVES: tuple[type[Objective], ...] = (
     ActionObjective,
     StateObjective,
     ReturnObjective,
+    EntropyObjective,
     MaxReturnObjective,
     QValueObjective,
 )
