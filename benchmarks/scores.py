@@ -73,7 +73,7 @@ PENDULUM_SHORT: dict[str, Any] = {
 """Settings with which a short context keeps the condition; see docs/log.md."""
 
 
-Q_WEIGHT = 10.0
+Q_WEIGHT = 40.0
 """The weight of the Q term in every row of the tables."""
 
 
@@ -99,9 +99,9 @@ def _averaged(config: DTConfig, **training: Any) -> Job:
 
 
 def _improved(config: DTConfig, updates: int, episodes: int, **training: Any) -> Job:
-    """Returns the job with the Q term, whose one weight is that of every row."""
+    """Returns the job with the Q term, and with "max" beside its own targets."""
     config = config.training(q_weight=Q_WEIGHT, **training)
-    return Job(config=config, updates=updates, episodes=episodes)
+    return _asked_for_the_most(config, updates, episodes)
 
 
 def _short_hopper(data: list[str], change: Callable[[DTConfig], DTConfig]) -> Job:
@@ -151,8 +151,15 @@ JOBS: dict[str, Callable[[list[str]], Job]] = {
     "hopper-averaged": lambda data: _averaged(hopper_dt.make_config(data)),
     "hopper-averaged-constant": lambda data: _averaged(hopper_dt.make_config(data), lr=1e-3),
     "halfcheetah-averaged": lambda data: _averaged(halfcheetah_dt.make_config(data)),
-    "halfcheetah-q": lambda data: _improved(halfcheetah_dt.make_config(data), 5000, 10),
-    "hopper-q": lambda data: _improved(hopper_dt.make_config(data), 5000, 10),
+    "halfcheetah-q": lambda data: _improved(
+        halfcheetah_dt.make_config(data), 5000, 10, ema_decay=0.999
+    ),
+    "hopper-q": lambda data: _improved(hopper_dt.make_config(data), 5000, 10, ema_decay=0.999),
+    "pendulum-q": lambda data: _improved(pendulum_dt.make_config(data), 2000, 20),
+    "key-to-door-q": lambda data: _improved(
+        key_to_door_dt.make_config(data, method="dt"), 1000, 100
+    ),
+    "minatar-q": lambda data: _improved(minatar_dt.make_config(data), 1500, 20),
     "pong": lambda data: Job(
         config=atari_dt.make_config(data), updates=2000, episodes=10, temperatures=(1.0, 0.0)
     ),

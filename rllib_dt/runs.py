@@ -40,8 +40,9 @@ from rllib_dt.policy.manifest import MANIFEST
 from rllib_dt.types import JsonObject
 
 SECTIONS = (
-    "environment", "offline_data", "model", "rl_module", "training", "evaluation", "learners",
-    "env_runners", "framework", "fault_tolerance", "resources", "debugging", "callbacks", "tune",
+    "environment", "offline_data", "model", "rl_module", "training", "evaluation", "online",
+    "learners", "env_runners", "framework", "fault_tolerance", "resources", "debugging",
+    "callbacks", "tune",
 )  # fmt: skip
 """The sections of a file of settings."""
 

@@ -238,6 +238,43 @@ def check_evaluation(config: "DTConfig") -> None:
         )
 
 
+def check_online(config: "DTConfig") -> None:
+    """Refuses settings with which a policy cannot play episodes to train on."""
+    target = config.exploration_target
+    if target is not None:
+        try:
+            check_targets([target], config.dt_model_config.estimates_return)
+        except ValueError as error:
+            config.refuse(str(error).replace("target_returns", "exploration_target"))
+    if config.rollouts_per_iteration is None:
+        return
+    asked = f"online(rollouts_per_iteration={config.rollouts_per_iteration})"
+    if evaluation_env(config) is None:
+        config.refuse(f"{asked} needs an environment to play in; set environment(env=…)")
+    if config.evaluation_parallel_to_training:
+        config.refuse(
+            f"{asked} plays on the evaluation runners, which evaluation_parallel_to_training=True "
+            "keeps busy; leave one of them out"
+        )
+    if config._env_to_module_connector is not None:
+        config.refuse(
+            f"{asked} records observations as the environment gives them, before the pieces of "
+            "env_to_module_connector change them; put them into the environment, as a wrapper"
+        )
+    try:
+        config.return_rule.check_acting()
+    except ValueError as error:
+        config.refuse(str(error))
+    if awaits_spaces(config) or config.action_space is None:
+        return
+    boxes = [v for v in leaves(config.action_space).values() if isinstance(v, gym.spaces.Box)]
+    if boxes and config.dt_model_config.action_distribution == "deterministic":
+        config.refuse(
+            f"{asked} explores by drawing actions, and these are deterministic; set "
+            'rl_module(model_config=DTModelConfig(action_distribution="squashed_gaussian"))'
+        )
+
+
 def evaluation_env(config: "DTConfig") -> Any:
     """Returns the environment of evaluations: `evaluation_config` may name another."""
     overrides = config.evaluation_config

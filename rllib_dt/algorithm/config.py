@@ -13,6 +13,7 @@ from ray.rllib.utils.annotations import override
 from rllib_dt.algorithm.checks import (
     check_evaluation,
     check_model,
+    check_online,
     check_spaces,
     check_training,
     check_values,
@@ -204,6 +205,7 @@ class DTConfig(DTSettings):
         check_model(self)
         if not self.in_evaluation:  # whose `input_` RLlib's users set to "sampler"
             check_training(self)
+            check_online(self)
         check_evaluation(self)
 
     @override(AlgorithmConfig)

@@ -25,7 +25,8 @@ from rllib_dt.algorithm.checks import evaluation_env
 from rllib_dt.algorithm.compatibility import MODULE, check_same_network
 from rllib_dt.algorithm.config import DTConfig
 from rllib_dt.algorithm.environment import awaits_spaces, completed_config
-from rllib_dt.algorithm.evaluation import VALIDATION_RESULTS, MeasuredAlgorithm
+from rllib_dt.algorithm.evaluation import VALIDATION_RESULTS
+from rllib_dt.algorithm.online import OnlineAlgorithm
 from rllib_dt.algorithm.resources import check_gpu, check_resources
 from rllib_dt.compat import check_learners, on_every_learner, repair_msgpack
 from rllib_dt.episodes.targets import target_value
@@ -47,7 +48,7 @@ from rllib_dt.types import State
 logger = logging.getLogger(__name__)
 
 
-class DT(MeasuredAlgorithm):
+class DT(OnlineAlgorithm):
     """The Decision Transformer (Chen et al. 2021, arXiv:2106.01345); `DTConfig` builds it.
 
     Attributes:
@@ -202,14 +203,19 @@ class DT(MeasuredAlgorithm):
         self.trains_policy = not self._learn_critic()
         if not self.trains_policy:
             return
-        data_iterators = self.offline_data.sample(
-            config.train_batch_size_per_learner, num_shards=config.num_learners
-        )
+        updates = config.dataset_num_iters_per_learner
+        if self.is_online:
+            data_iterators = [self.collect()] * max(1, config.num_learners)
+            updates = config.updates_per_iteration
+        else:
+            data_iterators = self.offline_data.sample(
+                config.train_batch_size_per_learner, num_shards=config.num_learners
+            )
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             results = self.learner_group.update(
                 training_data=TrainingData(data_iterators=data_iterators),
                 minibatch_size=config.train_batch_size_per_learner,
-                num_iters=config.dataset_num_iters_per_learner,
+                num_iters=updates,
                 timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 0},
             )
         self.metrics.aggregate(results, key=LEARNER_RESULTS)

@@ -41,6 +41,7 @@ _SETTERS = (
     "offline_data",
     "training",
     "evaluation",
+    "online",
     "env_runners",
     "learners",
     "fault_tolerance",
@@ -249,8 +250,8 @@ class OfflineAlgorithm(Algorithm):
             config: settings to use instead of the saved ones.
             settings: other settings by the name of the config's method that sets them, such as
                 `evaluation=dict(target_returns=[3600])`: `environment`, `offline_data`,
-                `training`, `evaluation`, `env_runners`, `learners`, `fault_tolerance`,
-                `debugging`, `reporting`, `callbacks`.
+                `training`, `evaluation`, `online`, `env_runners`, `learners`,
+                `fault_tolerance`, `debugging`, `reporting`, `callbacks`.
 
         Raises:
             CheckpointError: a file of it is missing, truncated or changed, or the settings describe

@@ -63,6 +63,12 @@ class DTSettings(AlgorithmConfig):
         self.temperature: float | None = None
         self.ema_decay: float | None = None
         self.max_return_expectile: float | None = None
+        self.rollouts_per_iteration: int | None = None
+        self.updates_per_iteration = 300
+        self.buffer_episodes = 1000
+        self.exploration_target: float | str | None = None
+        self.exploration_temperature = 1.0
+        self.offline_updates = 0
         self.initial_alpha = 0.1
         self.target_entropy: float | None = None
         self.alpha_lr = 1e-4
@@ -329,6 +335,40 @@ class DTSettings(AlgorithmConfig):
             target_returns=target_returns,
             score_reference=score_reference,
             temperature=temperature,
+        )
+
+    def online(
+        self,
+        *,
+        rollouts_per_iteration: int | None = NotProvided,
+        updates_per_iteration: int = NotProvided,
+        buffer_episodes: int = NotProvided,
+        exploration_target: float | str | None = NotProvided,
+        exploration_temperature: float = NotProvided,
+        offline_updates: int = NotProvided,
+    ) -> "Self":
+        """Configures online fine-tuning: training goes on with episodes of the policy's own.
+
+        The evaluation runners play them (`evaluation(evaluation_num_env_runners=…)`), with actions
+        that are drawn, so numbers need `DTModelConfig(action_distribution="squashed_gaussian")`.
+
+        Args:
+            rollouts_per_iteration: whole episodes played in one `train()`; None for none.
+            updates_per_iteration: updates after them, in the same `train()`.
+            buffer_episodes: the most episodes to train on: at first the data's best, which new
+                ones replace, the worst first, and then the oldest.
+            exploration_target: the return to play for, or "max"; the first of `target_returns` by
+                default. (Online DT asks for twice the target.)
+            exploration_temperature: draws the actions; see `evaluation(temperature=…)`.
+            offline_updates: the policy's updates on recorded data before this begins.
+        """
+        return self._set(
+            rollouts_per_iteration=rollouts_per_iteration,
+            updates_per_iteration=updates_per_iteration,
+            buffer_episodes=buffer_episodes,
+            exploration_target=exploration_target,
+            exploration_temperature=exploration_temperature,
+            offline_updates=offline_updates,
         )
 
     @override(AlgorithmConfig)

@@ -55,7 +55,7 @@ REFUSED = {
     ),
     "num_aggregator_actors_per_learner": _DT_IS_OFFLINE,
     "num_env_runners": (
-        _DT_IS_OFFLINE + "; set evaluation(evaluation_num_env_runners=…) for evaluation"
+        _DT_IS_OFFLINE + "; set evaluation(evaluation_num_env_runners=…), which online(…) uses too"
     ),
     "num_epochs": "set offline_data(dataset_num_iters_per_learner=…) to the updates of a train()",
     "num_gpus": "set learners(num_gpus_per_learner=…)",

@@ -81,7 +81,7 @@ class FrameStacks:
         return cls(frames, np.concatenate(first), columns[0].size)
 
     def __getitem__(self, rows: Array) -> "FrameStacks":
-        """Returns the steps where an (N,) mask is True."""
+        """Returns the steps where an (N,) mask is True, or those at given indices, in order."""
         first = self.first[rows]
         used = np.zeros(len(self.frames), bool)
         for offset in range(self.size):

@@ -109,6 +109,24 @@ class EpisodePool:
             lengths=self.lengths[episodes],
         )
 
+    def episodes(self) -> list["EpisodePool"]:
+        """Returns a pool of each episode alone; none shares an array with this one."""
+        found = []
+        stops = np.cumsum(self.lengths)
+        for number, stop in enumerate(stops.tolist()):
+            rows = np.arange(stop - self.lengths[number], stop)
+            one = slice(number, number + 1)
+            found.append(
+                EpisodePool(
+                    columns={name: column[rows] for name, column in self.columns.items()},
+                    timesteps=self.timesteps[rows],
+                    returns=self.returns[one].copy(),
+                    targets=self.targets[one].copy(),
+                    lengths=self.lengths[one].copy(),
+                )
+            )
+        return found
+
     def windows(
         self, last: Array, window_length: int, out: Mapping[str, Array] | None = None
     ) -> Window:

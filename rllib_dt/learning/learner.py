@@ -144,8 +144,9 @@ class DTTorchLearner(TorchLearner):
     def _create_iterator_if_necessary(
         self, *, training_data: TrainingData, num_iters: int, **kwargs: Any
     ) -> Iterator[MultiAgentBatch]:
-        if self._batches is None:
-            supply: Supply = training_data.data_iterators[0]
+        supply: Supply = training_data.data_iterators[0]
+        has_other_data = self._supply is None or self._supply.generation != supply.generation
+        if self._batches is None or has_other_data:
             self._warn_of_other_windows(supply)
             sampler = supply.sampler(
                 self.rank,
@@ -159,7 +160,8 @@ class DTTorchLearner(TorchLearner):
 
     def _warn_of_other_windows(self, supply: Supply) -> None:
         was_streamed = self.progress.sampler is not None
-        if self.progress.updates and was_streamed is not supply.is_streamed:
+        is_online = supply.generation > 0  # which never streams
+        if self.progress.updates and was_streamed is not supply.is_streamed and not is_online:
             ways = {True: "streamed", False: "held in memory"}
             logger.warning(
                 "the resumed run had its data %s, now it is %s, so it will draw other windows than "

@@ -47,13 +47,15 @@ class DTTorchRLModule(TorchRLModule):
 
     Attributes:
         network: the `DecisionTransformer`.
-        temperature: what `forward_exploration` divides logits by.
+        temperature: what `forward_exploration` draws with; see `ActionHead.act`.
+        generator: its draws; torch's global one by default.
         predicts_next: `forward_train` predicts the next states and returns as well.
         autocast_dtype: the dtype that `forward_train` computes in, or None for fp32.
         averages: the averaged weights, which its state then holds; None without an average.
     """
 
     temperature: float = 1.0
+    generator: torch.Generator | None = None
     predicts_next: bool = False
     autocast_dtype: torch.dtype | None = None
     averages: AveragedWeights | None = None
@@ -137,7 +139,7 @@ class DTTorchRLModule(TorchRLModule):
                 "its observations. rllib_dt.load_policy(checkpoint).actor(target_return) remembers "
                 "them for you; so does the env-to-module connector that DTConfig builds"
             ) from error
-        actions = self._policy.act(steps, temperature=temperature)
+        actions = self._policy.act(steps, temperature=temperature, generator=self.generator)
         found: Batch = {Columns.ACTIONS: unflatten(self.action_space, actions)}
         if self._policy.asked is not None:
             found[ASKED_RETURNS] = self._policy.asked

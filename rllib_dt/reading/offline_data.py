@@ -16,7 +16,7 @@ from ray.rllib.utils.annotations import override
 
 from rllib_dt.episodes.episode import DataError
 from rllib_dt.episodes.pool import EpisodePool
-from rllib_dt.episodes.samplers import Draws
+from rllib_dt.episodes.samplers import Draws, chunk_steps
 from rllib_dt.episodes.statistics import DataSummary, Normalization
 from rllib_dt.formats.remote_files import RemoteReadError
 from rllib_dt.reading.stream import ChunkRecipe, start_feeder
@@ -187,6 +187,34 @@ class DTOfflineData(OfflineData):
             DataError: the algorithm was restored without its data.
         """
         return [self.supply] * max(1, num_shards)
+
+    def best_episodes(self, count: int) -> EpisodePool:
+        """Returns the training episodes with the largest returns, as many as fit the capacity.
+
+        Streamed data is read once more.
+
+        Args:
+            count: the most episodes.
+        """
+        if isinstance(self.supply, ResidentSupply):
+            pool: EpisodePool = ray.get(self.supply.pool)
+            best = np.argsort(-pool.targets, kind="stable")[:count]
+            chosen = np.zeros(len(pool.lengths), bool)
+            chosen[best] = True
+            return pool.select(chosen)
+        assert self.recipe is not None
+        least = float(np.sort(self.returns)[-min(count, len(self.returns))])
+        passes, holdout = self.recipe.passes, self.recipe.holdout
+        if passes.min_return is None or least > passes.min_return:
+            passes = passes.best(least, share_of_ties=1.0)
+        keep = holdout.skip if holdout is not None else iter
+        kept: list[EpisodePool] = []
+        for part in passes.pools(chunk_steps(self.capacity), keep=keep, quiet=True):
+            kept.append(part)
+            if sum(map(len, kept)) > self.capacity:
+                logger.warning("the best %d episodes exceed the pool's capacity; fewer are", count)
+                break
+        return EpisodePool.concatenate(kept)
 
     def critic_supply(self) -> Supply:
         """Returns a supply of the same data whose stream, if it is one, is its own."""

@@ -23,11 +23,13 @@ class Supply(ABC):
         num_steps: steps in the data.
         return_range: the least and the largest return among the data's episodes, as training
             sees them.
+        generation: changes when the data does; learners then draw from the new supply.
     """
 
     draws: Draws
     num_steps: int
     return_range: tuple[float, float]
+    generation: int = 0
 
     @property
     @abstractmethod

@@ -17,6 +17,7 @@ from rllib_dt.rollout.jobs import (
     EpisodeResult,
     EvaluationJob,
     Outcome,
+    Recording,
     RunnerEvent,
 )
 from rllib_dt.types import ActorHandle, EnvRunnerGroup, State
@@ -45,6 +46,7 @@ def run_jobs(
     weights: State,
     *,
     call_timeout: float | None = None,
+    recording: Recording | None = None,
 ) -> Outcome:
     """Runs every job; if a runner dies or hangs, the others take over its jobs.
 
@@ -54,18 +56,24 @@ def run_jobs(
         weights: the module state to run them with.
         call_timeout: seconds that an environment's `reset` or `step` may take; a runner that shows
             no sign of life for longer is killed.
+        recording: record the episodes, with actions that are drawn; by default they are evaluated.
 
     Raises:
         RuntimeError: no runner is left, and none restarted in time.
     """
     if group.num_remote_env_runners() == 0:
-        return _run_here(group.local_env_runner, jobs, weights)
-    return _Dispatch(runner_actors(group), jobs, weights, call_timeout).run(group)
+        return _run_here(group.local_env_runner, jobs, weights, recording)
+    return _Dispatch(runner_actors(group), jobs, weights, call_timeout, recording).run(group)
 
 
-def _run_here(runner: ActorHandle, jobs: Sequence[EvaluationJob], weights: State) -> Outcome:
+def _run_here(
+    runner: ActorHandle,
+    jobs: Sequence[EvaluationJob],
+    weights: State,
+    recording: Recording | None,
+) -> Outcome:
     record = _Record(jobs)
-    for event in runner.run_jobs(jobs, weights):
+    for event in runner.run_jobs(jobs, weights, recording=recording):
         record.take(event)
     return record.outcome()
 
@@ -161,7 +169,9 @@ class _Dispatch:
         jobs: Sequence[EvaluationJob],
         weights: State,
         call_timeout: float | None,
+        recording: Recording | None,
     ):
+        self._recording = recording
         self._runners = {i: _Runner(actor) for i, actor in actors.items()}
         self._record = _Record(jobs)
         self._pending = list(jobs)
@@ -207,7 +217,7 @@ class _Dispatch:
 
     def _send(self, runner: _Runner, jobs: list[EvaluationJob], at_once: int | None) -> None:
         runner.events = runner.actor.run_jobs.options(num_returns="streaming").remote(
-            jobs, self._weights, at_once=at_once
+            jobs, self._weights, at_once=at_once, recording=self._recording
         )
         runner.jobs, runner.running = jobs, ()
         runner.has_answered, runner.last_sign = False, time.monotonic()

@@ -6,7 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import ray
+import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
@@ -14,6 +16,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
 
 from rllib_dt.compat import env_creator, notify_environment_created
+from rllib_dt.episodes.episode import Episode
 from rllib_dt.policy.context import ASKED_RETURNS
 from rllib_dt.rollout.connector import TARGET_RETURN
 from rllib_dt.rollout.environments import SLOT_ENVS, SlotEnvs, SlotFailure
@@ -22,9 +25,10 @@ from rllib_dt.rollout.jobs import (
     EpisodeFailure,
     EpisodeResult,
     EvaluationJob,
+    Recording,
     RunnerEvent,
 )
-from rllib_dt.spaces.trees import rows, unflatten
+from rllib_dt.spaces.trees import flatten, known_leaves, rows, stacked, unflatten
 from rllib_dt.types import State, Value
 
 logger = logging.getLogger(__name__)
@@ -68,7 +72,12 @@ class DTEnvRunner(SingleAgentEnvRunner):
         raise NotImplementedError("DTEnvRunner runs evaluation jobs; see `run_jobs`")
 
     def run_jobs(
-        self, jobs: Sequence[EvaluationJob], weights: State = None, *, at_once: int | None = None
+        self,
+        jobs: Sequence[EvaluationJob],
+        weights: State = None,
+        *,
+        at_once: int | None = None,
+        recording: Recording | None = None,
     ) -> Iterator[RunnerEvent]:
         """Runs every job to its end, each environment one job at a time.
 
@@ -76,6 +85,7 @@ class DTEnvRunner(SingleAgentEnvRunner):
             jobs: the episodes to run.
             weights: a module state to load first; None keeps the current one.
             at_once: the most episodes to run at a time; by default one in each environment.
+            recording: record the episodes, with actions that are drawn.
 
         Yields:
             Each job's result or failure as soon as it is known, and signs of life in between.
@@ -84,7 +94,13 @@ class DTEnvRunner(SingleAgentEnvRunner):
             self.module.set_state(weights)
         # otherwise RLlib would set the mode and restore it at every step
         self.module.eval()
-        self.module.temperature = self.config.temperature or 1.0
+        self._recording = recording
+        temperature = self.config.temperature
+        self._explores = self.config.explore if temperature is None else temperature > 0
+        self.module.temperature, self.module.generator = temperature or 1.0, None
+        if recording is not None:
+            self._explores, self.module.temperature = True, recording.temperature
+            self.module.generator = self._generator(recording.seed)
         pending = deque(jobs)
         running: dict[int, EvaluationJob] = {}
         usable = list(range(self.num_envs))
@@ -166,8 +182,7 @@ class DTEnvRunner(SingleAgentEnvRunner):
 
         Beside them is what episodes keep of the module's other outputs.
         """
-        temperature = self.config.temperature
-        explore = self.config.explore if temperature is None else temperature > 0
+        explore = self._explores
         # one dict for both pipelines: the first stores in it how the second splits batches
         shared: dict[str, Any] = {
             "rl_module": self.module,
@@ -178,6 +193,8 @@ class DTEnvRunner(SingleAgentEnvRunner):
         to_module = self._env_to_module(batch={}, **shared)
         forward = self.module.forward_exploration if explore else self.module.forward_inference
         outputs = forward(to_module)
+        for name in (Columns.ACTION_DIST_INPUTS, Columns.ACTION_LOGP):
+            outputs.pop(name, None)  # nobody reads them here
         asked = outputs.pop(ASKED_RETURNS, None)
         extra: list[dict[str, Any] | None] = [None] * len(slots)
         if asked is not None:
@@ -196,8 +213,35 @@ class DTEnvRunner(SingleAgentEnvRunner):
         self._make_on_episode_callback("on_episode_end", slot, self._ongoing_episodes)
         episode = self._ongoing_episodes[slot]
         return EpisodeResult(
-            job=job, episode_return=float(episode.get_return()), length=len(episode)
+            job=job,
+            episode_return=float(episode.get_return()),
+            length=len(episode),
+            episode=None if self._recording is None else self._recorded(episode, job),
         )
+
+    def _recorded(self, episode: SingleAgentEpisode, job: EvaluationJob) -> Episode:
+        """Returns what happened; a truncated episode has not terminated."""
+        env = self.env
+        observed, acted = (
+            [flatten(space, known_leaves(space, value)) for value in values]
+            for space, values in (
+                (env.single_observation_space, episode.get_observations()),
+                (env.single_action_space, episode.get_actions()),
+            )
+        )
+        return Episode(
+            id=f"seed {job.seed}",
+            source="online",
+            observations=stacked(observed),
+            actions=stacked(acted),
+            rewards=np.asarray(episode.get_rewards(), np.float64),
+            terminated=episode.is_terminated,
+            truncated=episode.is_truncated,
+        )
+
+    def _generator(self, seed: int) -> torch.Generator:
+        device = next(self.module.parameters()).device
+        return torch.Generator(device).manual_seed(seed + self.worker_index)
 
 
 def _patiently(make: Callable[[], SlotEnvs]) -> SlotEnvs:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rllib_dt.episodes.episode import Episode
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationJob:
@@ -25,6 +27,19 @@ class EvaluationJob:
     seed: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """Asks runners to record episodes whose actions are drawn.
+
+    Attributes:
+        temperature: what actions are drawn with.
+        seed: of the draws; with one runner it decides them.
+    """
+
+    temperature: float
+    seed: int
+
+
 def make_jobs(targets: Sequence[float], episodes: int, seed: int | None) -> list[EvaluationJob]:
     """Makes `episodes` jobs for each target; with `seed` None, every call makes other seeds."""
     entropy = np.random.SeedSequence(seed)
@@ -41,11 +56,13 @@ class EpisodeResult:
         job: the job.
         episode_return: the undiscounted sum of the environment's rewards.
         length: the number of steps.
+        episode: what happened, if it was to be recorded.
     """
 
     job: EvaluationJob
     episode_return: float
     length: int
+    episode: Episode | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ have the same names everywhere.
 """
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,6 +155,11 @@ def map_tree(function: Callable[..., Any], value: Tree, *others: Tree) -> Tree:
 def at(value: Tree, index: Any) -> Tree:
     """Indexes the first axes of every array of a tree."""
     return map_tree(lambda array: array[index], value)
+
+
+def stacked(values: Sequence[Tree]) -> Tree:
+    """Stacks the arrays of several trees of the same leaves: T of (…) become one of (T, …)."""
+    return map_tree(lambda *arrays: np.stack(arrays), *values)
 
 
 def rows(space: gym.Space, batch: Value, count: int, ignore: Collection[str] = ()) -> list[Tree]:
