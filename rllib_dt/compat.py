@@ -114,6 +114,11 @@ def check_learners(group: LearnerGroup) -> None:
 # --- evaluation runners and their environments
 
 
+def has_own_env_to_module(config: "AlgorithmConfig") -> bool:
+    """Returns whether `env_runners(env_to_module_connector=…)` is set."""
+    return config._env_to_module_connector is not None
+
+
 def env_creator(config: "AlgorithmConfig") -> "Callable[[Any], gym.Env]":
     """Returns the function that creates an environment of `config.env` from an EnvContext."""
     from ray.rllib.algorithms.algorithm import Algorithm

@@ -10,6 +10,7 @@ from ray.rllib.utils.schedules.scheduler import Scheduler
 from rllib_dt.algorithm.environment import awaits_spaces
 from rllib_dt.algorithm.inputs import are_paths, check_inputs
 from rllib_dt.algorithm.rules import LARGEST_FLOAT32, SMALLEST_FLOAT32, check_rules, is_number
+from rllib_dt.compat import has_own_env_to_module
 from rllib_dt.episodes.targets import MAX, target_value
 from rllib_dt.formats import canonical, steps
 from rllib_dt.spaces import composites
@@ -256,7 +257,7 @@ def check_online(config: "DTConfig") -> None:
             f"{asked} plays on the evaluation runners, which evaluation_parallel_to_training=True "
             "keeps busy; leave one of them out"
         )
-    if config._env_to_module_connector is not None:
+    if has_own_env_to_module(config):
         config.refuse(
             f"{asked} records observations as the environment gives them, before the pieces of "
             "env_to_module_connector change them; put them into the environment, as a wrapper"

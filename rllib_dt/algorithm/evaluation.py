@@ -73,6 +73,11 @@ class MeasuredAlgorithm(OfflineAlgorithm):
         self._steps_seen = 0
         super().setup(config)
 
+    @property
+    def num_updates(self) -> int:
+        """The policy's updates so far."""
+        return self._counts["num_updates"]
+
     def _check_weights(self) -> None:
         """Raises an error if there are no weights yet."""
 

@@ -54,8 +54,8 @@ class OnlineAlgorithm(MeasuredAlgorithm):
     def is_online(self) -> bool:
         """Whether the next iteration plays episodes."""
         config = self.config
-        updates: int = self._counts["num_updates"]
-        return config.rollouts_per_iteration is not None and updates >= config.offline_updates
+        is_asked_for = config.rollouts_per_iteration is not None
+        return is_asked_for and self.num_updates >= config.offline_updates
 
     def collect(self) -> Supply:
         """Plays one round of episodes, adds them to the replay, and returns a supply of it."""
