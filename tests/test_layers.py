@@ -59,7 +59,6 @@ INHERITED = {
         "_rl_module_spec",
         "_value_error",
     },
-    "algorithm/connectors.py": {"_env_to_module_connector"},
     "algorithm/evaluation.py": {
         "_before_evaluate",
         "_check_component",
@@ -68,6 +67,7 @@ INHERITED = {
         "_storage",
     },
     "algorithm/offline.py": {"_iteration"},
+    "algorithm/online.py": {"_check_component"},
     "algorithm/settings.py": {"_model_config", "_train_batch_size_per_learner"},
     "learning/learner.py": {
         "_check_component",

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import ray
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 
+from rllib_dt.compat import has_own_env_to_module
+
 if TYPE_CHECKING:
     from rllib_dt.algorithm.config import DTConfig
 
@@ -27,7 +29,7 @@ def check_connectors(config: "DTConfig", pipeline: ConnectorV2) -> None:
     The network was trained on recorded observations, which no connector has seen. It normalises
     them itself, so no filter is needed.
     """
-    if config._env_to_module_connector is None:
+    if not has_own_env_to_module(config):
         return
     for piece in getattr(pipeline, "connectors", ()):
         classes = type(piece).__mro__
