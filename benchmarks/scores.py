@@ -197,7 +197,8 @@ def main() -> None:
     for _ in range(config.critic_iterations + updates // config.dataset_num_iters_per_learner):
         learner = algo.train()["learners"]["default_policy"]
         if "critic_updates_lifetime" in learner and not learner["num_updates_lifetime"]:
-            print(learner, file=sys.stderr, flush=True)
+            done, loss = learner["critic_updates_lifetime"], learner["critic_q_loss"]
+            print(f"critic: {done:.0f} updates, loss {loss:.4g}", file=sys.stderr, flush=True)
             continue
         print(
             f"{int(learner['num_updates_lifetime'])} updates, loss {learner['action_loss']:.4f}, "

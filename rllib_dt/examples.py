@@ -40,9 +40,11 @@ def run_example(
     parser.set_defaults(algo="DT", evaluation_interval=5, evaluation_duration=10)
     args = parser.parse_args()
     chosen = {name: getattr(args, name) for name in options or {} if getattr(args, name)}
+    config = make_config(args.data, **chosen)
+    last = args.stop_iters + config.critic_iterations
     run_rllib_example_script_experiment(
-        make_config(args.data, **chosen),
+        config,
         args,
-        stop={RETURN_AT_FIRST_TARGET: args.stop_reward, TRAINING_ITERATION: args.stop_iters},
+        stop={RETURN_AT_FIRST_TARGET: args.stop_reward, TRAINING_ITERATION: last},
         success_metric={RETURN_AT_FIRST_TARGET: args.stop_reward},
     )

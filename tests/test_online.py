@@ -147,6 +147,29 @@ def test_episodes_are_those_that_were_played(cluster, tiny_data):
     algo.stop()
 
 
+class Broken(Steps):
+    """Every second episode has a reward that is no number."""
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        return observation, np.nan if self.is_odd else reward, *rest
+
+    def reset(self, *, seed=None, options=None):
+        self.is_odd = bool(seed % 2)
+        return super().reset(seed=seed)
+
+
+def test_an_episode_that_cannot_be_trained_on_is_left_out(cluster, tiny_data):
+    config = online_config(tiny_data[0]).environment(Broken)
+    config.online(rollouts_per_iteration=8, offline_updates=0, buffer_episodes=20)
+    algo = config.build_algo()
+    played = algo.train()["env_runners"]
+    assert 0 < played["num_episodes_failed"] < 8
+    assert played["num_episodes"] + played["num_episodes_failed"] == 8
+    assert len(algo.replay) == 6 + played["num_episodes"]
+    algo.stop()
+
+
 def test_a_resumed_run_goes_on_bit_for_bit(cluster, tiny_data, tmp_path):
     algo = online_config(tiny_data[0]).build_algo()
     for _ in range(3):

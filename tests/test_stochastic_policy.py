@@ -75,6 +75,14 @@ def test_draws_have_the_spread_that_was_asked_for(temperature):
     assert ((inner.std(0) - std).abs() <= 4 * std / (2 * N) ** 0.5 + 1e-3).all()
 
 
+def test_draws_lie_in_the_space_to_the_last_bit():
+    space = Box(np.array([0.1, -0.7, 1e-3], np.float32), np.array([0.7, 1.3, 2e-3], np.float32))
+    head = SquashedGaussianHead(space)
+    actions = head.act(100 * outputs_of(head, 500), temperature=1.0).numpy()
+    assert all(space.contains(action) for action in actions)
+    assert ((actions == space.low) | (actions == space.high)).mean() > 0.5
+
+
 def test_entropy_is_estimated_without_a_bias():
     head = SquashedGaussianHead(Box(LOW, HIGH))
     outputs = outputs_of(head, 1)
@@ -250,7 +258,7 @@ def test_a_module_gives_the_log_probabilities_of_what_it_drew(cluster, tiny_data
     torch.testing.assert_close(
         found["action_logp"], theirs.logp(found["actions"]), atol=2e-3, rtol=1e-3
     )
-    assert set(module.forward_inference(columns)) == {"actions"}
+    assert set(module.forward_inference(columns)) == {"actions", "action_dist_inputs"}
     algo.stop()
 
 
@@ -265,6 +273,31 @@ def test_categories_have_log_probabilities_too(cluster):
     found = module.forward_exploration(columns)
     theirs = module.get_exploration_action_dist_cls().from_logits(found["action_dist_inputs"])
     torch.testing.assert_close(found["action_logp"], theirs.logp(found["actions"]))
+    algo.stop()
+
+
+def test_importance_sampling_by_rllibs_names(cluster, tiny_data):
+    """The mean weight of actions drawn from one policy is 1 under another."""
+    algo = tiny_config(tiny_data[0], **STOCHASTIC).build_algo()
+    module = algo.get_module()
+    torch.manual_seed(1)
+    other = DecisionTransformer(module.network.config, *(
+        module.observation_space, module.action_space)).eval()  # fmt: skip
+    N, K = 4000, 1
+    columns = dict(
+        obs=drawn(1, K, 3).expand(N, K, 3), actions=torch.zeros(N, K, 2),
+        returns_to_go=torch.ones(N, K, 1), t=torch.zeros(N, K).long(),
+        loss_mask=torch.ones(N, K, dtype=torch.bool),
+    )  # fmt: skip
+    torch.manual_seed(2)
+    found = module.forward_exploration(columns)
+    of_other = other(columns["obs"], columns["actions"], columns["returns_to_go"], columns["t"])
+    logits = of_other.action_outputs[:, -1].detach()
+    target = module.get_inference_action_dist_cls().from_logits(logits)
+    weights = (target.logp(found["actions"]) - found["action_logp"]).exp()
+    # false alarms once in 10,000: four standard errors
+    assert abs(float(weights.mean()) - 1) < 4 * float(weights.std()) / N**0.5
+    assert weights.std() > 0.01
     algo.stop()
 
 

@@ -6,6 +6,7 @@ arXiv:2202.05607). Runners, learners, checkpoints and results are those of the o
 """
 
 import logging
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,12 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_LEN_MEAN, EPISODE_RETURN_MEAN
 
 from rllib_dt.algorithm.evaluation import MeasuredAlgorithm
-from rllib_dt.episodes.episode import Episode
+from rllib_dt.episodes.episode import DataError, Episode
 from rllib_dt.episodes.pool import EpisodePool
 from rllib_dt.episodes.replay import Replay
 from rllib_dt.episodes.samplers import Draws
 from rllib_dt.episodes.targets import target_value
+from rllib_dt.episodes.windows import REWARDS
 from rllib_dt.reading.supply import ResidentSupply, Supply
 from rllib_dt.rollout.dispatch import run_jobs
 from rllib_dt.rollout.jobs import Outcome, Recording, make_jobs
@@ -72,11 +74,15 @@ class OnlineAlgorithm(MeasuredAlgorithm):
             recording=Recording(temperature=config.exploration_temperature, seed=seed),
         )
         report_failures(outcome)
-        episodes = [r.episode for r in outcome.results if r.episode is not None]
-        self.replay.extend([self._relabelled(episode) for episode in episodes])
+        for result in outcome.results:
+            assert result.episode is not None
+            try:
+                self.replay.extend([self._relabelled(result.episode)])
+            except DataError as error:
+                logger.error("an episode is left out of the replay: %s", error)
         self._online["rounds"] += 1
-        self._online["episodes"] += len(episodes)
-        self._online["env_steps"] += sum(map(len, episodes))
+        self._online["episodes"] += len(outcome.results)
+        self._online["env_steps"] += sum(result.length for result in outcome.results)
         self._log_round(outcome)
         return self._supply()
 
@@ -129,6 +135,8 @@ class OnlineAlgorithm(MeasuredAlgorithm):
         if results:
             values[EPISODE_RETURN_MEAN] = float(np.mean([r.episode_return for r in results]))
             values[EPISODE_LEN_MEAN] = float(np.mean([r.length for r in results]))
+        custom = self._custom_metrics()  # of users' callbacks, which else the next evaluation has
+        values |= {k: v for k, v in custom.items() if isinstance(v, Real) and k not in values}
         for name, value in values.items():
             self.metrics.log_value((ENV_RUNNER_RESULTS, name), value, reduce="mean", window=1)
 
@@ -149,4 +157,9 @@ class OnlineAlgorithm(MeasuredAlgorithm):
         online = state.get(_ONLINE)
         if online is not None:
             self._online = dict(online["counts"])
+            if self.config.reads_outcomes and REWARDS not in online["replay"]["columns"]:
+                logger.warning(
+                    "the replay was saved without rewards, which q_weight reads; it begins anew"
+                )
+                return
             self.replay.set_state(online["replay"])

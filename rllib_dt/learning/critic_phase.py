@@ -45,6 +45,7 @@ class CriticPhase:
         self.metrics: dict[str, float] = {}
         self._critic: Critic | None = None
         self._sampler: SamplerState | None = None
+        self._batches: PrefetchedBatches | None = None
 
     @property
     def critic(self) -> Critic:
@@ -69,7 +70,8 @@ class CriticPhase:
         critic = self.critic
         critic.q.requires_grad_(True)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self._device))
-        batches, done = self._batches(supply), 0
+        self._batches = batches = self._batches or self._batches_of(supply)
+        done = 0
         while done < updates and self.updates < last:
             for name, value in critic.update(self._next(batches)).items():
                 sums[name] = sums[name] + value
@@ -84,6 +86,7 @@ class CriticPhase:
         if self.updates >= last:
             critic.q.requires_grad_(False)
             self.scale = self._mean_value(batches)
+            self._batches = None
         if self._learner.world_size > 1:
             for tensor in critic.parameters():
                 torch.distributed.broadcast(tensor, src=0)
@@ -108,7 +111,7 @@ class CriticPhase:
         """Restores `state()`."""
         self.updates, self.scale = int(state["updates"]), float(state["scale"])
         self.metrics, self._sampler = dict(state["metrics"]), state["sampler"]
-        self._critic = None
+        self._critic = self._batches = None
         if state["critic"] is not None:
             self.critic.set_state(state["critic"])
             self.critic.q.requires_grad_(not self.is_done)
@@ -122,7 +125,7 @@ class CriticPhase:
         entropy = np.random.SeedSequence((self._learner.progress.seed or 0, _STREAM))
         return int(entropy.generate_state(1)[0])
 
-    def _batches(self, supply: Supply) -> PrefetchedBatches:
+    def _batches_of(self, supply: Supply) -> PrefetchedBatches:
         # learner 0 of 1: all draw the same
         sampler = supply.sampler(
             0, 1, seed=self._seed(), state=self._sampler, window_length=2, batch_size=BATCH_SIZE

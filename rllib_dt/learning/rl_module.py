@@ -36,10 +36,10 @@ class DTTorchRLModule(TorchRLModule):
     `state_outputs` and `return_outputs`; see `DTOutput`. `forward_inference` and
     `forward_exploration` return `actions` (B, …) for each window's last step, in the environment's
     units, nested like the action space; with `estimates_return` also `asked_returns` (B,), its
-    return-to-go. They differ only if the head can sample: the first takes
-    the likeliest action, the second draws one, and returns `action_dist_inputs` (B, size) and
-    `action_logp` (B,) with it: the log-probability of what it drew at temperature 1 (of numbers
-    with `action_distribution="squashed_gaussian"` the log-density, of actions in [-1, 1]).
+    return-to-go. Where actions have probabilities, both return `action_dist_inputs` (B, size) too.
+    The first takes the likeliest action; the second draws one, and returns its `action_logp` (B,),
+    the log-probability at temperature 1 (of numbers with `action_distribution="squashed_gaussian"`
+    the log-density, of actions in [-1, 1]).
 
     With `attention="window"` and the columns of `NewSteps` in the batch, only the new steps are
     computed, and their keys and values stay in this module, by slot. They are not part of its
@@ -122,11 +122,10 @@ class DTTorchRLModule(TorchRLModule):
     @override(TorchRLModule)
     def _forward_exploration(self, batch: Batch, **kwargs: Any) -> Batch:
         found = self._actions(batch, temperature=self.temperature)
-        head, outputs = self.network.action_head, self._policy.outputs
-        if head.has_log_probs and outputs is not None:
+        if Columns.ACTION_DIST_INPUTS in found:
             acted = flatten(self.action_space, found[Columns.ACTIONS])
-            found[Columns.ACTION_DIST_INPUTS] = outputs
-            found[Columns.ACTION_LOGP] = head.log_probs(outputs, acted)
+            outputs = found[Columns.ACTION_DIST_INPUTS]
+            found[Columns.ACTION_LOGP] = self.network.action_head.log_probs(outputs, acted)
         return found
 
     def _actions(self, batch: Batch, *, temperature: float) -> Batch:
@@ -141,6 +140,8 @@ class DTTorchRLModule(TorchRLModule):
             ) from error
         actions = self._policy.act(steps, temperature=temperature, generator=self.generator)
         found: Batch = {Columns.ACTIONS: unflatten(self.action_space, actions)}
+        if self.network.action_head.has_log_probs:
+            found[Columns.ACTION_DIST_INPUTS] = self._policy.outputs
         if self._policy.asked is not None:
             found[ASKED_RETURNS] = self._policy.asked
         return found

@@ -251,6 +251,12 @@ class DTOfflineData(OfflineData):
             "num_steps": self.summary.num_steps,
             "return_range": (float(targets.min()), float(targets.max())),
         }
+        if config.reads_outcomes and np.ptp(targets) == 0:
+            logger.warning(
+                "all episodes of the data return %g, so q_weight has no effect: it improves on the "
+                "trajectories that are worse than the best",
+                targets[0],
+            )
         if found.pool is not None:
             return ResidentSupply(pool=ray.put(found.pool), **facts)
         _check_reuse(config.pool_reuse, draws, config.num_learners, self.summary.num_steps)

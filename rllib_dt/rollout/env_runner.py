@@ -16,7 +16,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
 
 from rllib_dt.compat import env_creator, notify_environment_created
-from rllib_dt.episodes.episode import Episode
+from rllib_dt.episodes.episode import DataError, Episode
 from rllib_dt.policy.context import ASKED_RETURNS
 from rllib_dt.rollout.connector import TARGET_RETURN
 from rllib_dt.rollout.environments import SLOT_ENVS, SlotEnvs, SlotFailure
@@ -209,14 +209,18 @@ class DTEnvRunner(SingleAgentEnvRunner):
         space = self.env.single_action_space
         return [unflatten(space, row) for row in rows(space, actions, count)]
 
-    def _finish(self, slot: int, job: EvaluationJob) -> EpisodeResult:
+    def _finish(self, slot: int, job: EvaluationJob) -> EpisodeResult | EpisodeFailure:
         self._make_on_episode_callback("on_episode_end", slot, self._ongoing_episodes)
         episode = self._ongoing_episodes[slot]
+        try:
+            recorded = None if self._recording is None else self._recorded(episode, job)
+        except DataError as error:  # a reward that is not finite, say
+            return EpisodeFailure(job=job, error=str(error))
         return EpisodeResult(
             job=job,
             episode_return=float(episode.get_return()),
             length=len(episode),
-            episode=None if self._recording is None else self._recorded(episode, job),
+            episode=recorded,
         )
 
     def _recorded(self, episode: SingleAgentEpisode, job: EvaluationJob) -> Episode:

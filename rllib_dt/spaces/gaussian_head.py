@@ -43,7 +43,7 @@ class SquashedGaussianHead(BoxHead):
 
     def taken_features(self, outputs: Tensor) -> Tensor:
         """Returns the (…, A) features of the likeliest actions, clamped to the bounds."""
-        return self._legal(self._mean(outputs))
+        return self.within_bounds(super().squash(self._mean(outputs)))
 
     def losses(self, outputs: Tensor, actions: Tensor) -> Tensor:
         """Returns the (…,) negative log-densities of the recorded actions."""
@@ -72,7 +72,7 @@ class SquashedGaussianHead(BoxHead):
         if temperature:
             noise = torch.empty_like(drawn).normal_(generator=generator)
             drawn = drawn + temperature * self._std(outputs) * noise
-        return self.shaped(self._legal(drawn) * self.half_range + self.middle)
+        return self.shaped(self.legal(super().squash(drawn)))
 
     def metric_sums(self, outputs: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Sums, as `action_squared_error`, what a `BoxHead` would have as its loss."""
@@ -84,10 +84,6 @@ class SquashedGaussianHead(BoxHead):
 
     def _std(self, outputs: Tensor) -> Tensor:
         return outputs[..., self.size :].to(self.middle.dtype).exp()
-
-    def _legal(self, drawn: Tensor) -> Tensor:
-        """Returns the (…, A) features of what was drawn before squashing."""
-        return self.within_bounds(super().squash(drawn))
 
     def _log_probs(self, outputs: Tensor, inner: Tensor) -> Tensor:
         """Returns (…,) log-densities of actions whose values before the tanh are (…, A)."""

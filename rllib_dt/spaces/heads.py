@@ -203,7 +203,12 @@ class BoxHead(ActionHead):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Returns actions within the bounds; deterministic at any temperature."""
-        return self.shaped(self.decode(outputs).clamp(self.low, self.high))
+        return self.shaped(self.legal(outputs))
+
+    def legal(self, unit: Tensor) -> Tensor:
+        """Converts (…, A) in the head's unit to the environment's, clamped to the bounds."""
+        actions = unit.to(self.middle.dtype) * self.spread + self.middle
+        return actions.clamp(self.low, self.high)
 
     def shaped(self, actions: Tensor) -> Tensor:
         """Gives (…, A) actions the space's shape."""
@@ -215,8 +220,7 @@ class BoxHead(ActionHead):
 
     def within_bounds(self, unit: Tensor) -> Tensor:
         """Clamps (…, A) in the head's unit to the bounds."""
-        actions = unit.to(self.middle.dtype) * self.spread + self.middle
-        return (actions.clamp(self.low, self.high) - self.middle) / self.half_range
+        return (self.legal(unit) - self.middle) / self.half_range
 
     @property
     def are_choices(self) -> Tensor:
