@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from benchmarks.speed import run, table
 from tests.scripts import ROOT
@@ -50,3 +51,26 @@ def test_a_short_run_reports_a_rate_for_every_selected_measurement(tmp_path):
     subprocess.run([sys.executable, *command, *selection], check=True, cwd=ROOT, timeout=280)
     rates = json.loads(out.read_text())["rates"]
     assert all(len(v) == 1 and v[0] > 0 for part in rates.values() for v in part.values())
+
+
+def run_gpu(*flags):
+    command = [sys.executable, "-m", "benchmarks.gpu", *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_benchmark_says_that_there_is_no_gpu():
+    done = run_gpu()
+    assert done.returncode == 2
+    assert "there is no GPU" in done.stderr
+    assert not done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_gpu_benchmark_runs_on_a_cpu_in_place_of_one():
+    pytest.importorskip("transformers")
+    done = run_gpu("--device", "cpu", "--quick")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| passed |") == 4
+    assert "| 8 | 32 | fp32 |" in done.stdout

@@ -136,10 +136,11 @@ class Critic:
         Returns:
             () metrics of the batch, on the device.
         """
-        goes_on, ends = window.mask[:, 0], window.mask[:, 1] & window.terminateds[:, 1]
+        goes_on = window.mask[:, 0].nonzero()[:, 0]
+        ends = (window.mask[:, 1] & window.terminateds[:, 1]).nonzero()[:, 0]
 
         def chosen(steps: Tensor) -> Tensor:  # (B, 2, …) -> (N, …), those that end last
-            return torch.cat([steps[:, 0][goes_on], steps[:, 1][ends]])
+            return torch.cat([steps[goes_on, 0], steps[ends, 1]])
 
         features = chosen(self._network.action_head.features(window.actions).float())
         wanted = chosen(window.rewards) * (REWARD_UNIT / self._network.return_scale)
@@ -147,7 +148,7 @@ class Critic:
         inputs = self._inputs(window)
         with torch.no_grad():
             states = self.target.states(inputs)  # (B, 2, F)
-            following, states = states[:, 1][goes_on], chosen(states)
+            following, states = states[goes_on, 1], chosen(states)
             best = self.target.least(states, features)  # (N,)
         values = self.value(states)[:, 0]
         value_loss = expectile_losses(best - values, self._expectile).sum() / number
@@ -178,10 +179,6 @@ class Critic:
         with torch.no_grad():
             states = self.q.states(self._inputs(window))
         return self.q.least(states, features.float())
-
-    def freeze(self) -> None:
-        """Lets no gradient reach the critic any more."""
-        self.q.requires_grad_(False)
 
     def parameters(self) -> list[Tensor]:
         """Returns all weights, the target copies' included."""
