@@ -22,6 +22,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,9 @@ class Run:
 
     def _before(self) -> int:
         """Returns how many iterations learn a critic; 0 if that is searched over."""
-        settings = (self.config.critic_updates, self.config.dataset_num_iters_per_learner)
-        is_known = all(isinstance(value, int) for value in settings)
+        config = self.config
+        settings = config.q_weight, config.critic_updates, config.dataset_num_iters_per_learner
+        is_known = all(isinstance(value, Real) for value in settings)
         return self.config.critic_iterations if is_known else 0
 
 

@@ -3,7 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, Text
 
 from rllib_dt import DT, runs, write_episodes
 from rllib_dt.episodes.episode import Episode
@@ -90,7 +90,7 @@ class Steps(gym.Env):
     observation_space, action_space = Box(-9.0, 9.0, (3,)), Box(-1.0, 1.0, (2,))
 
     def __init__(self, config=None):
-        pass
+        self.most = (config or {}).get("steps", 5)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -102,7 +102,13 @@ class Steps(gym.Env):
         self.t += 1
         self.ends |= bool(action[0] > 0.9)
         self.state = (self.state + float(action[1])).clip(-9, 9).astype(np.float32)
-        return self.state, float(action[0]) + self.t, self.ends and self.t >= 3, self.t == 5, {}
+        return (
+            self.state,
+            float(action[0]) + self.t,
+            self.ends and 3 <= self.t <= 5,
+            self.t == self.most,
+            {},
+        )
 
 
 def online_config(data, **model):
@@ -233,6 +239,145 @@ def test_streamed_data_gives_its_best_episodes(cluster, tiny_data):
     for _ in range(3):
         result = algo.train()
     assert result["learners"]["default_policy"]["action_loss"] < 1e3
+    algo.stop()
+
+
+def test_the_best_of_streamed_data_is_found_among_many_that_are_equal(cluster, tmp_path):
+    episodes = make_episodes([8] * 40)
+    for number, e in enumerate(episodes):
+        e["rewards"] = np.full(8, 100.0 * (number == 39))
+    write_episodes(
+        episodes,
+        tmp_path / "d",
+        Box(-np.inf, np.inf, (3,)),
+        Box(-1.0, 1.0, (2,)),
+        max_file_steps=64,
+    )
+    algo = tiny_config(str(tmp_path / "d")).offline_data(pool_capacity_steps=100).build_algo()
+    assert algo.offline_data.is_streamed
+    best = algo.offline_data.best_episodes(5)
+    assert sorted(best.targets) == [0, 0, 0, 0, 800]
+    assert len(algo.offline_data.best_episodes(1000)) <= 100  # what fits
+    algo.stop()
+
+
+def test_the_best_of_a_pool_fit_a_number_of_steps():
+    pool = pool_of([4, 7, 1, 9, 3])
+    order = np.argsort(-pool.targets)
+    for count, steps in ((2, 100), (5, 12), (5, 1), (1, 1)):
+        best = pool.best(count, steps)
+        fits = [n for i, n in enumerate(order[:count])
+                if i == 0 or pool.lengths[order[: i + 1]].sum() <= steps]  # fmt: skip
+        assert set(best.targets) == set(pool.targets[fits])
+
+
+def test_restoring_in_place_takes_back_the_replay(cluster, tiny_data, tmp_path):
+    algo = online_config(tiny_data[0]).build_algo()
+    algo.train()
+    path = algo.save_to_path(tmp_path / "ck")
+
+    def rest():
+        return [algo.train()["learners"]["default_policy"]["action_loss"] for _ in range(3)]
+
+    want = rest()
+    algo.restore_from_path(path)
+    assert len(algo.replay) == 0
+    assert rest() == want
+    algo.stop()
+
+
+def test_the_critics_columns_come_and_go_with_it(cluster, tiny_data, tmp_path):
+    config = online_config(tiny_data[0]).training(critic_updates=5)
+    for before, after in ((1.0, 0.0), (0.0, 1.0)):
+        algo = config.copy(copy_frozen=False).training(q_weight=before).build_algo()
+        for _ in range(4):
+            algo.train()
+        path = algo.save_to_path(tmp_path / f"ck{before}")
+        algo.stop()
+        again = DT.from_checkpoint(path, training=dict(q_weight=after))
+        for _ in range(2):
+            again.train()
+        assert ("rewards" in again.replay.pool().columns) is bool(after)
+        again.stop()
+
+
+def test_every_result_has_the_metrics_of_every_phase(cluster, tiny_data):
+    config = online_config(tiny_data[0]).training(
+        q_weight=1.0, critic_updates=5, max_return_expectile=0.9
+    )
+    algo = config.build_algo()
+    names = ("action_loss", "entropy_loss", "max_return_loss", "q_loss")
+    for phase in range(3):
+        result = algo.train()
+        learned, played = result["learners"]["default_policy"], result["env_runners"]
+        assert [bool(np.isnan(learned[name])) for name in names] == [phase == 0] * 4
+        assert np.isnan(played["episode_return_mean"]) == (phase < 2)
+    algo.stop()
+
+
+def test_a_folder_of_weights_may_go_on_without_a_recording(cluster, tiny_data, tmp_path):
+    from rllib_dt.huggingface import save_pretrained
+
+    algo = online_config(tiny_data[0]).build_algo()
+    save_pretrained(algo.get_module().network, tmp_path / "folder")
+    algo.stop()
+    config = online_config(tiny_data[0], pretrained=str(tmp_path / "folder"))
+    algo = config.offline_data(input_=None).online(offline_updates=0).build_algo()
+    results = [algo.train() for _ in range(2)]
+    assert len(algo.replay) == 6
+    assert results[-1]["learners"]["default_policy"]["num_updates_lifetime"] == 10
+    algo.stop()
+
+
+def test_episodes_longer_than_the_network_reads_are_left_out(cluster, tiny_data, caplog):
+    config = online_config(tiny_data[0], max_ep_len=30).online(offline_updates=0)
+    config.environment(env_config={"steps": 40})
+    algo = config.build_algo()
+    with pytest.raises(RuntimeError, match="no episode of the round could be finished and trained"):
+        algo.train()
+    assert "it has 40 steps, max_ep_len is 30; set a time limit" in caplog.text
+    algo.stop()
+
+
+class Spoken(gym.Env):
+    """An observation with a text that is left out."""
+
+    observation_space = Dict(obs=Box(-1.0, 1.0, (3,)), mission=Text(10))
+    action_space = Discrete(2)
+
+    def __init__(self, config=None):
+        pass
+
+    def _seen(self):
+        return {"obs": self.np_random.uniform(-1, 1, 3).astype(np.float32), "mission": "go"}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self._seen(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self._seen(), float(action), self.t == 4, False, {}
+
+
+def test_leaves_that_are_left_out_are_not_recorded(cluster, tmp_path):
+    rng = np.random.default_rng(0)
+    episodes = [
+        dict(
+            obs={"obs": rng.uniform(-1, 1, (4, 3)).astype(np.float32)},
+            actions=rng.integers(2, size=4), rewards=np.ones(4), terminated=True, truncated=False,
+        )
+        for _ in range(4)
+    ]  # fmt: skip
+    space = Dict(obs=Spoken.observation_space["obs"])
+    write_episodes(episodes, tmp_path / "d", space, Spoken.action_space)
+    config = tiny_config(str(tmp_path / "d"), ignore=("mission",))
+    config.environment(Spoken, observation_space=None, action_space=None)
+    config.evaluation(target_returns=[4.0]).online(rollouts_per_iteration=2)
+    algo = config.online(updates_per_iteration=2).build_algo()
+    assert algo.train()["env_runners"]["num_episodes_failed"] == 0
+    assert set(algo.replay.pool().columns) == {"obs/obs", "actions", "returns_to_go"}
     algo.stop()
 
 

@@ -251,11 +251,18 @@ def test_the_critic_depends_on_the_data_alone(cluster, tiny_data):
 
 
 @pytest.mark.slow
-def test_learners_have_the_same_critic(cluster, tiny_data):
+def test_learners_have_the_same_critic_and_let_go_of_what_they_read(cluster, tiny_data):
+    import ray
+
     from rllib_dt.compat import on_every_learner
 
-    algo = q_config(tiny_data[0]).learners(num_learners=2).build_algo()
-    learner_results(algo, 3)
+    config = q_config(tiny_data[0]).learners(num_learners=2)
+    algo = config.offline_data(pool_capacity_steps=30, pool_reuse=50).build_algo()
+    learner_results(algo)
+    feeder = algo.offline_data._critic_feeder
+    given = ray.get(feeder.__ray_call__.remote(lambda one: len(one._given)))
+    assert given <= 4  # those that one learner has yet to take
+    learner_results(algo, 2)
     states = on_every_learner(algo.learner_group, lambda learner: learner.critic_phase.state())
     one, two = (state["critic"] for state in states)
     for name in ("q", "target", "value"):
@@ -310,6 +317,22 @@ def test_a_policy_gets_better_than_what_it_was_asked_for(cluster, tmp_path):
         algo.stop()
     assert found[10.0] > found[0.0] + 0.1
     assert found[10.0] > 0.85
+
+
+def test_delayed_rewards_are_refused(tiny_data):
+    with pytest.raises(ValueError, match="would see no reward of a truncated episode"):
+        q_config(tiny_data[0], delayed_reward=True).validate()
+
+
+def test_data_whose_episodes_are_all_as_good_is_warned_of(cluster, tmp_path, caplog):
+    episodes = make_episodes([3, 3])
+    for e in episodes:
+        e["rewards"] = np.ones(3)
+    write_episodes(episodes, tmp_path / "d", NUMBERS, BOUNDED)
+    algo = q_config(str(tmp_path / "d")).build_algo()
+    assert "so q_weight has no effect" in caplog.text
+    assert learner_results(algo, 3)["q_loss"] == 0
+    algo.stop()
 
 
 def test_nothing_is_evaluated_before_the_policy_is_trained(cluster):

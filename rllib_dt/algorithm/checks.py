@@ -110,6 +110,7 @@ def check_training(config: "DTConfig") -> None:
     _check_decay(config)
     _check_statistics(config)
     _check_next_step(config)
+    _check_critic(config)
     is_bound = is_number(clip) and clip >= SMALLEST_FLOAT32
     if not (clip is None or isinstance(clip, bool) or is_bound):
         config.refuse(
@@ -124,6 +125,14 @@ def check_training(config: "DTConfig") -> None:
         config.refuse(
             "torch_compile_learner_what_to_compile='complete_update' would compile RLlib's loop "
             "as well; leave it at 'forward_train'"
+        )
+
+
+def _check_critic(config: "DTConfig") -> None:
+    if config.q_weight and config.delayed_reward:
+        config.refuse(
+            f"q_weight={config.q_weight} and delayed_reward=True: the critic would see no reward "
+            "of a truncated episode, whose last step is followed by nothing; leave one of them out"
         )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -117,7 +118,8 @@ class DTConfig(DTSettings):
     @property
     def critic_iterations(self) -> int:
         """How many of the first iterations learn a critic, and no policy yet."""
-        return -(-self.critic_updates // self.critic_updates_per_iteration) if self.q_weight else 0
+        updates = self.critic_updates / self.critic_updates_per_iteration
+        return math.ceil(updates) if self.q_weight else 0
 
     @property
     def return_rule(self) -> ReturnRule:

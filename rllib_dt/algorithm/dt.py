@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -119,6 +120,9 @@ class DT(OnlineAlgorithm):
             self._awaits_restore = True
             if self.config.is_without_data:
                 self._take_over()
+                entropy = np.random.SeedSequence(self.config.seed)
+                seed = int(entropy.generate_state(1)[0])
+                on_every_learner(self.learner_group, lambda learner: learner.adopt_seed(seed))
             return
         self.target_returns = [target_value(t) for t in targets or data.derived_targets]
         logger.info("target returns: %s", self.target_returns)
@@ -202,12 +206,14 @@ class DT(OnlineAlgorithm):
         check_learners(self.learner_group)
         self.trains_policy = not self._learn_critic()
         if not self.trains_policy:
+            self.log_no_round()
             return
         updates = config.dataset_num_iters_per_learner
         if self.is_online:
             data_iterators = [self.collect()] * max(1, config.num_learners)
             updates = config.updates_per_iteration
         else:
+            self.log_no_round()
             data_iterators = self.offline_data.sample(
                 config.train_batch_size_per_learner, num_shards=config.num_learners
             )

@@ -6,6 +6,8 @@ arXiv:2202.05607). Runners, learners, checkpoints and results are those of the o
 """
 
 import logging
+import math
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -22,7 +24,7 @@ from rllib_dt.episodes.pool import EpisodePool
 from rllib_dt.episodes.replay import Replay
 from rllib_dt.episodes.samplers import Draws
 from rllib_dt.episodes.targets import target_value
-from rllib_dt.episodes.windows import REWARDS
+from rllib_dt.episodes.windows import OUTCOMES, REWARDS
 from rllib_dt.reading.supply import ResidentSupply, Supply
 from rllib_dt.rollout.dispatch import run_jobs
 from rllib_dt.rollout.jobs import Outcome, Recording, make_jobs
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 _ONLINE = "dt_online"
 """The part of an algorithm's state with the replay."""
+
+_NO_ROUNDS = {"rounds": 0, "episodes": 0, "env_steps": 0}
 
 _STREAM = 2
 """What tells the seeds of exploration from those of evaluation."""
@@ -49,7 +53,8 @@ class OnlineAlgorithm(MeasuredAlgorithm):
     @override(Algorithm)
     def setup(self, config: AlgorithmConfig) -> None:
         self.replay = Replay(self.config.buffer_episodes)
-        self._online = {"rounds": 0, "episodes": 0, "env_steps": 0}
+        self._online = dict(_NO_ROUNDS)
+        self._returns: tuple[float, float] | None = None
         super().setup(config)
 
     @property
@@ -64,7 +69,7 @@ class OnlineAlgorithm(MeasuredAlgorithm):
         config = self.config
         assert config.rollouts_per_iteration is not None
         if not len(self.replay):
-            self.replay.begin(self.offline_data.best_episodes(config.buffer_episodes))
+            self._begin()
         seed = self._seed_of_round()
         outcome = run_jobs(
             self.eval_env_runner_group,
@@ -73,18 +78,48 @@ class OnlineAlgorithm(MeasuredAlgorithm):
             call_timeout=self.evaluation_config.evaluation_sample_timeout_s,
             recording=Recording(temperature=config.exploration_temperature, seed=seed),
         )
-        report_failures(outcome)
-        for result in outcome.results:
-            assert result.episode is not None
-            try:
-                self.replay.extend([self._relabelled(result.episode)])
-            except DataError as error:
-                logger.error("an episode is left out of the replay: %s", error)
+        report_failures(outcome, "online")
+        self._take([r.episode for r in outcome.results if r.episode is not None])
         self._online["rounds"] += 1
         self._online["episodes"] += len(outcome.results)
         self._online["env_steps"] += sum(result.length for result in outcome.results)
         self._log_round(outcome)
         return self._supply()
+
+    def _begin(self) -> None:
+        """Fills the replay with the best recorded episodes, if there are any."""
+        if self.offline_data.is_missing:
+            logger.warning("there is no recorded data: the replay begins empty")
+            return
+        recorded = self.offline_data.best_episodes(self.config.buffer_episodes)
+        self.replay.begin(recorded)
+        self._seen(self.offline_data.supply.return_range)
+
+    def _take(self, episodes: Sequence[Episode]) -> None:
+        """Adds what was played to the replay.
+
+        Raises:
+            RuntimeError: none of the round's episodes can be trained on.
+        """
+        taken = 0
+        for episode in episodes:
+            try:
+                pool = self._relabelled(episode)
+            except DataError as error:
+                logger.error("an episode is left out of the replay: %s", error)
+                continue
+            self.replay.extend([pool])
+            self._seen((float(pool.targets[0]),) * 2)
+            taken += 1
+        if not taken:
+            raise RuntimeError(
+                "no episode of the round could be finished and trained on; the errors are above"
+            )
+
+    def _seen(self, returns: tuple[float, float]) -> None:
+        """Widens the range of returns, which never narrows: gaps would jump."""
+        least, most = self._returns or returns
+        self._returns = min(least, returns[0]), max(most, returns[1])
 
     @property
     def exploration_target(self) -> float:
@@ -93,12 +128,18 @@ class OnlineAlgorithm(MeasuredAlgorithm):
         return self.target_returns[0] if asked is None else target_value(asked)
 
     def _seed_of_round(self) -> int:
-        entropy = (self.config.seed or 0, _STREAM, self._online["rounds"])
+        seed = self.config.seed
+        entropy = None if seed is None else (seed, _STREAM, self._online["rounds"])
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
     def _relabelled(self, episode: Episode) -> EpisodePool:
         """Returns an episode as training sees it, with the returns that it achieved."""
-        config = self.config
+        config, most = self.config, self.config.dt_model_config.max_ep_len
+        if len(episode) > most:
+            raise episode.error(
+                f"it has {len(episode)} steps, max_ep_len is {most}",
+                "set a time limit in the environment, or a larger max_ep_len for a new run",
+            )
         ignore = config.dt_model_config.ignore
         stacked = tuple(stacked_leaves(config.observation_space, config.frame_stack, ignore))
         checked = episode.conform(
@@ -110,6 +151,7 @@ class OnlineAlgorithm(MeasuredAlgorithm):
 
     def _supply(self) -> Supply:
         pool = self.replay.pool()
+        assert self._returns is not None
         return ResidentSupply(
             pool=ray.put(pool),
             draws=Draws(
@@ -118,7 +160,7 @@ class OnlineAlgorithm(MeasuredAlgorithm):
                 seed=self.config.seed or 0,  # learners have that of their first supply
             ),
             num_steps=len(pool),
-            return_range=(float(pool.targets.min()), float(pool.targets.max())),
+            return_range=self._returns,
             generation=self._online["rounds"],
         )
 
@@ -137,6 +179,14 @@ class OnlineAlgorithm(MeasuredAlgorithm):
             values[EPISODE_LEN_MEAN] = float(np.mean([r.length for r in results]))
         custom = self._custom_metrics()  # of users' callbacks, which else the next evaluation has
         values |= {k: v for k, v in custom.items() if isinstance(v, Real) and k not in values}
+        self._log_played(values)
+
+    def log_no_round(self) -> None:
+        """Logs that nothing was played yet: Tune ends a search whose metric is missing."""
+        if self.config.rollouts_per_iteration is not None:
+            self._log_played({EPISODE_RETURN_MEAN: math.nan, EPISODE_LEN_MEAN: math.nan})
+
+    def _log_played(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self.metrics.log_value((ENV_RUNNER_RESULTS, name), value, reduce="mean", window=1)
 
@@ -147,19 +197,29 @@ class OnlineAlgorithm(MeasuredAlgorithm):
         self, components: Any = None, *, not_components: Any = None, **kwargs: Any
     ) -> State:
         state = super().get_state(components, not_components=not_components, **kwargs)
-        if len(self.replay) and self._check_component(_ONLINE, components, not_components):
-            state[_ONLINE] = {"counts": dict(self._online), "replay": self.replay.state()}
+        if self._check_component(_ONLINE, components, not_components):
+            state[_ONLINE] = {
+                "counts": dict(self._online),
+                "returns": self._returns,
+                "replay": self.replay.state(),
+            }
         return state
 
     @override(Algorithm)
     def set_state(self, state: State) -> None:
         super().set_state(state)
-        online = state.get(_ONLINE)
-        if online is not None:
-            self._online = dict(online["counts"])
-            if self.config.reads_outcomes and REWARDS not in online["replay"]["columns"]:
-                logger.warning(
-                    "the replay was saved without rewards, which q_weight reads; it begins anew"
-                )
-                return
-            self.replay.set_state(online["replay"])
+        if "training_iteration" not in state:  # a part of a state
+            return
+        online = state.get(_ONLINE, {"counts": _NO_ROUNDS, "returns": None, "replay": {}})
+        self._online, self._returns = dict(online["counts"]), online["returns"]
+        replay = online["replay"]
+        columns = replay.get("columns", {})
+        if self.config.reads_outcomes and columns and REWARDS not in columns:
+            logger.warning(
+                "the replay was saved without rewards, which q_weight reads; it begins anew"
+            )
+            replay = {}
+        elif not self.config.reads_outcomes and columns:
+            read = {name: column for name, column in columns.items() if name not in OUTCOMES}
+            replay = {**replay, "columns": read}
+        self.replay.set_state(replay)

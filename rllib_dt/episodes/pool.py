@@ -109,6 +109,20 @@ class EpisodePool:
             lengths=self.lengths[episodes],
         )
 
+    def best(self, count: int, steps: int) -> "EpisodePool":
+        """Returns the episodes with the largest targets, of equal ones the first.
+
+        Args:
+            count: the most episodes.
+            steps: the most steps of all together; the best one is there in any case.
+        """
+        order = np.argsort(-self.targets, kind="stable")[:count]
+        fits = np.cumsum(self.lengths[order]) <= steps
+        fits[0] = True
+        chosen = np.zeros(len(self.lengths), bool)
+        chosen[order[fits]] = True
+        return self.select(chosen)
+
     def episodes(self) -> list["EpisodePool"]:
         """Returns a pool of each episode alone; none shares an array with this one."""
         found = []

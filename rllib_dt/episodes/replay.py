@@ -26,10 +26,7 @@ class Replay:
     def begin(self, recorded: EpisodePool) -> None:
         """Fills it with the best of some episodes, best last; none of their arrays is shared."""
         self._episodes.clear()
-        best = np.argsort(recorded.targets, kind="stable")[-(self._episodes.maxlen or 0) :]
-        chosen = np.zeros(len(recorded.lengths), bool)
-        chosen[best] = True
-        kept = recorded.select(chosen)
+        kept = recorded.best(self._episodes.maxlen or 0, len(recorded))
         episodes = kept.episodes()
         self._episodes.extend(episodes[n] for n in np.argsort(kept.targets, kind="stable"))
 

@@ -117,12 +117,20 @@ class Critic:
         self._network, self._expectile, self._gamma = network, expectile, gamma
         device = network.return_scale.device
         self.q = QFunctions(network).to(device, torch.float32)
-        self.target = copy.deepcopy(self.q).requires_grad_(False)
+        self.target = copy.deepcopy(self.q).requires_grad_(False).eval()
         self.value = _perceptron(self.q.states.size, 1).to(device)
         self._optimizers = {
             name: torch.optim.Adam(module.parameters(), lr=LEARNING_RATE, fused=True)
             for name, module in (("q", self.q), ("value", self.value))
         }
+
+    def begin(self) -> None:
+        """Makes it ready to be trained."""
+        self.q.requires_grad_(True).train()
+
+    def freeze(self) -> None:
+        """Ends its training: no gradient reaches its weights any more."""
+        self.q.requires_grad_(False).eval()
 
     def update(self, window: Window) -> dict[str, Tensor]:
         """Does an update of V, of Q, and of the target copies, in this order.
@@ -162,6 +170,9 @@ class Critic:
             pairs = zip(self.target.parameters(), self.q.parameters(), strict=True)
             for kept, new in pairs:
                 kept.lerp_(new, TARGET_RATE)
+            buffers = zip(self.target.buffers(), self.q.buffers(), strict=True)
+            for own, newest in buffers:  # of a user's own encoder
+                own.copy_(newest)
         mean = best.sum() / number
         return {
             "critic_value_loss": value_loss.detach(),

@@ -1,6 +1,7 @@
 """`CriticPhase`: a critic is learned before the policy, from the same data, and then frozen."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,7 @@ class CriticPhase:
         """
         last = self._learner.config.critic_updates
         critic = self.critic
-        critic.q.requires_grad_(True)
+        critic.begin()
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self._device))
         self._batches = batches = self._batches or self._batches_of(supply)
         done = 0
@@ -77,20 +78,28 @@ class CriticPhase:
                 sums[name] = sums[name] + value
             self.updates += 1
             done += 1
-        means = {name: float(value / max(1, done)) for name, value in sums.items()}
-        if not np.isfinite(list(means.values())).all():
+        if self.updates >= last:
+            critic.freeze()
+            self.scale = self._mean_value(batches)
+            self._batches = None
+        self._agree([*sums.values(), *critic.parameters()])
+        means = {name: float(total / max(1, done)) for name, total in sums.items()}
+        if done:
+            self.metrics = {**means, "critic_updates_lifetime": self.updates}
+        if not np.isfinite([*means.values(), self.scale]).all():
             raise NonFiniteLossError(
                 f"the critic's loss is not finite by its update {self.updates}; look for extreme "
                 "rewards or observations in the data"
             )
-        if self.updates >= last:
-            critic.q.requires_grad_(False)
-            self.scale = self._mean_value(batches)
-            self._batches = None
-        if self._learner.world_size > 1:
-            for tensor in critic.parameters():
-                torch.distributed.broadcast(tensor, src=0)
-        self.metrics = {**means, "critic_updates_lifetime": self.updates}
+
+    def _agree(self, tensors: Sequence[Tensor]) -> None:
+        """Gives all learners the first one's tensors and scale, so that they go on alike."""
+        if self._learner.world_size == 1:
+            return
+        scale = torch.tensor(self.scale, dtype=torch.float64, device=self._device)
+        for tensor in (scale, *tensors):
+            torch.distributed.broadcast(tensor, src=0)
+        self.scale = float(scale)
 
     @property
     def is_done(self) -> bool:
@@ -114,7 +123,8 @@ class CriticPhase:
         self._critic = self._batches = None
         if state["critic"] is not None:
             self.critic.set_state(state["critic"])
-            self.critic.q.requires_grad_(not self.is_done)
+            if self.is_done:
+                self.critic.freeze()
 
     @property
     def _device(self) -> torch.device:
@@ -126,9 +136,14 @@ class CriticPhase:
         return int(entropy.generate_state(1)[0])
 
     def _batches_of(self, supply: Supply) -> PrefetchedBatches:
-        # learner 0 of 1: all draw the same
         sampler = supply.sampler(
-            0, 1, seed=self._seed(), state=self._sampler, window_length=2, batch_size=BATCH_SIZE
+            self._learner.rank,
+            self._learner.world_size,
+            seed=self._seed(),
+            state=self._sampler,
+            all_alike=True,
+            window_length=2,
+            batch_size=BATCH_SIZE,
         )
         return PrefetchedBatches(sampler, self.updates, self._device)
 

@@ -366,7 +366,7 @@ class DTTorchLearner(TorchLearner):
         }
         self._log({**self._metrics_of_objectives(), **counts}, reduce="max")
         # Tune ends a search whose metric is missing from a result
-        self._log({"action_loss": math.nan}, reduce="mean")
+        self._log({objective.name: math.nan for objective in self._objectives}, reduce="mean")
 
     def _metrics_of_objectives(self) -> dict[str, float]:
         return {k: v for objective in self._objectives for k, v in objective.metrics().items()}

@@ -198,23 +198,16 @@ class DTOfflineData(OfflineData):
         """
         if isinstance(self.supply, ResidentSupply):
             pool: EpisodePool = ray.get(self.supply.pool)
-            best = np.argsort(-pool.targets, kind="stable")[:count]
-            chosen = np.zeros(len(pool.lengths), bool)
-            chosen[best] = True
-            return pool.select(chosen)
+            return pool.best(count, self.capacity)
         assert self.recipe is not None
-        least = float(np.sort(self.returns)[-min(count, len(self.returns))])
         passes, holdout = self.recipe.passes, self.recipe.holdout
-        if passes.min_return is None or least > passes.min_return:
-            passes = passes.best(least, share_of_ties=1.0)
         keep = holdout.skip if holdout is not None else iter
-        kept: list[EpisodePool] = []
+        best: EpisodePool | None = None
         for part in passes.pools(chunk_steps(self.capacity), keep=keep, quiet=True):
-            kept.append(part)
-            if sum(map(len, kept)) > self.capacity:
-                logger.warning("the best %d episodes exceed the pool's capacity; fewer are", count)
-                break
-        return EpisodePool.concatenate(kept)
+            joined = part if best is None else EpisodePool.concatenate([best, part])
+            best = joined.best(count, self.capacity)
+        assert best is not None
+        return best
 
     def critic_supply(self) -> Supply:
         """Returns a supply of the same data whose stream, if it is one, is its own."""

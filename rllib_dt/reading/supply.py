@@ -37,8 +37,8 @@ class Supply(ABC):
         """Whether the data is read repeatedly, with only a part of it in memory."""
 
     @abstractmethod
-    def _sampler(self, draws: Draws, state: SamplerState | None) -> Sampler:
-        """Makes a sampler; a `state` continues an earlier one."""
+    def _sampler(self, draws: Draws, learner: int, state: SamplerState | None) -> Sampler:
+        """Makes a learner's sampler; a `state` continues an earlier one."""
 
     def sampler(
         self,
@@ -47,6 +47,7 @@ class Supply(ABC):
         *,
         seed: int | None = None,
         state: SamplerState | None = None,
+        all_alike: bool = False,
         **other: int,
     ) -> Sampler:
         """Makes the sampler of one learner.
@@ -56,16 +57,17 @@ class Supply(ABC):
             num_learners: learners that draw from the data.
             seed: the seed to draw windows with; by default that of `draws`.
             state: the state of an earlier sampler to continue from; None starts afresh.
+            all_alike: every learner draws the same windows, as if there were one.
             other: `window_length` or `batch_size` in place of those of `draws`.
         """
         draws = replace(
             self.draws,
-            learner=learner,
-            num_learners=num_learners,
+            learner=0 if all_alike else learner,
+            num_learners=1 if all_alike else num_learners,
             seed=self.draws.seed if seed is None else seed,
             **other,
         )
-        return self._sampler(draws, state)
+        return self._sampler(draws, learner, state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ class ResidentSupply(Supply):
         """See `Supply`."""
         return False
 
-    def _sampler(self, draws: Draws, state: SamplerState | None) -> FixedSampler:
+    def _sampler(self, draws: Draws, learner: int, state: SamplerState | None) -> FixedSampler:
         pool: EpisodePool = ray.get(self.pool)
         return FixedSampler(pool.columns, pool.timesteps, draws)
 
@@ -107,12 +109,12 @@ class StreamedSupply(Supply):
         """See `Supply`."""
         return True
 
-    def _sampler(self, draws: Draws, state: SamplerState | None) -> RollingSampler:
+    def _sampler(self, draws: Draws, learner: int, state: SamplerState | None) -> RollingSampler:
         # a resumed run keeps its former capacity: chunks were cut for it, and the default depends
         # on the cluster's nodes
         capacity = state.get("capacity", self.capacity) if state else self.capacity
         return RollingSampler(
-            RemoteFeed(self.feeder, draws.learner, capacity, state["first"] if state else None),
+            RemoteFeed(self.feeder, learner, capacity, state["first"] if state else None),
             capacity=capacity,
             draws_per_step=self.reuse / draws.window_length,
             draws=draws,

@@ -257,7 +257,7 @@ class _Dispatch:
         self._record.take(event)
 
     def _lost(self, runner: _Runner, error: str) -> None:
-        logger.warning("evaluation runner lost: %s; the others take over its episodes", error)
+        logger.warning("a runner was lost: %s; the others take over its episodes", error)
         if runner.has_answered:
             under_way = {job.index for job in runner.running}
             self._record.lose(runner.running, error)

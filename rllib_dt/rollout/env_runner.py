@@ -50,6 +50,7 @@ class DTEnvRunner(SingleAgentEnvRunner):
     env: Any
     module: Any
     _ongoing_episodes: list[SingleAgentEpisode]
+    _drawn_by: tuple[int | None, torch.Generator | None] = (None, None)
 
     @override(SingleAgentEnvRunner)
     def make_env(self) -> None:
@@ -100,7 +101,9 @@ class DTEnvRunner(SingleAgentEnvRunner):
         self.module.temperature, self.module.generator = temperature or 1.0, None
         if recording is not None:
             self._explores, self.module.temperature = True, recording.temperature
-            self.module.generator = self._generator(recording.seed)
+            if recording.seed != self._drawn_by[0]:  # further jobs of a round draw on
+                self._drawn_by = recording.seed, self._generator(recording.seed)
+            self.module.generator = self._drawn_by[1]
         pending = deque(jobs)
         running: dict[int, EvaluationJob] = {}
         usable = list(range(self.num_envs))
@@ -225,14 +228,13 @@ class DTEnvRunner(SingleAgentEnvRunner):
 
     def _recorded(self, episode: SingleAgentEpisode, job: EvaluationJob) -> Episode:
         """Returns what happened; a truncated episode has not terminated."""
-        env = self.env
-        observed, acted = (
-            [flatten(space, known_leaves(space, value)) for value in values]
-            for space, values in (
-                (env.single_observation_space, episode.get_observations()),
-                (env.single_action_space, episode.get_actions()),
-            )
-        )
+        observes, acts = self.env.single_observation_space, self.env.single_action_space
+        ignore = self.config.dt_model_config.ignore
+        observed = [
+            flatten(observes, known_leaves(observes, seen), ignore)
+            for seen in episode.get_observations()
+        ]
+        acted = [flatten(acts, taken) for taken in episode.get_actions()]
         return Episode(
             id=f"seed {job.seed}",
             source="online",

@@ -13,15 +13,15 @@ from rllib_dt.rollout.jobs import EpisodeResult, Outcome
 logger = logging.getLogger(__name__)
 
 
-def report_failures(outcome: Outcome) -> None:
+def report_failures(outcome: Outcome, kind: str = "evaluation") -> None:
     """Logs the number of episodes that could not be finished, and the first one's error."""
     if outcome.failures:
         first = outcome.failures[0]
         logger.error(
-            "%d of %d evaluation episodes could not be finished; the first (target %g, seed %d): "
-            "%s",
+            "%d of %d %s episodes could not be finished; the first (target %g, seed %d): %s",
             len(outcome.failures),
             len(outcome.failures) + len(outcome.results),
+            kind,
             first.job.target,
             first.job.seed,
             first.error,

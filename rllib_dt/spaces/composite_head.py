@@ -55,6 +55,11 @@ class CompositeHead(ActionHead):
         """Converts each leaf's part of (…, size)."""
         return torch.cat([head.decode(part) for _, head, part in self._parts(outputs)], dim=-1)
 
+    @property
+    def num_drawn(self) -> int:
+        """The sum over the leaves."""
+        return sum(head.num_drawn for _, head in self._leaves())
+
     def log_std(self, raw: Tensor) -> Tensor:
         """Maps each leaf's part of (…, spread_size)."""
         parts = torch.split(raw, self._spreads, dim=-1)

@@ -29,6 +29,11 @@ class SquashedGaussianHead(BoxHead):
         self.has_log_probs = True
         self.metric_names = ("action_squared_error",)
 
+    @property
+    def num_drawn(self) -> int:
+        """The number of components with more than one legal value."""
+        return int(self.has_range.sum())
+
     def squash(self, raw: Tensor) -> Tensor:
         """Returns the (…, A) means unchanged; it is draws that are squashed."""
         return raw

@@ -46,6 +46,11 @@ class ActionHead(ExactBuffers, ABC):
     def squash(self, raw: Tensor) -> Tensor:
         """Maps the last linear layer's result, (…, size), to outputs in the head's own range."""
 
+    @property
+    def num_drawn(self) -> int:
+        """The number of numbers that are drawn."""
+        return 0
+
     def log_std(self, raw: Tensor) -> Tensor:
         """Maps the last layer's (…, spread_size) result to outputs."""
         raise NotImplementedError(f"{type(self).__name__} has no spread")

@@ -35,7 +35,7 @@ class EntropyObjective(Objective):
         super().__init__(network, weight, learner)
         config, device = learner.config, network.return_scale.device
         wanted = config.target_entropy
-        self._wanted = float(-network.action_head.spread_size if wanted is None else wanted)
+        self._wanted = float(-network.action_head.num_drawn if wanted is None else wanted)
         self._log_alpha = torch.tensor(
             math.log(config.initial_alpha), device=device, requires_grad=True
         )
