@@ -246,13 +246,7 @@ def test_the_best_of_streamed_data_is_found_among_many_that_are_equal(cluster, t
     episodes = make_episodes([8] * 40)
     for number, e in enumerate(episodes):
         e["rewards"] = np.full(8, 100.0 * (number == 39))
-    write_episodes(
-        episodes,
-        tmp_path / "d",
-        Box(-np.inf, np.inf, (3,)),
-        Box(-1.0, 1.0, (2,)),
-        max_file_steps=64,
-    )
+    write_episodes(episodes, tmp_path / "d", Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,)))
     algo = tiny_config(str(tmp_path / "d")).offline_data(pool_capacity_steps=100).build_algo()
     assert algo.offline_data.is_streamed
     best = algo.offline_data.best_episodes(5)

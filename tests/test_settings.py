@@ -43,6 +43,8 @@ def with_setting(name, value):
         config.environment(observation_space=Box(-1.0, 1.0, (2, 3)))
     if name == "lr_decay_updates":
         config.training(lr_decay="cosine")
+    if name == "rollouts_per_iteration":
+        config.environment("CartPole-v1", observation_space=None, action_space=None)
     attribute = f"_{name}" if isinstance(getattr(type(config), name, None), property) else name
     setattr(config, attribute, value)
     return config

@@ -233,7 +233,7 @@ class MeasuredAlgorithm(OfflineAlgorithm):
         report_failures(outcome)
         summary = summarize(outcome, targets, config.score_reference)
         summary[NUM_UPDATES_LIFETIME] = snapshot.num_updates
-        evaluation = {ENV_RUNNER_RESULTS: self._custom_metrics() | summary}
+        evaluation = {ENV_RUNNER_RESULTS: self.take_custom_metrics() | summary}
         make_callback(
             "on_evaluate_end",
             callbacks_objects=self.callbacks,
@@ -246,7 +246,7 @@ class MeasuredAlgorithm(OfflineAlgorithm):
         )
         return evaluation
 
-    def _custom_metrics(self) -> ResultDict:
+    def take_custom_metrics(self) -> ResultDict:
         """Takes what users' callbacks logged on the runners, so that nothing stale remains."""
         logged = self.eval_env_runner_group.foreach_env_runner(lambda runner: runner.get_metrics())
         key = (EVALUATION_RESULTS, ENV_RUNNER_RESULTS)

@@ -177,7 +177,7 @@ class OnlineAlgorithm(MeasuredAlgorithm):
         if results:
             values[EPISODE_RETURN_MEAN] = float(np.mean([r.episode_return for r in results]))
             values[EPISODE_LEN_MEAN] = float(np.mean([r.length for r in results]))
-        custom = self._custom_metrics()  # of users' callbacks, which else the next evaluation has
+        custom = self.take_custom_metrics()  # else the next evaluation would have them
         values |= {k: v for k, v in custom.items() if isinstance(v, Real) and k not in values}
         self._log_played(values)
 
