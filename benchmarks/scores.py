@@ -43,12 +43,14 @@ class Job:
         updates: the number of updates.
         episodes: evaluated for each target.
         temperatures: the same weights are evaluated with each; None is the settings' own.
+        rounds: of online episodes, after the updates.
     """
 
     config: DTConfig
     updates: int
     episodes: int
     temperatures: Sequence[float | None] = (None,)
+    rounds: int = 0
 
 
 def _pendulum_replay(data: list[str]) -> DTConfig:
@@ -104,6 +106,18 @@ def _improved(config: DTConfig, updates: int, episodes: int, **training: Any) ->
     return _asked_for_the_most(config, updates, episodes)
 
 
+def _online(config: DTConfig, updates: int, episodes: int, rounds: int) -> Job:
+    """Returns the job with a stochastic policy, which goes on with five episodes a round."""
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    config = _with_model(config, action_distribution="squashed_gaussian", **dropout)
+    config.online(
+        rollouts_per_iteration=5 if rounds else None,
+        updates_per_iteration=100,
+        offline_updates=updates,
+    )
+    return Job(config=config, updates=updates, episodes=episodes, rounds=rounds)
+
+
 def _short_hopper(data: list[str], change: Callable[[DTConfig], DTConfig]) -> Job:
     """Returns 2,000 updates on Hopper, whose rate falls over the last two fifths as there."""
     config = change(hopper_dt.make_config(data))
@@ -135,6 +149,11 @@ def _key_to_door(data: list[str], method: str) -> Job:
     return Job(config=config, updates=updates, episodes=100)
 
 
+def _key_to_door_improved(data: list[str]) -> Job:
+    job = _key_to_door(data, "dt")
+    return _improved(job.config, job.updates, job.episodes)
+
+
 JOBS: dict[str, Callable[[list[str]], Job]] = {
     "demo": lambda data: Job(config=demo.make_config(data[0]), updates=demo.UPDATES, episodes=20),
     "cartpole": lambda data: Job(config=cartpole_dt.make_config(data), updates=1000, episodes=20),
@@ -156,10 +175,12 @@ JOBS: dict[str, Callable[[list[str]], Job]] = {
     ),
     "hopper-q": lambda data: _improved(hopper_dt.make_config(data), 5000, 10, ema_decay=0.999),
     "pendulum-q": lambda data: _improved(pendulum_dt.make_config(data), 2000, 20),
-    "key-to-door-q": lambda data: _improved(
-        key_to_door_dt.make_config(data, method="dt"), 1000, 100
+    "pendulum-offline": lambda data: _online(pendulum_dt.make_config(data), 2000, 20, 0),
+    "pendulum-online": lambda data: _online(pendulum_dt.make_config(data), 2000, 20, 60),
+    "key-to-door-q": _key_to_door_improved,
+    "minatar-q": lambda data: _improved(
+        minatar_dt.make_config(data), 3000, 20, critic_updates=3000
     ),
-    "minatar-q": lambda data: _improved(minatar_dt.make_config(data), 1500, 20),
     "pong": lambda data: Job(
         config=atari_dt.make_config(data), updates=2000, episodes=10, temperatures=(1.0, 0.0)
     ),
@@ -194,7 +215,8 @@ def main() -> None:
     algo = config.build_algo()
     summary = algo.offline_data.summary
     started = time.perf_counter()
-    for _ in range(config.critic_iterations + updates // config.dataset_num_iters_per_learner):
+    offline = config.critic_iterations + updates // config.dataset_num_iters_per_learner
+    for _ in range(offline + job.rounds):
         learner = algo.train()["learners"]["default_policy"]
         if "critic_updates_lifetime" in learner and not learner["num_updates_lifetime"]:
             done, loss = learner["critic_updates_lifetime"], learner["critic_q_loss"]

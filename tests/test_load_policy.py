@@ -149,6 +149,17 @@ def test_a_module_alone_and_a_folder_of_hugging_face_load_too(trained, tmp_path)
         module.actor()
 
 
+def test_a_policy_that_leaves_a_text_out_loads(tmp_path):
+    space = Dict(obs=Box(-1.0, 1.0, (3,)), mission=Text(10))
+    settings = dict(SMALL, ignore=["mission"])
+    module = DTTorchRLModule(
+        observation_space=space, action_space=Discrete(2), model_config=settings
+    )
+    actor = load_policy(module.save_to_path(tmp_path / "module")).actor(1.0)
+    action = actor.predict({"obs": np.zeros(3, np.float32), "mission": "go"})
+    assert action in Discrete(2)
+
+
 def test_the_last_complete_checkpoint_of_a_trial_is_taken(cluster, tiny_data, tmp_path):
     results = tune.Tuner(
         "DT",

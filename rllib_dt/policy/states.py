@@ -61,8 +61,11 @@ _ADMITTED = {
 }
 """Names by module that are loaded, besides those of numpy's arrays and gymnasium's spaces."""
 
-_PLAIN_DTYPE = (None, None, None, -1, -1)
-"""What numpy saves of a dtype of numbers besides its byte order: no fields, and no parts."""
+_PLAIN_DTYPE = (None, None, None, -1, -1, 0)
+"""What numpy saves of a dtype of numbers besides its byte order: no fields, no parts, no flags."""
+
+_TEXT_DTYPE = (None, None, None, 0, 4, 8)
+"""What numpy saves of the dtype of gymnasium's Text spaces, of which there are no arrays."""
 
 
 class _Absent:
@@ -117,7 +120,11 @@ class _Unpickler(_InPython):
         if isinstance(built, np.dtype):
             # any other state could make numpy take bytes for the addresses of objects
             is_plain = isinstance(state, tuple) and len(state) == 8 and state[2:7] == _PLAIN_DTYPE
-            if built.kind not in "biuf" or not is_plain or state[7]:
+            is_text = (
+                built.str[1:] == "U0" and isinstance(state, tuple) and state[2:] == _TEXT_DTYPE
+            )
+            is_number = built.kind in "biuf" and is_plain and not state[7]
+            if not (is_number or is_text):
                 raise pickle.UnpicklingError(f"it changes the dtype {built}")
         elif not isinstance(built, np.ndarray | gym.Space | _Absent):
             raise pickle.UnpicklingError(f"it sets the state of a {type(built).__name__}")
