@@ -119,12 +119,9 @@ class _Unpickler(_InPython):
         state, built = self.stack[-1], self.stack[-2]
         if isinstance(built, np.dtype):
             # any other state could make numpy take bytes for the addresses of objects
-            is_plain = isinstance(state, tuple) and len(state) == 8 and state[2:7] == _PLAIN_DTYPE
-            is_text = (
-                built.str[1:] == "U0" and isinstance(state, tuple) and state[2:] == _TEXT_DTYPE
-            )
-            is_number = built.kind in "biuf" and is_plain and not state[7]
-            if not (is_number or is_text):
+            kept = state[2:] if isinstance(state, tuple) else None
+            is_number = built.kind in "biuf" and kept == _PLAIN_DTYPE
+            if not (is_number or (built.str[1:] == "U0" and kept == _TEXT_DTYPE)):
                 raise pickle.UnpicklingError(f"it changes the dtype {built}")
         elif not isinstance(built, np.ndarray | gym.Space | _Absent):
             raise pickle.UnpicklingError(f"it sets the state of a {type(built).__name__}")
