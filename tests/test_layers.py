@@ -47,7 +47,13 @@ FOREIGN = {
     "reading": {"torch"},
 }
 # parts of `spaces` that need torch, for layers that must not import it
-TORCH_MODULES = {"rllib_dt.spaces.encoders", "rllib_dt.spaces.heads"}
+TORCH_MODULES = {
+    f"rllib_dt.spaces.{name}"
+    for name in (
+        "action_head", "box_head", "choice_heads", "composite_head", "encoders", "exact",
+        "gaussian_head", "heads",
+    )
+}  # fmt: skip
 PRIVATE_MODULES = ("ray._private", "ray.tune.registry", "ray.experimental.internal_kv")
 # What RLlib marks private and subclasses of its classes use all the same: methods that are meant
 # to be overridden, and attributes of the parent. Each has a contract test or breaks at once.

@@ -14,7 +14,7 @@ from rllib_dt.episodes.pool import EpisodePool
 from rllib_dt.episodes.returns import ReturnRule
 from rllib_dt.learning.critic import REWARD_UNIT, Critic, QFunctions
 from rllib_dt.learning.objectives.q_value import gaps
-from rllib_dt.spaces.composite_head import head_of_space
+from rllib_dt.spaces.heads import head_of_space
 from tests.conftest import TINY, cartpole_config, make_episodes, tiny_config
 from tests.training import learner_results, same, weights
 

@@ -10,8 +10,8 @@ from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 from rllib_dt import DT, DecisionTransformer, DTModelConfig, TrainedPolicy
 from rllib_dt.huggingface import load_pretrained, save_pretrained
-from rllib_dt.spaces.composite_head import head_of_space
 from rllib_dt.spaces.gaussian_head import SquashedGaussianHead
+from rllib_dt.spaces.heads import head_of_space
 from tests.conftest import TINY, cartpole_config, tiny_config
 from tests.training import learner_results, same, weights
 

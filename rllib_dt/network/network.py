@@ -31,10 +31,10 @@ from rllib_dt.network.activations import activation
 from rllib_dt.network.cache import GrowingCache, KeyValueCache, RollingCache
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.network.dropout import Dropout, dropout
-from rllib_dt.spaces.composite_head import head_of_space
 from rllib_dt.spaces.composites import check_spaces, encoded_leaves, image_leaves, number_leaves
 from rllib_dt.spaces.encoders import Convolutions, OwnEncoder, encoder_of_space, leaf_encoder
 from rllib_dt.spaces.exact import ExactBuffers, at_least_float32
+from rllib_dt.spaces.heads import head_of_space
 from rllib_dt.spaces.trees import ACTION_MASK, by_leaf, leaves
 from rllib_dt.types import Tree
 

@@ -1,15 +1,13 @@
-"""The action head of a whole space: a leaf's own, or one for each leaf of a composite space."""
+"""`CompositeHead`: a head for each leaf of a composite action space."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
+from rllib_dt.spaces.action_head import ActionHead
 from rllib_dt.spaces.encoders import module_name
-from rllib_dt.spaces.heads import ActionHead, Distribution, action_head
-from rllib_dt.spaces.trees import leaves
 from rllib_dt.types import Tree
 
 _LEAF_LOSS = "action_loss"
@@ -136,14 +134,3 @@ class CompositeHead(ActionHead):
         means, rest = parts[: len(spreads)], parts[len(spreads) :]
         for (path, head), mean, spread in zip(self._leaves(), means, rest, strict=True):
             yield path, head, torch.cat([mean, spread], dim=-1) if spread.shape[-1] else mean
-
-
-def head_of_space(
-    space: gym.Space, *, tanh: bool, distribution: Distribution = "deterministic"
-) -> ActionHead:
-    """Returns the head of an action space, composite or not; see `action_head`."""
-    heads = {
-        path: action_head(leaf, tanh=tanh, distribution=distribution)
-        for path, leaf in leaves(space).items()
-    }
-    return heads[""] if list(heads) == [""] else CompositeHead(heads)

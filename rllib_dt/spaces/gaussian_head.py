@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rllib_dt.spaces.heads import BoxHead
+from rllib_dt.spaces.box_head import BoxHead
 
 MIN_LOG_STD, MAX_LOG_STD = -5.0, 2.0
 _NEAREST_TO_BOUND = 1 - 1e-6
