@@ -118,6 +118,12 @@ def _online(config: DTConfig, updates: int, episodes: int, rounds: int) -> Job:
     return Job(config=config, updates=updates, episodes=episodes, rounds=rounds)
 
 
+def _one_step(data: list[str]) -> DTConfig:
+    """Returns Hopper with one step of context, whose rate falls over the same updates."""
+    config = _with_model(hopper_dt.make_config(data), context_length=1)
+    return config.training(lr=[[0, 1e-3], [3000 * 64, 1e-3], [5000 * 64, 1e-5]])
+
+
 def _short_hopper(data: list[str], change: Callable[[DTConfig], DTConfig]) -> Job:
     """Returns 2,000 updates on Hopper, whose rate falls over the last two fifths as there."""
     config = change(hopper_dt.make_config(data))
@@ -174,6 +180,10 @@ JOBS: dict[str, Callable[[list[str]], Job]] = {
         halfcheetah_dt.make_config(data), 5000, 10, ema_decay=0.999
     ),
     "hopper-q": lambda data: _improved(hopper_dt.make_config(data), 5000, 10, ema_decay=0.999),
+    "hopper-context1-averaged": lambda data: _asked_for_the_most(
+        _one_step(data).training(ema_decay=0.999), 5000, 10
+    ),
+    "hopper-context1-q": lambda data: _improved(_one_step(data), 5000, 10, ema_decay=0.999),
     "pendulum-q": lambda data: _improved(pendulum_dt.make_config(data), 2000, 20),
     "pendulum-offline": lambda data: _online(pendulum_dt.make_config(data), 2000, 20, 0),
     "pendulum-online": lambda data: _online(pendulum_dt.make_config(data), 2000, 20, 60),
