@@ -229,6 +229,7 @@ def test_runners_and_learners_may_be_several_and_a_runner_may_die(cluster, tiny_
     algo.stop()
 
 
+@pytest.mark.slow
 def test_streamed_data_gives_its_best_episodes(cluster, tiny_data):
     config = online_config(tiny_data[0]).online(buffer_episodes=3)
     algo = config.offline_data(pool_capacity_steps=60).build_algo()
@@ -280,6 +281,7 @@ def test_restoring_in_place_takes_back_the_replay(cluster, tiny_data, tmp_path):
     algo.stop()
 
 
+@pytest.mark.slow
 def test_the_critics_columns_come_and_go_with_it(cluster, tiny_data, tmp_path):
     config = online_config(tiny_data[0]).training(critic_updates=5)
     for before, after in ((1.0, 0.0), (0.0, 1.0)):
@@ -309,6 +311,7 @@ def test_every_result_has_the_metrics_of_every_phase(cluster, tiny_data):
     algo.stop()
 
 
+@pytest.mark.slow
 def test_a_folder_of_weights_may_go_on_without_a_recording(cluster, tiny_data, tmp_path):
     from rllib_dt.huggingface import save_pretrained
 
@@ -397,6 +400,7 @@ class Composite(gym.Env):
         return self._seen(), float(action["grip"]), self.t == 4, False, {}
 
 
+@pytest.mark.slow
 def test_composite_spaces_are_recorded_by_leaf(cluster, tmp_path):
     rng = np.random.default_rng(0)
     episodes = [

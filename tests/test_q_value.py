@@ -119,6 +119,7 @@ def test_an_update_counts_each_transition_once():
     np.testing.assert_allclose(got, want, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_values_of_a_chain_are_those_of_the_best_recorded_actions():
     """Three states in a row; action 1 moves on, action 0 ends; moving on twice earns 1, then 4."""
     gamma = 0.5
@@ -231,6 +232,7 @@ def test_a_run_resumed_within_the_critic_goes_on_bit_for_bit(cluster, tiny_data,
     again.stop()
 
 
+@pytest.mark.slow
 def test_the_critic_depends_on_the_data_alone(cluster, tiny_data):
     """Streamed or not, each window has its own trajectory's return."""
     algo = q_config(tiny_data[0]).offline_data(pool_capacity_steps=30, pool_reuse=50).build_algo()

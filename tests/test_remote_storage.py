@@ -192,6 +192,7 @@ def test_policies_are_loaded_from_s3(cluster, server, tmp_path, monkeypatch):
         load_policy(f"s3://recordings/nowhere{options}")
 
 
+@pytest.mark.slow
 def test_a_read_is_retried_after_its_connection_breaks(server, recorded):
     proxy = Proxy(server[0], cuts=3, after=8192)
     system = filesystem(proxy.port)

@@ -192,6 +192,7 @@ def test_a_folder_keeps_the_spread_and_others_read_the_likeliest_action(tmp_path
 # --- in RLlib
 
 
+@pytest.mark.slow
 def test_training_reports_entropy_and_moves_towards_its_target(cluster, tiny_data):
     config = tiny_config(tiny_data[0], **STOCHASTIC)
     config.training(lr=3e-3, initial_alpha=1.0, alpha_lr=0.05, target_entropy=0.5)
