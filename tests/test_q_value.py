@@ -46,7 +46,9 @@ def every_pair(pool):
 # --- what a window tells
 
 
-@pytest.mark.parametrize("rule", [ReturnRule(), ReturnRule(delayed=True), ReturnRule(gamma=0.5)])
+@pytest.mark.parametrize(
+    "rule", [ReturnRule(), ReturnRule(clip_rewards=0.5), ReturnRule(gamma=0.5)]
+)
 def test_outcomes_are_those_that_returns_add_up(rule):
     pool, episodes = pool_of([4, 1, 6], rule)
     starts = np.cumsum(pool.lengths) - pool.lengths

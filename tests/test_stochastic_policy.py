@@ -318,6 +318,25 @@ def test_evaluation_draws_with_a_temperature(cluster, tiny_data):
     assert found[1.0]["episode_return_std"] > 0.1
 
 
+def test_episodes_keep_the_log_probabilities_of_what_was_drawn(cluster):
+    seen = []
+
+    def keep(*, episode, **kwargs):
+        names = ("action_logp", "action_dist_inputs")
+        outputs = [np.array(episode.get_extra_model_outputs(name)) for name in names]
+        seen.append((*outputs, np.array(episode.get_actions())))
+
+    config = cartpole_config().callbacks(on_episode_end=keep)
+    config.evaluation(temperature=1.0, target_returns=[20.0], evaluation_duration=2)
+    algo = config.build_algo()
+    algo.evaluate()
+    algo.stop()
+    assert len(seen) == 2
+    for log_probs, logits, actions in seen:
+        want = torch.tensor(logits).log_softmax(-1)[torch.arange(len(actions)), actions]
+        np.testing.assert_allclose(log_probs, want, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("space", "message"),
     [(Discrete(3), "has none; leave it out"), (MultiDiscrete([2, 2]), "has none; leave it out")],

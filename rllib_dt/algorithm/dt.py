@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -115,19 +114,16 @@ class DT(OnlineAlgorithm):
         # the settings of evaluation: `evaluation_config` may override any of them
         targets = self.evaluation_config.target_returns
         self.validation = None
+        seed = data.sampling_seed
+        on_every_learner(self.learner_group, lambda learner: learner.adopt_seed(seed))
         if data.is_missing:
             self.target_returns = [target_value(t) for t in targets or ()]
             self._awaits_restore = True
             if self.config.is_without_data:
                 self._take_over()
-                entropy = np.random.SeedSequence(self.config.seed)
-                seed = int(entropy.generate_state(1)[0])
-                on_every_learner(self.learner_group, lambda learner: learner.adopt_seed(seed))
             return
         self.target_returns = [target_value(t) for t in targets or data.derived_targets]
         logger.info("target returns: %s", self.target_returns)
-        seed = data.sampling_seed
-        on_every_learner(self.learner_group, lambda learner: learner.adopt_seed(seed))
         self.validation = self._validation()
         if specs_with_state(self.config.rl_module_spec):
             logger.info("weights and normalisation are those of load_state_path")

@@ -157,7 +157,7 @@ class OnlineAlgorithm(MeasuredAlgorithm):
             draws=Draws(
                 window_length=self.config.dt_model_config.window_length,
                 batch_size=self.config.windows_per_learner,
-                seed=self.config.seed or 0,  # learners have that of their first supply
+                seed=self.offline_data.sampling_seed,
             ),
             num_steps=len(pool),
             return_range=self._returns,

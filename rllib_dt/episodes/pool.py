@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rllib_dt.episodes.episode import Episode
 from rllib_dt.episodes.frames import FrameStacks
-from rllib_dt.episodes.returns import ReturnRule
+from rllib_dt.episodes.returns import ReturnRule, process_rewards
 from rllib_dt.episodes.windows import (
     ACTIONS,
     EPISODE_RETURNS,
@@ -33,7 +33,7 @@ class EpisodePool:
     Attributes:
         columns: `obs` (N, …), `actions` (N, …), `returns_to_go` (N, 1) float32; of a composite
             space a column for each leaf, `obs/camera`. With outcomes also `rewards` (N,) float32,
-            as returns-to-go add them up, `terminateds` (N,) bool, True at an episode's last step
+            clipped if so configured, `terminateds` (N,) bool, True at an episode's last step
             unless it was truncated, and `episode_returns` (N,) float32, each episode's target.
         timesteps: (N,) int32, each step's timestep in its episode.
         returns: (E,) float64, the undiscounted sums of the rewards as recorded.
@@ -116,12 +116,7 @@ class EpisodePool:
             count: the most episodes.
             steps: the most steps of all together; the best one is there in any case.
         """
-        order = np.argsort(-self.targets, kind="stable")[:count]
-        fits = np.cumsum(self.lengths[order]) <= steps
-        fits[0] = True
-        chosen = np.zeros(len(self.lengths), bool)
-        chosen[order[fits]] = True
-        return self.select(chosen)
+        return self.select(best_episodes(self.targets, self.lengths, steps, count))
 
     def episodes(self) -> list["EpisodePool"]:
         """Returns a pool of each episode alone; none shares an array with this one."""
@@ -182,10 +177,36 @@ def _outcomes(
     terminateds = np.zeros(lengths.sum(), bool)
     terminateds[np.cumsum(lengths) - 1] = [e.terminated for e in episodes]
     return {
-        REWARDS: np.concatenate([rule.rewards(e.rewards) for e in episodes]).astype(np.float32),
+        REWARDS: np.concatenate(
+            [process_rewards(e.rewards, rule.clip_rewards) for e in episodes]
+        ).astype(np.float32),
         TERMINATEDS: terminateds,
         EPISODE_RETURNS: np.repeat(targets.astype(np.float32), lengths),
     }
+
+
+def best_episodes(
+    returns: NDArray[np.float64],
+    lengths: NDArray[np.int64],
+    steps: int,
+    count: int | None = None,
+) -> NDArray[np.bool_]:
+    """Chooses episodes best first while their steps together stay within a number.
+
+    Args:
+        returns, lengths: (E,) of each episode; of equal returns the first is the better one.
+        steps: the most steps, itself included; the best episode is chosen in any case.
+        count: the most episodes.
+
+    Returns:
+        (E,) True where chosen.
+    """
+    order = np.argsort(-returns, kind="stable")[:count]
+    fits = np.cumsum(lengths[order]) <= steps
+    fits[0] = True
+    chosen = np.zeros(len(returns), bool)
+    chosen[order[fits]] = True
+    return chosen
 
 
 def _concatenate(columns: Sequence[Any]) -> Column:

@@ -35,7 +35,7 @@ class Replay:
         self._episodes.extend(episodes)
 
     def pool(self) -> EpisodePool:
-        """Returns all of them as one pool, of which each step is as likely to be drawn."""
+        """Returns all of them as one pool."""
         return EpisodePool.concatenate(list(self._episodes))
 
     def __len__(self) -> int:

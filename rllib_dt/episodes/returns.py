@@ -83,15 +83,6 @@ class ReturnRule:
         processed = process_rewards(rewards, self.clip_rewards)
         return returns_to_go(processed, gamma=self.gamma, delayed=self.delayed)
 
-    def rewards(self, rewards: Array) -> NDArray[np.float64]:
-        """Converts the (T,) rewards of a whole episode to those that its returns-to-go add up."""
-        processed = process_rewards(rewards, self.clip_rewards)
-        if not self.delayed:
-            return processed
-        delayed = np.zeros(len(processed))
-        delayed[-1] = processed.sum()
-        return delayed
-
     def check_acting(self) -> None:
         """Raises a ValueError if the rule cannot be followed step by step while acting.
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_dt.episodes.frames import FrameStacks
-from rllib_dt.episodes.pool import EpisodePool
+from rllib_dt.episodes.pool import EpisodePool, best_episodes
 from rllib_dt.episodes.windows import ACTIONS, OBSERVATIONS
 from rllib_dt.spaces.trees import by_leaf, columns_of, from_leaves, map_tree
 from rllib_dt.types import Array, Tree
@@ -251,9 +251,4 @@ def top_episodes(
         lengths: (E,) steps of each episode.
         fraction: in (0, 1].
     """
-    order = np.argsort(-returns, kind="stable")
-    fits = np.cumsum(lengths[order]) <= max(int(fraction * lengths.sum()), 1)
-    fits[0] = True
-    chosen = np.zeros(len(returns), bool)
-    chosen[order[fits]] = True
-    return chosen
+    return best_episodes(returns, lengths, max(int(fraction * lengths.sum()), 1))

@@ -1,7 +1,8 @@
 """A critic of recorded actions: implicit Q-learning (Kostrikov et al. 2021, arXiv:2110.06169).
 
 V(s) is an upper expectile of Q(s, a) over the recorded actions, and Q(s, a) = r + γ V(s'), so no
-action is ever valued that was not recorded. Settings are those of the paper's locomotion tasks.
+action is ever valued that was not recorded. Settings are those of the paper's locomotion tasks,
+with layer norms added.
 """
 
 import copy

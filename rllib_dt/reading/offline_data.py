@@ -35,7 +35,6 @@ _READ = (
     "validation",
     "capacity",
     "is_streamed",
-    "sampling_seed",
     "supply",
     "recipe",
 )
@@ -129,6 +128,7 @@ class DTOfflineData(OfflineData):
         self.module_spec = None
         self.spaces = None
         self.is_missing = False
+        self.sampling_seed = _seed(config.seed)
         self._feeder: ActorHandle = None
         self._critic_feeder: ActorHandle = None
         self._why_missing = "it was asked for none"
@@ -171,7 +171,6 @@ class DTOfflineData(OfflineData):
         self.returns = statistics.returns
         self.derived_targets = statistics.derived_targets()
         self.validation: EpisodePool | None = found.validation
-        self.sampling_seed = _seed(config.seed)
         self.recipe: ChunkRecipe | None = None
         self.supply: Supply = self._supply(found)
         self.is_streamed = self.supply.is_streamed

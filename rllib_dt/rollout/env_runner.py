@@ -14,6 +14,7 @@ from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
+from ray.rllib.utils.numpy import convert_to_numpy
 
 from rllib_dt.compat import env_creator, notify_environment_created
 from rllib_dt.episodes.episode import DataError, Episode
@@ -37,6 +38,9 @@ _PATIENCE_SECONDS = 120.0
 """How long a restarted runner keeps trying to create its environments."""
 
 _PAUSE_SECONDS = 2.0
+
+_KEPT = (ASKED_RETURNS, Columns.ACTION_DIST_INPUTS, Columns.ACTION_LOGP)
+"""What episodes keep of each step's outputs of the module, besides the action."""
 
 
 class DTEnvRunner(SingleAgentEnvRunner):
@@ -196,12 +200,10 @@ class DTEnvRunner(SingleAgentEnvRunner):
         to_module = self._env_to_module(batch={}, **shared)
         forward = self.module.forward_exploration if explore else self.module.forward_inference
         outputs = forward(to_module)
-        for name in (Columns.ACTION_DIST_INPUTS, Columns.ACTION_LOGP):
-            outputs.pop(name, None)  # nobody reads them here
-        asked = outputs.pop(ASKED_RETURNS, None)
-        extra: list[dict[str, Any] | None] = [None] * len(slots)
-        if asked is not None:
-            extra = [{ASKED_RETURNS: value} for value in asked.tolist()]
+        if not explore:  # nothing was drawn from it
+            outputs.pop(Columns.ACTION_DIST_INPUTS, None)
+        kept = convert_to_numpy({n: outputs.pop(n) for n in _KEPT if n in outputs})
+        extra = [{n: values[i] for n, values in kept.items()} or None for i in range(len(slots))]
         to_env = self._module_to_env(batch=outputs, **shared)
         actions = to_env[Columns.ACTIONS]
         taken = self._split(actions, len(slots))

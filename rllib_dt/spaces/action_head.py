@@ -136,5 +136,5 @@ def flat(values: Tensor, rank: int) -> Tensor:
 
 
 def shaped(values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Gives the last axis a space's shape; the inverse of `_flat`."""
+    """Gives the last axis a space's shape; the inverse of `flat`."""
     return values if len(shape) == 1 else values.reshape(*values.shape[:-1], *shape)

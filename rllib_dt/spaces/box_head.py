@@ -13,6 +13,9 @@ class BoxHead(ActionHead):
 
     A component without two finite bounds has the data's standardised unit instead: features are
     (action - mean) / deviation, and outputs pass through no tanh.
+
+    Attributes:
+        shape: the shape of an action.
     """
 
     exact = ("middle", "half_range", "spread", "has_range", "low", "high")
@@ -29,7 +32,7 @@ class BoxHead(ActionHead):
         self.size = int(np.prod(space.shape))
         self.squashes = tanh
         self.metric_names = ()
-        self._shape = space.shape
+        self.shape = space.shape
         # taken from the space: computed from `middle` and `spread`, they would have rounding errors
         for name in ("low", "high"):
             bound = torch.tensor(getattr(space, name), dtype=torch.float32).reshape(-1)
@@ -67,7 +70,11 @@ class BoxHead(ActionHead):
 
     def decode(self, outputs: Tensor) -> Tensor:
         """Converts (…, A) in the head's unit to (…, A) in the environment's units."""
-        return outputs.to(self.middle.dtype) * self.spread + self.middle
+        return self.in_units(outputs)
+
+    def in_units(self, unit: Tensor) -> Tensor:
+        """Converts (…, A) in the head's unit to the environment's."""
+        return unit.to(self.middle.dtype) * self.spread + self.middle
 
     def losses(self, outputs: Tensor, actions: Tensor) -> Tensor:
         """Returns (…,) squared errors in the head's unit, the mean over the A components."""
@@ -82,16 +89,11 @@ class BoxHead(ActionHead):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Returns actions within the bounds; deterministic at any temperature."""
-        return self.shaped(self.legal(outputs))
+        return shaped(self.legal(outputs), self.shape)
 
     def legal(self, unit: Tensor) -> Tensor:
         """Converts (…, A) in the head's unit to the environment's, clamped to the bounds."""
-        actions = unit.to(self.middle.dtype) * self.spread + self.middle
-        return actions.clamp(self.low, self.high)
-
-    def shaped(self, actions: Tensor) -> Tensor:
-        """Gives (…, A) actions the space's shape."""
-        return shaped(actions, self._shape)
+        return self.in_units(unit).clamp(self.low, self.high)
 
     def taken_features(self, outputs: Tensor) -> Tensor:
         """Returns the (…, A) features of the actions, clamped to the bounds."""
@@ -111,4 +113,4 @@ class BoxHead(ActionHead):
         return {}
 
     def _flat(self, actions: Tensor) -> Tensor:
-        return flat(actions, len(self._shape))
+        return flat(actions, len(self.shape))

@@ -17,9 +17,8 @@ class CompositeHead(ActionHead):
     """Actions of several leaves, each predicted by a head of its own from the same state token.
 
     Features and outputs are those of the leaves, one after another; then the leaves' spreads, in
-    the same order. The loss is the sum of the
-    leaves' losses. Metrics are the leaves', each with the leaf's path at its end, and so are their
-    losses: "action_loss/gripper".
+    the same order. The loss is the sum of the leaves' losses. Metrics are the leaves', each with
+    the leaf's path at its end, and so are their losses: "action_loss/gripper".
 
     Args:
         heads: the head of each leaf, by path.

@@ -1,12 +1,11 @@
 """`SquashedGaussianHead`: numbers that are drawn from a normal distribution, squashed by a tanh."""
 
-import math
-
 import gymnasium as gym
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.distributions import Normal, TanhTransform
 
+from rllib_dt.spaces.action_head import shaped
 from rllib_dt.spaces.box_head import BoxHead
 
 MIN_LOG_STD, MAX_LOG_STD = -5.0, 2.0
@@ -44,7 +43,7 @@ class SquashedGaussianHead(BoxHead):
 
     def decode(self, outputs: Tensor) -> Tensor:
         """Returns the (…, A) likeliest actions in the environment's units."""
-        return super().decode(super().squash(self._mean(outputs)))
+        return self.in_units(super().squash(self._mean(outputs)))
 
     def taken_features(self, outputs: Tensor) -> Tensor:
         """Returns the (…, A) features of the likeliest actions, clamped to the bounds."""
@@ -77,7 +76,7 @@ class SquashedGaussianHead(BoxHead):
         if temperature:
             noise = torch.empty_like(drawn).normal_(generator=generator)
             drawn = drawn + temperature * self._std(outputs) * noise
-        return self.shaped(self.legal(super().squash(drawn)))
+        return shaped(self.legal(super().squash(drawn)), self.shape)
 
     def metric_sums(self, outputs: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Sums, as `action_squared_error`, what a `BoxHead` would have as its loss."""
@@ -92,9 +91,9 @@ class SquashedGaussianHead(BoxHead):
 
     def _log_probs(self, outputs: Tensor, inner: Tensor) -> Tensor:
         """Returns (…,) log-densities of actions whose values before the tanh are (…, A)."""
-        mean, std = self._mean(outputs), self._std(outputs)
-        normal = -0.5 * ((inner - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
-        # log(1 - tanh² x), without the cancellation
-        slope = 2 * (math.log(2) - inner - F.softplus(-2 * inner))
-        density = normal - torch.where(self.bounded, slope, 0.0)
+        normal = Normal(self._mean(outputs), self._std(outputs), validate_args=False)
+        # of its two arguments it reads the first only
+        slope = TanhTransform().log_abs_det_jacobian(inner, None)  # type: ignore[no-untyped-call]
+        density: Tensor = normal.log_prob(inner)  # type: ignore[no-untyped-call]
+        density = density - torch.where(self.bounded, slope, 0.0)
         return (density * self.has_range).sum(dim=-1)
