@@ -26,7 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rllib_dt import DT, DTConfig
-from rllib_dt.learning.precision import has_bf16_instructions
+from rllib_dt.learning.precision import bf16_instructions
 from tuned_examples import demo, hopper_dt, pendulum_dt
 
 ITERATIONS, UPDATES = 4, 50
@@ -68,7 +68,7 @@ def jobs(hopper: str | None, pendulum: str | None) -> dict[str, Job]:
             config=demo_config().learners(num_learners=2), tolerance=TOLERANCE_OF_TWO_LEARNERS
         ),
     }
-    if has_bf16_instructions():
+    if bf16_instructions():
         found["demo, no dropout, bf16"] = Job(config=_with_bf16(demo_config()))
     if pendulum is not None:
         found["pendulum"] = Job(config=pendulum_dt.make_config([pendulum]))

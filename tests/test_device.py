@@ -131,7 +131,7 @@ def test_updates_wait_for_the_device_only_to_read_their_metrics(learner_on_meta_
 def test_bf16_without_instructions_for_it_is_warned_of(
     cluster, tiny_data, monkeypatch, caplog, has_instructions
 ):
-    monkeypatch.setattr(precision, "has_bf16_instructions", lambda: has_instructions)
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: has_instructions)
     with caplog.at_level("WARNING", "rllib_dt"):
         tiny_config(tiny_data[0]).training(precision="bf16").build_algo().stop()
     warned = 'precision="bf16" on a CPU without bf16 instructions' in caplog.text
@@ -139,9 +139,37 @@ def test_bf16_without_instructions_for_it_is_warned_of(
 
 
 def test_instructions_are_found_by_the_names_of_the_processors_flags(monkeypatch, tmp_path):
-    for flags, found in (("avx2 avx512_bf16", True), ("avx512f amx_bf16", True), ("avx2", False)):
+    for flags, found in (
+        ("avx2 avx512_bf16", ["avx512_bf16"]),
+        ("avx512f avx512_bf16 amx_bf16", ["amx_bf16", "avx512_bf16"]),
+        ("avx2", []),
+    ):
         monkeypatch.setattr(Path, "read_text", lambda self, flags=flags: f"flags : {flags}\n")
-        assert precision.has_bf16_instructions() is found
+        assert precision.bf16_instructions() == found
+
+
+@pytest.mark.parametrize(("multiplies", "same_as"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_bf16_where_the_device_multiplies_it_itself(
+    cluster, tiny_data, monkeypatch, multiplies, same_as
+):
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: multiplies)
+    losses = {}
+    for chosen in ("auto", "bf16", "fp32"):
+        algo = tiny_config(tiny_data[0]).training(precision=chosen).build_algo()
+        losses[chosen] = learner_results(algo, 2)["action_loss"]
+        algo.stop()
+    assert losses["auto"] == losses[same_as]
+    assert losses["bf16"] != losses["fp32"]
+
+
+def test_auto_is_fp32_on_devices_that_emulate_bf16(monkeypatch):
+    def supports(including_emulation=True):
+        return including_emulation  # as torch answers for cards before Ampere
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supports)
+    assert precision.autocast_dtype("auto", torch.device("cuda")) is None
+    assert precision.autocast_dtype("bf16", torch.device("cuda")) is torch.bfloat16
+    assert precision.autocast_dtype("auto", torch.device("meta")) is None
 
 
 def test_a_missing_gpu_is_named(cluster, tiny_data):

@@ -268,6 +268,28 @@ def test_dropout_is_active_only_in_training():
 
 
 @pytest.mark.semantics(26)
+def gradient_nodes(loss):
+    """Returns the names of the nodes that a backward pass goes through."""
+    found, pending = set(), [loss.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            pending.extend(inner for inner, _ in node.next_functions)
+    return {node.name() for node in found}
+
+
+@pytest.mark.parametrize("attention", ["context", "window"])
+@pytest.mark.parametrize("only_actions", [True, False])
+def test_no_operation_in_place_copies_a_gradient(attention, only_actions):
+    # autograd wraps what changes a view in place in CopySlices, which copies all of its gradient
+    net = network(config=dataclasses.replace(CONFIG, attention=attention, resid_pdrop=0.1))
+    outputs = net.train()(**batch(), only_actions=only_actions).action_outputs
+    names = gradient_nodes(outputs.sum())
+    assert "ReluBackward0" in names
+    assert not {name for name in names if "CopySlices" in name}
+
+
 def test_a_cache_is_exact_while_the_window_grows_and_wrong_once_it_slides():
     torch.manual_seed(0)
     backbone = CausalTransformer(CONFIG).eval()

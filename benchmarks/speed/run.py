@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.speed import d3rlpy_env
 from benchmarks.speed.table import to_markdown
-from rllib_dt.learning.precision import has_bf16_instructions
+from rllib_dt.learning.precision import bf16_instructions
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ("huggingface", "d3rlpy")
@@ -135,7 +135,7 @@ class Run:
     def measure(self, measurement: Measurement, rounds: int) -> dict[str, list[float]]:
         """Returns the rates of each task, by "contender task", round by round."""
         orders = [order for order in measurement.orders if order[0] not in self.without]
-        if not has_bf16_instructions():
+        if not bf16_instructions():
             print("without bf16: this CPU has no instructions for it", file=sys.stderr)
             orders = [order for order in orders if "bf16" not in order[1]]
         rates: dict[str, list[float]] = {f"{who} {task}": [] for who, task, _ in orders}

@@ -11,6 +11,7 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from rllib_dt.formats.fragments import LastRow, MissingEnds
 from rllib_dt.learning.learner import DTTorchLearner
+from rllib_dt.learning.precision import PRECISIONS
 from rllib_dt.learning.rl_module import DTTorchRLModule
 from rllib_dt.reading.offline_data import DTOfflineData
 from rllib_dt.rollout.env_runner import DTEnvRunner
@@ -156,7 +157,7 @@ BOOLEANS = (
 CHOICES: dict[str, tuple[Any, ...]] = {
     "weight_decay_on": ("all", "matrices"),
     "grad_clip_by": ("global_norm", "norm", "value"),
-    "precision": ("fp32", "bf16"),
+    "precision": PRECISIONS,
     "incomplete": ("error", "drop", "keep"),
     "duplicates": ("keep", "drop", "error"),
     "missing_ends": (None, *get_args(MissingEnds)),

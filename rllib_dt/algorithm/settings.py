@@ -57,7 +57,7 @@ class DTSettings(AlgorithmConfig):
         self.delayed_reward = False
         self.state_loss_weight = 0.0
         self.return_loss_weight = 0.0
-        self.precision: Literal["fp32", "bf16"] = "fp32"
+        self.precision: Literal["fp32", "bf16", "auto"] = "fp32"
         self.target_returns: list[float | str] | None = None
         self.score_reference: list[float] | None = None
         self.temperature: float | None = None
@@ -123,7 +123,7 @@ class DTSettings(AlgorithmConfig):
         critic_gamma: float = NotProvided,
         state_loss_weight: float = NotProvided,
         return_loss_weight: float = NotProvided,
-        precision: Literal["fp32", "bf16"] = NotProvided,
+        precision: Literal["fp32", "bf16", "auto"] = NotProvided,
         **kwargs: Any,
     ) -> "Self":
         """Configures training.
@@ -167,7 +167,8 @@ class DTSettings(AlgorithmConfig):
             state_loss_weight: weighs the squared error of the next observation's normalised
                 numbers, which is added to the loss; 0 as in the paper, which found it no help.
             return_loss_weight: the same for the next return-to-go, divided by `return_scale`.
-            precision: "fp32", or "bf16" for mixed precision by autocast.
+            precision: "fp32", or "bf16" for mixed precision by autocast; "auto" is bf16 where the
+                learner's device multiplies such numbers itself, and fp32 elsewhere.
             kwargs: RLlib's own settings: `lr` (a number, or a schedule [[0, lr], [steps, lr], …]
                 over the steps trained on all learners), `train_batch_size_per_learner` (windows),
                 `grad_clip`, `gamma` (1.0: undiscounted), …

@@ -33,7 +33,7 @@ from rllib_dt.learning.finite import NonFiniteLossError, check_weights
 from rllib_dt.learning.metrics import Progress, UpdateCall
 from rllib_dt.learning.objectives import OBJECTIVES, Objective, objectives_in
 from rllib_dt.learning.objectives.q_value import QValueObjective
-from rllib_dt.learning.precision import AUTOCAST_DTYPES, warn_of_slow_bf16
+from rllib_dt.learning.precision import autocast_dtype
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.reading.supply import Supply
 from rllib_dt.types import Batch, State
@@ -92,10 +92,9 @@ class DTTorchLearner(TorchLearner):
             kind(module.network, kind.weight_in(self.config), self) for kind in chosen
         ]
         module.predicts_next = any(kind.predicts_next for kind in chosen)
-        module.autocast_dtype = AUTOCAST_DTYPES[self.config.precision]
+        module.autocast_dtype = autocast_dtype(self.config.precision, self._device)
         if self.config.ema_decay is not None:
             module.averages = AveragedWeights(module.network, self.config.ema_decay)
-        warn_of_slow_bf16(self.config.precision, self._device)
         if self.config.torch_compile_learner:
             # RLlib's own attempt reaches no module (`torch_learner.py` :502)
             module.compile_training(

@@ -8,27 +8,51 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
-"""The dtype that `training(precision=…)` computes in; None computes in fp32."""
+PRECISIONS = ("fp32", "bf16", "auto")
+"""The values of `training(precision=…)`."""
+
+_BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
+"""How /proc/cpuinfo calls instructions that multiply bf16 numbers: two of x86, one of ARM."""
 
 
-def has_bf16_instructions() -> bool:
-    """Returns whether this machine's CPU multiplies bf16 numbers itself.
+def bf16_instructions() -> list[str]:
+    """Returns the names of the instructions with which this machine's CPU multiplies bf16 numbers.
 
-    Without such instructions torch converts every number, and a matrix product was measured to take
-    40 times as long as in fp32.
+    Without any, torch converts every number, and a matrix product was measured to take 40 times as
+    long as in fp32.
     """
     try:
-        words = Path("/proc/cpuinfo").read_text().split()
+        words = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:  # not Linux
-        return platform.machine() == "arm64"
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)
+        return ["arm64"] if platform.machine() == "arm64" else []
+    return [flag for flag in _BF16_FLAGS if flag in words]
 
 
-def warn_of_slow_bf16(precision: str, device: torch.device) -> None:
-    """Logs a warning if bf16 is asked for on a CPU that has no instructions for it."""
-    if precision == "bf16" and device.type == "cpu" and not has_bf16_instructions():
+def multiplies_bf16(device: torch.device) -> bool:
+    """Returns whether a device multiplies bf16 numbers itself, without converting them."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(bf16_instructions())
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Returns the dtype that a learner computes in by autocast, or None for fp32.
+
+    "auto" is bf16 where the device multiplies it itself. "bf16" on a CPU that does not is warned
+    of.
+
+    Args:
+        precision: one of `PRECISIONS`.
+        device: the learner's.
+    """
+    multiplies = precision != "fp32" and multiplies_bf16(device)
+    if precision == "auto":
+        chosen = "bf16" if multiplies else "fp32"
+        logger.info('precision="auto" is %s on this %s', chosen, device.type)
+        return torch.bfloat16 if multiplies else None
+    if precision == "bf16" and device.type == "cpu" and not multiplies:
         logger.warning(
             'precision="bf16" on a CPU without bf16 instructions (avx512_bf16 or amx_bf16) can be '
-            'many times slower than fp32; set training(precision="fp32"), or train on a GPU'
+            'many times slower than fp32; set training(precision="auto"), or train on a GPU'
         )
+    return torch.bfloat16 if precision == "bf16" else None

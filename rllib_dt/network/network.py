@@ -142,7 +142,10 @@ class MLP(nn.Module):
         self.dropout = Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.dropout(self.c_proj(self.act(self.c_fc(x))))
+        # a Linear's output in two dimensions is no view, whose gradient an activation in place
+        # would have to copy
+        hidden = self.act(self.c_fc(x.flatten(0, -2)))
+        out: Tensor = self.dropout(self.c_proj(hidden).view_as(x))
         return out
 
 

@@ -55,12 +55,14 @@ class Policy:
             (B, …) actions in the environment's units; a tree.
         """
         network = self.network
-        if isinstance(steps, Window):
-            outputs, asked = network.last_outputs(steps)
-        else:
-            outputs, asked = self._catch_up(steps)
-        self.outputs = outputs[:, 0]
-        self.asked = None if network.estimate_return is None else asked
+        with torch.inference_mode():  # cheaper than no_grad where operations are small
+            if isinstance(steps, Window):
+                outputs, asked = network.last_outputs(steps)
+            else:
+                outputs, asked = self._catch_up(steps)
+        # copies, since torch lets nobody change an inference tensor in place
+        self.outputs = outputs[:, 0].clone()
+        self.asked = None if network.estimate_return is None else asked.clone()
         with torch.no_grad():
             return network.action_head.act(
                 self.outputs, temperature=temperature, generator=generator
