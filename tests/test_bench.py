@@ -1,5 +1,6 @@
 """The benchmark's arithmetic, its result table and its script; no speed is asserted."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -18,6 +19,16 @@ def test_a_ratio_is_the_median_over_rounds_against_the_better_peer():
     assert table.quartiles([1.0, 2.0, 3.0], "s") == "2.0 (1.5 … 2.5) s"
 
 
+@dataclasses.dataclass
+class Always:
+    """A contender with the same rate for everything."""
+
+    value: float
+
+    def rate(self, task, n):
+        return self.value
+
+
 def rates_of(name):
     return {f"{who} {task}": [1.0, 2.0, 4.0] for who, task, _ in run.MEASUREMENTS[name].orders}
 
@@ -26,6 +37,8 @@ def test_every_measurement_has_a_row_in_the_table_between_the_markers(tmp_path):
     found = {
         "rates": {name: rates_of(name) for name in run.MEASUREMENTS},
         "memory": {"beyond": {"own": 50, "files": 1, "shared": 60}, "data": 61},
+        "bf16_instructions": [],
+        "left_out": ["ours train_bf16"],
         "matrix_gflops": {"fp32": 90.0},
         "python": "3.11",
         "threads": 2,
@@ -41,6 +54,18 @@ def test_every_measurement_has_a_row_in_the_table_between_the_markers(tmp_path):
     assert text.endswith("\nafter\n")
     assert "old" not in text
     assert "| 1.00 (1.00 … 1.00) |" in text
+    assert "has no bf16 instructions" in text
+    assert "mean nothing without: ours train_bf16" in text
+
+
+def test_bf16_is_left_out_by_name_where_the_processor_has_none(monkeypatch):
+    monkeypatch.setattr(run, "bf16_instructions", list)
+    monkeypatch.setattr(run.Run, "contender", lambda self, name: Always(1.0))
+    running = run.Run(threads=1, without=set())
+    rates = running.measure(run.MEASUREMENTS["training"], rounds=2)
+    assert running.left_out == {"ours train_bf16", "ours train_window_bf16"}
+    assert not running.left_out & set(rates)
+    assert rates["ours train_fp32"] == [1.0, 1.0]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ LAYERS = [
     ("network",),
     ("policy",),
     ("formats",),
-    ("compat", "hook"),
+    ("compat", "hook", "threads"),
     ("reading",),
     ("rollout",),
     ("learning",),

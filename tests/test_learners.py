@@ -7,7 +7,7 @@ from gymnasium.spaces import Box
 
 from rllib_dt import write_episodes
 from rllib_dt.algorithm.resources import NotEnoughResourcesError
-from tests.conftest import make_episodes, tiny_config
+from tests.conftest import cartpole_config, make_episodes, tiny_config
 from tests.training import learner_results
 
 
@@ -33,6 +33,29 @@ def test_learners_have_identical_weights_after_fifty_updates_on_different_window
     assert all(torch.equal(first[name], second[name]) for name in first)
     here, there = (r.get() for r in algo.learner_group.foreach_learner(batch_of))
     assert not np.array_equal(here.observations, there.observations)
+    algo.stop()
+
+
+def with_three_threads(begin):
+    """Returns how many threads torch has after `begin`, where OMP_NUM_THREADS=3 was exported."""
+    torch.set_num_threads(3)
+    begin()
+    return torch.get_num_threads()
+
+
+def test_learners_and_runners_use_the_cpus_that_they_reserved(cluster):
+    config = cartpole_config().learners(num_learners=1)
+    algo = config.evaluation(evaluation_num_env_runners=1, evaluation_interval=1).build_algo()
+    learners = algo.learner_group.foreach_learner(lambda one: with_three_threads(one.build))
+    assert [found.get() for found in learners] == [1]
+    runners = algo.eval_env_runner_group
+    found = runners.foreach_env_runner(
+        lambda one: with_three_threads(one.make_env), local_env_runner=False
+    )
+    assert found == [1]
+    here = torch.get_num_threads()
+    runners.foreach_env_runner(lambda one: one.make_env())
+    assert torch.get_num_threads() == here
     algo.stop()
 
 

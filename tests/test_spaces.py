@@ -268,6 +268,29 @@ def test_layouts_of_an_image_show_the_network_the_same_pixels(shape):
     assert float(pixels.max()) <= 1.0
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("shape", [(4, 84, 84), (84, 84, 3), (2, 84, 84, 3), (40, 900)])
+def test_images_that_are_encoded_in_parts_are_encoded_the_same(monkeypatch, shape, normalize):
+    space = Box(0, 255, shape, np.uint8)
+    torch.manual_seed(0)
+    encoder = Convolutions(space, 8, normalize=normalize)
+    if normalize:
+        mean = torch.from_numpy(samples(space, 2, 1))[0].float()
+        encoder.set_statistics(mean, torch.tensor(55.0))
+    images = torch.from_numpy(samples(space, 1, 10)).view(2, 5, *shape)
+    given = []
+    encoder.convolutions.register_forward_hook(lambda _, inputs, __: given.append(len(inputs[0])))
+    found = []
+    for frames in (4, 10):
+        monkeypatch.setattr(encoder, "_part", frames)
+        encoder.zero_grad()
+        embedded = encoder(images)
+        embedded.square().sum().backward()
+        found.append((embedded.detach(), [p.grad for p in encoder.parameters()]))
+    assert given == [4, 4, 2, 10]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.semantics(29)
 def test_bits_are_not_divided():
     space = Box(np.zeros((10, 10, 4), bool), np.ones((10, 10, 4), bool), dtype=np.bool_)

@@ -18,6 +18,10 @@ LEARNING_RATE, WEIGHT_DECAY, CLIP, RETURN_SCALE = 1e-4, 1e-4, 0.25, 1000.0
 MAX_STEPS = 1000
 TARGET = 3000.0
 
+# the paper's setting for Atari, with the gym setting's width (kzl/decision-transformer @ e2d82e6)
+IMAGE, IMAGE_ACTIONS, IMAGE_CONTEXT, IMAGE_WINDOWS = (4, 84, 84), 6, 30, 128
+IMAGE_LAYERS, IMAGE_HEADS = 6, 8
+
 EPISODE_STEPS = 200
 """Steps in an evaluation episode; nine in ten are taken with a full context."""
 

@@ -6,6 +6,7 @@ The collator and the loop are rewritten after "Train your first Decision Transfo
 
 from benchmarks.speed import contender as c  # isort: skip  redirects standard output
 
+import functools
 import os
 import random
 
@@ -87,6 +88,68 @@ def train(n: int) -> None:
         optimizer.step()
 
 
+class Images(torch.nn.Module):
+    """The model with the convolutions of Mnih et al. 2015 in place of its linear embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Sequential(
+            torch.nn.Conv2d(c.IMAGE[0], 32, 8, stride=4), torch.nn.ReLU(),
+            torch.nn.Conv2d(32, 64, 4, stride=2), torch.nn.ReLU(),
+            torch.nn.Conv2d(64, 64, 3), torch.nn.ReLU(),
+            torch.nn.Flatten(), torch.nn.Linear(3136, c.WIDTH), torch.nn.Tanh(),
+        )  # fmt: skip
+        self.model = transformers.DecisionTransformerModel(
+            transformers.DecisionTransformerConfig(
+                state_dim=c.WIDTH,
+                act_dim=c.IMAGE_ACTIONS,
+                max_ep_len=c.MAX_STEPS,
+                hidden_size=c.WIDTH,
+                n_layer=c.IMAGE_LAYERS,
+                n_head=c.IMAGE_HEADS,
+                action_tanh=False,
+                resid_pdrop=c.DROPOUT,
+                embd_pdrop=c.DROPOUT,
+                attn_pdrop=c.DROPOUT,
+            )
+        )
+        self.model.embed_state = torch.nn.Identity()
+
+    def forward(self, frames: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Maps (B, K, 4, 84, 84) bytes and (B, K) actions to (B, K, 6) logits."""
+        B, K = actions.shape
+        one_hot = torch.nn.functional.one_hot(actions, c.IMAGE_ACTIONS).float()
+        return self.model(
+            states=self.encoder(frames.flatten(0, 1).float() / 255).view(B, K, -1),
+            actions=one_hot, rewards=None, returns_to_go=torch.rand(B, K, 1),
+            timesteps=torch.arange(K).expand(B, K), attention_mask=torch.ones(B, K),
+            return_dict=False,
+        )[1]  # fmt: skip
+
+
+@functools.cache
+def images() -> c.Task:
+    """Returns a task that trains on one batch of stacked frames."""
+    model = Images().train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=c.LEARNING_RATE, weight_decay=c.WEIGHT_DECAY
+    )
+    shape = c.IMAGE_WINDOWS, c.IMAGE_CONTEXT
+    frames = torch.randint(0, 255, (*shape, *c.IMAGE), dtype=torch.uint8)
+    actions = torch.randint(0, c.IMAGE_ACTIONS, shape)
+
+    def train(n: int) -> None:
+        for _ in range(n):
+            logits = model(frames, actions).flatten(0, 1)
+            loss = torch.nn.functional.cross_entropy(logits, actions.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), c.CLIP)
+            optimizer.step()
+
+    return train
+
+
 def batch(n: int) -> None:
     """Draws n batches."""
     for _ in range(n):
@@ -127,6 +190,6 @@ def evaluate(n: int) -> None:
 
 if __name__ == "__main__":
     c.serve(
-        dict(train=train, batch=batch, evaluate=evaluate),
+        dict(train=train, train_images=lambda n: images()(n), batch=batch, evaluate=evaluate),
         dict(transformers=transformers.__version__, torch=torch.__version__),
     )

@@ -14,11 +14,12 @@ import gymnasium as gym
 import numpy as np
 import ray
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 
 from rllib_dt import DecisionTransformer, DTConfig, DTModelConfig, __version__, write_episodes
 from rllib_dt.episodes.frames import FrameStacks
 from rllib_dt.episodes.samplers import Draws, FixedSampler
+from rllib_dt.episodes.windows import Window
 from rllib_dt.learning.batches import PrefetchedBatches
 from tuned_examples import cartpole_dt, demo
 
@@ -56,17 +57,41 @@ def bare(precision: str, **model: Any) -> c.Task:
     config = DTModelConfig(**(MODEL | model))
     network = DecisionTransformer(config, *SPACES).train()
     network.set_normalization(torch.zeros(c.OBSERVATIONS), torch.ones(c.OBSERVATIONS), 1000.0)
-    network.predict_state.requires_grad_(False)
-    network.predict_return.requires_grad_(False)
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=c.LEARNING_RATE, weight_decay=c.WEIGHT_DECAY, fused=True
-    )
     windows = c.WINDOWS * c.CONTEXT // config.window_length
     drawn = sampler(100_000, config.window_length, windows).sample(0)
     # full windows, like those in the peers' batches
     rows = drawn.timesteps[:, -1] >= config.window_length - 1
     window = drawn.map(lambda column: torch.from_numpy(column[rows].repeat(2, 0)[:windows]))
+    return training(network, window, precision)
+
+
+def images() -> c.Task:
+    """Returns a task that trains the network on one batch of stacked frames, without RLlib."""
+    layers = dict(n_layer=c.IMAGE_LAYERS, n_head=c.IMAGE_HEADS, context_length=c.IMAGE_CONTEXT)
+    observed = Box(0, 255, c.IMAGE, np.uint8)
+    network = DecisionTransformer(
+        DTModelConfig(**(MODEL | layers)), observed, Discrete(c.IMAGE_ACTIONS)
+    ).train()
+    shape = c.IMAGE_WINDOWS, c.IMAGE_CONTEXT
+    window = Window(
+        observations=torch.from_numpy(rng.integers(0, 255, (*shape, *c.IMAGE), dtype=np.uint8)),
+        actions=torch.from_numpy(rng.integers(0, c.IMAGE_ACTIONS, shape)),
+        returns_to_go=torch.from_numpy(rng.uniform(0, 1, (*shape, 1)).astype(np.float32)),
+        timesteps=torch.arange(c.IMAGE_CONTEXT).expand(shape),
+        mask=torch.ones(shape, dtype=torch.bool),
+    )
+    return training(network, window, "fp32")
+
+
+def training(network: DecisionTransformer, window: Window, precision: str) -> c.Task:
+    """Returns a task that trains a network on one batch."""
+    for other in (network.predict_state, network.predict_return):
+        if other is not None:
+            other.requires_grad_(False)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=c.LEARNING_RATE, weight_decay=c.WEIGHT_DECAY, fused=True
+    )
     head, steps = network.action_head, window.mask.sum()
 
     def train(n: int) -> None:
@@ -138,6 +163,24 @@ def through_rllib(n: int) -> None:
     assert n % UPDATES_A_CALL == 0
     for _ in range(n // UPDATES_A_CALL):
         algorithm().train()
+
+
+@functools.cache
+def two_learners() -> Any:
+    """Returns an algorithm with two learners, of one thread each; builds it on first use."""
+    return config().learners(num_learners=2).build_algo()
+
+
+def windows_by(make: Callable[[], Any], learners: int) -> c.Task:
+    """Returns a task that trains on n windows, 64 a learner and update, through RLlib."""
+    a_call = UPDATES_A_CALL * c.WINDOWS * learners
+
+    def train(n: int) -> None:
+        assert n % a_call == 0
+        for _ in range(n // a_call):
+            make().train()
+
+    return train
 
 
 def growth(size: int) -> c.Task:
@@ -241,7 +284,10 @@ TASKS: dict[str, c.Task] = {
     "train_bf16": lazily(lambda: bare("bf16")),
     "train_window_fp32": lazily(lambda: bare("fp32", attention="window")),
     "train_window_bf16": lazily(lambda: bare("bf16", attention="window")),
+    "train_images": lazily(images),
     "train_rllib": through_rllib,
+    "one_learner": windows_by(algorithm, 1),
+    "two_learners": windows_by(two_learners, 2),
     "growth_10k": lazily(lambda: growth(10_000)),
     "growth_1m": lazily(lambda: growth(1_000_000)),
     "growth_10m": lazily(lambda: growth(10_000_000)),

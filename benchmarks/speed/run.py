@@ -85,6 +85,10 @@ MEASUREMENTS = {
             ("ours", "train_window_bf16", 3),
         ]
     ),
+    "images": Measurement(
+        [("ours", "train_images", 1), ("huggingface", "train_images", 1)], rounds=5
+    ),
+    "learners": Measurement([("ours", "one_learner", 1280), ("ours", "two_learners", 1280)]),
     "rllib": Measurement([("ours", "train_fp32", 10), ("ours", "train_rllib", 10)]),
     "growth": Measurement(
         [("ours", "growth_10k", 10), ("ours", "growth_1m", 10), ("ours", "growth_10m", 10)]
@@ -109,17 +113,21 @@ MEASUREMENTS = {
     ),
     "set_up": Measurement([("ours", "set_up", 1)], rounds=5),
     "reading": Measurement([("reading", "read_hdf5", 1), ("reading", "read_parquet", 1)], rounds=5),
+    "starting": Measurement(
+        [("starting", "start_hdf5", 1), ("starting", "start_parquet", 1)], rounds=5
+    ),
 }
 
 
 @dataclass
 class Run:
-    """The running contenders and their versions."""
+    """The running contenders, their versions, and the tasks that mean nothing on this machine."""
 
     threads: int
     without: set[str]
     contenders: dict[str, Contender] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    left_out: set[str] = field(default_factory=set)
 
     def contender(self, name: str) -> Contender:
         """Returns a contender; starts it on first use."""
@@ -136,7 +144,7 @@ class Run:
         """Returns the rates of each task, by "contender task", round by round."""
         orders = [order for order in measurement.orders if order[0] not in self.without]
         if not bf16_instructions():
-            print("without bf16: this CPU has no instructions for it", file=sys.stderr)
+            self.left_out |= {f"{who} {task}" for who, task, _ in orders if "bf16" in task}
             orders = [order for order in orders if "bf16" not in order[1]]
         rates: dict[str, list[float]] = {f"{who} {task}": [] for who, task, _ in orders}
         for turn in range((measurement.rounds or rounds) + 1):
@@ -190,6 +198,7 @@ def main() -> None:
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "threads": args.threads,
+        "bf16_instructions": bf16_instructions(),
         "matrix_gflops": matrix_rates(args.threads),
     }
     try:
@@ -198,7 +207,7 @@ def main() -> None:
             if args.only is None or name in args.only:
                 print(f"{name} …", file=sys.stderr, flush=True)
                 rates[name] = run.measure(measurement, args.rounds)
-        found |= {"rates": rates, "versions": run.versions}
+        found |= {"rates": rates, "versions": run.versions, "left_out": sorted(run.left_out)}
     finally:
         run.end()
     if args.only is None or "memory" in args.only:

@@ -36,6 +36,7 @@ from rllib_dt.learning.objectives.q_value import QValueObjective
 from rllib_dt.learning.precision import autocast_dtype
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.reading.supply import Supply
+from rllib_dt.threads import use_reserved_cpus
 from rllib_dt.types import Batch, State
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ class DTTorchLearner(TorchLearner):
 
     @override(TorchLearner)
     def build(self) -> None:
+        if self.config.num_learners:
+            use_reserved_cpus()
         self.progress = Progress()
         self._batches: PrefetchedBatches | None = None
         self._supply: Supply | None = None

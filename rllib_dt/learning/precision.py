@@ -31,7 +31,7 @@ def bf16_instructions() -> list[str]:
 def multiplies_bf16(device: torch.device) -> bool:
     """Returns whether a device multiplies bf16 numbers itself, without converting them."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(bf16_instructions())
 
 

@@ -30,6 +30,7 @@ from rllib_dt.rollout.jobs import (
     RunnerEvent,
 )
 from rllib_dt.spaces.trees import flatten, known_leaves, rows, stacked, unflatten
+from rllib_dt.threads import use_reserved_cpus
 from rllib_dt.types import State, Value
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class DTEnvRunner(SingleAgentEnvRunner):
 
     @override(SingleAgentEnvRunner)
     def make_env(self) -> None:
+        if self.worker_index:  # not in the driver, whose threads are its own
+            use_reserved_cpus()
         if self.env is not None:
             self.env.close()
         context = EnvContext(
