@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -82,7 +81,8 @@ class CountSynchronisations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func is not torch.ops.aten.nonzero.default, "waits for the device"
-        if func is torch.ops.aten._local_scalar_dense.default:
+        read = func is torch.ops.aten._local_scalar_dense.default
+        if read and args[0].device.type != "cpu":  # batches are drawn on the host
             self.count += 1
             return {torch.bool: False, torch.int64: 1}.get(args[0].dtype, 1.0)
         return func(*args, **(kwargs or {}))
@@ -94,7 +94,6 @@ def learner_on_meta_device(cluster, tiny_data, monkeypatch):
     algo = tiny_config(tiny_data[0]).build_algo()
     algo.train()
     learner = algo.learner_group._learner
-    batch = learner._batches.next()[0].map(lambda column: column.to("meta")).columns()
     learner.module["default_policy"].to("meta")
     learner._device = torch.device("meta")
     for kept in ("_named_optimizers", "_optimizer_parameters", "_params", "_module_optimizers"):
@@ -104,21 +103,20 @@ def learner_on_meta_device(cluster, tiny_data, monkeypatch):
     adam = importlib.import_module("torch.optim.adam")
     monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda p: None)
 
-    def batches(*args, **kwargs):
-        for _ in range(5):
-            yield MultiAgentBatch({"default_policy": SampleBatch(batch)}, env_steps=8)
-
-    monkeypatch.setattr(learner, "_create_iterator_if_necessary", batches)
     yield learner
     algo.stop()
 
 
 @pytest.mark.trap(13)
-def test_updates_wait_for_the_device_only_to_read_their_metrics(learner_on_meta_device):
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_updates_wait_for_the_device_only_to_read_their_metrics(
+    learner_on_meta_device, micro_batch_size
+):
     learner = learner_on_meta_device
+    object.__setattr__(learner.config, "micro_batch_size", micro_batch_size)  # it is frozen
     learner.before_gradient_based_update(timesteps={})
     with CountSynchronisations() as synchronisations:
-        for batch in learner._create_iterator_if_necessary():
+        for batch in learner._next_batches(5):
             learner._update(batch.policy_batches)
         assert synchronisations.count == 0
         learner.after_gradient_based_update(timesteps={})

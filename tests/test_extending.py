@@ -75,6 +75,28 @@ def test_a_learner_with_its_own_loss_trains_and_counts(cluster, tiny_data):
     algo.stop()
 
 
+class EachWindow(DTTorchLearner):
+    """The windows' losses have equal weights, however many steps they have."""
+
+    def compute_loss_for_module(self, *, module_id, config, batch, fwd_out):
+        window = Window.from_columns(batch)
+        outputs = fwd_out[Columns.ACTION_DIST_INPUTS]
+        errors = (outputs - self.network.action_head.features(window.actions)).abs().mean(dim=-1)
+        return ((errors * window.mask).sum(dim=1) / window.mask.sum(dim=1)).mean()
+
+
+def test_a_loss_of_its_own_is_averaged_over_micro_batches(cluster, tiny_data):
+    found = []
+    for size in (None, 3):
+        algo = config_with(tiny_data[0], EachWindow).training(micro_batch_size=size).build_algo()
+        found.append((learner_results(algo, 2)["gradient_norm"], weights(algo)))
+        algo.stop()
+    (norm, wanted), (in_parts, state) = found
+    assert in_parts == pytest.approx(norm, rel=1e-5)
+    for key, value in wanted.items():
+        torch.testing.assert_close(state[key], value, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_two_learners_with_their_own_loss_agree(cluster, tiny_data):
     algo = config_with(tiny_data[0], Absolute).learners(num_learners=2).build_algo()

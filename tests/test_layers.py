@@ -82,6 +82,7 @@ INHERITED = {
         "_log_steps_trained_metrics",
         "_module",
         "_named_optimizers",
+        "_params",
         "_weights_seq_no",
     },
     "learning/rl_module.py": {"_forward_exploration", "_forward_inference", "_forward_train"},

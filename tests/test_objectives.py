@@ -70,6 +70,71 @@ def test_its_own_head_alone_is_trained_for_it(cluster, tiny_data, name):
     algo.stop()
 
 
+NO_CHANCE = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+
+
+def in_parts(config, size):
+    """Trains for three calls; returns the last result, the weights, and the windows at a time."""
+    algo = config.training(micro_batch_size=size, train_batch_size_per_learner=8).build_algo()
+    seen = []
+    learner = algo.learner_group._learner
+    if learner is not None:
+        module = learner.module["default_policy"]
+        forward = module._forward_train
+        module._forward_train = lambda batch: seen.append(len(batch["obs"])) or forward(batch)
+    results = learner_results(algo, config.critic_iterations + 3)
+    found = weights(algo)
+    algo.stop()
+    return results, found, seen
+
+
+@every
+def test_micro_batches_add_up_to_the_same_update(cluster, tiny_data, name):
+    whole, wanted, at_once = in_parts(config_of(name, tiny_data[0], **NO_CHANCE), None)
+    parts, found, seen = in_parts(config_of(name, tiny_data[0], **NO_CHANCE), 3)
+    assert set(at_once) == {8}
+    assert seen == [3, 3, 2] * len(at_once)
+    same_steps = {"num_updates_lifetime", "num_steps_trained_lifetime", "num_windows_trained"}
+    assert {k: whole[k] for k in same_steps} == {k: parts[k] for k in same_steps}
+    if name == "entropy_loss":  # estimated by draws, but α moves once an update
+        assert parts["entropy_alpha"] == pytest.approx(whole["entropy_alpha"], rel=1e-3)
+        assert parts["entropy_alpha"] != config_of(name, tiny_data[0]).initial_alpha
+        return
+    for key in (name, "action_loss", "gradient_norm"):
+        assert parts[key] == pytest.approx(whole[key], rel=1e-5)
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@every
+def test_two_learners_add_micro_batches_up_to_the_same_update(cluster, tiny_data, name):
+    def config():
+        return config_of(name, tiny_data[0], **NO_CHANCE).learners(num_learners=2)
+
+    (whole, wanted, _), (parts, found, _) = in_parts(config(), None), in_parts(config(), 3)
+    if name != "entropy_loss":
+        assert parts[name] == pytest.approx(whole[name], rel=1e-5)
+        for key, value in wanted.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6)
+    else:
+        assert parts["entropy_alpha"] == pytest.approx(whole["entropy_alpha"], rel=1e-3)
+
+
+def test_a_run_in_micro_batches_resumes_bit_for_bit(cluster, tiny_data, tmp_path):
+    config = config_of("state_loss", tiny_data[0], resid_pdrop=0.3)
+    algo = config.training(micro_batch_size=3).build_algo()
+    learner_results(algo, 2)
+    path = algo.save_to_path(tmp_path / "ck")
+    want = learner_results(algo)["state_loss"]
+    final = weights(algo)
+    algo.stop()
+    resumed = DT.from_checkpoint(path)
+    assert learner_results(resumed)["state_loss"] == want
+    assert same(weights(resumed), final)
+    resumed.stop()
+
+
 @pytest.mark.slow
 @every
 @pytest.mark.parametrize("way", ["streamed", "bf16", "compiled", "two learners"])

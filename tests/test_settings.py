@@ -272,6 +272,7 @@ ACCEPTED = {
     "max_return_expectile": {"None"},
     "missing_ends": {"None"},
     "missing_rewards": {"None", "negative", "zero"},
+    "micro_batch_size": {"None"},
     "min_time_s_per_iteration": {"None", "zero"},
     "num_cpus_for_main_process": {"zero"},
     "num_cpus_per_env_runner": {"zero"},

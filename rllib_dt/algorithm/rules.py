@@ -89,6 +89,7 @@ NUMBERS = {
     "grad_clip": _or(_POSITIVE, None),
     "gamma": _SHARE,
     "train_batch_size_per_learner": _COUNT,
+    "micro_batch_size": _or(_COUNT, None),
     "dataset_num_iters_per_learner": _COUNT,
     "num_learners": _COUNT_OR_0,
     "seed": _or(_SEED, None),

@@ -57,6 +57,7 @@ class DTSettings(AlgorithmConfig):
         self.delayed_reward = False
         self.state_loss_weight = 0.0
         self.return_loss_weight = 0.0
+        self.micro_batch_size: int | None = None
         self.precision: Literal["fp32", "bf16", "auto"] = "fp32"
         self.target_returns: list[float | str] | None = None
         self.score_reference: list[float] | None = None
@@ -123,6 +124,7 @@ class DTSettings(AlgorithmConfig):
         critic_gamma: float = NotProvided,
         state_loss_weight: float = NotProvided,
         return_loss_weight: float = NotProvided,
+        micro_batch_size: int | None = NotProvided,
         precision: Literal["fp32", "bf16", "auto"] = NotProvided,
         **kwargs: Any,
     ) -> "Self":
@@ -167,6 +169,9 @@ class DTSettings(AlgorithmConfig):
             state_loss_weight: weighs the squared error of the next observation's normalised
                 numbers, which is added to the loss; 0 as in the paper, which found it no help.
             return_loss_weight: the same for the next return-to-go, divided by `return_scale`.
+            micro_batch_size: compute a batch this many windows at a time and add up their
+                gradients, which needs less memory; None for all at once. The losses are the same
+                but for rounding and for the numbers that dropout draws.
             precision: "fp32", or "bf16" for mixed precision by autocast; "auto" is bf16 where the
                 learner's device multiplies such numbers itself, and fp32 elsewhere.
             kwargs: RLlib's own settings: `lr` (a number, or a schedule [[0, lr], [steps, lr], …]
@@ -196,6 +201,7 @@ class DTSettings(AlgorithmConfig):
             critic_gamma=critic_gamma,
             state_loss_weight=state_loss_weight,
             return_loss_weight=return_loss_weight,
+            micro_batch_size=micro_batch_size,
             precision=precision,
         )
 

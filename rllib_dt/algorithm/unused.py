@@ -49,7 +49,8 @@ REFUSED = {
     "min_train_timesteps_per_iteration": (
         "set offline_data(dataset_num_iters_per_learner=…) to the updates of one iteration"
     ),
-    "minibatch_size": "each update draws its own windows; set train_batch_size_per_learner",
+    "minibatch_size": "each update draws its own windows; set train_batch_size_per_learner, or "
+    "micro_batch_size to compute a part of them at a time",
     "model": (
         "set rl_module(model_config=DTModelConfig(…)) instead of the old stack's training(model=…)"
     ),

@@ -30,7 +30,7 @@ from rllib_dt.learning.averages import AveragedWeights, raw_weights, set_raw_wei
 from rllib_dt.learning.batches import PrefetchedBatches, seeded_torch
 from rllib_dt.learning.critic_phase import CriticPhase
 from rllib_dt.learning.finite import NonFiniteLossError, check_weights
-from rllib_dt.learning.metrics import Progress, UpdateCall
+from rllib_dt.learning.metrics import Part, Progress, UpdateCall
 from rllib_dt.learning.objectives import OBJECTIVES, Objective, objectives_in
 from rllib_dt.learning.objectives.q_value import QValueObjective
 from rllib_dt.learning.precision import autocast_dtype
@@ -181,13 +181,29 @@ class DTTorchLearner(TorchLearner):
             with self._call.waiting_for_data():
                 drawn, self.progress.sampler = self._batches.next()
                 window = drawn.map(lambda column: column.to(self._device, non_blocking=True))
-            self._call.begin_update(window.mask, int(drawn.mask.sum()))
+            totals = self._over_learners(*(each.count(window) for each in self._objectives))
+            self._call.begin_update(totals, int(drawn.mask.sum()))
             # dropout depends on seed, learner and update only, so its state need not be saved
             with seeded_torch((self.progress.seed, self.rank, self.progress.updates), self._device):
-                yield MultiAgentBatch(
-                    {DEFAULT_MODULE_ID: SampleBatch(window.columns())},
-                    env_steps=self._call.own_steps,
-                )
+                for part in self._parts(window):
+                    yield MultiAgentBatch(
+                        {DEFAULT_MODULE_ID: SampleBatch(part.columns())},
+                        env_steps=self._call.own_steps,
+                    )
+
+    def _parts(self, window: Window) -> Iterator[Window]:
+        """Yields the micro-batches of a batch, in turn; their gradients are added up."""
+        assert self._call is not None
+        size = self.config.micro_batch_size or len(window)
+        for start in range(0, len(window), size):
+            part = window if size >= len(window) else window[start : start + size]
+            is_last = start + size >= len(window)
+            self._call.part = Part(
+                share=len(part) / len(window), is_first=start == 0, is_last=is_last
+            )
+            waits = self.world_size > 1 and not is_last  # gradients are averaged after the last
+            with self.module[DEFAULT_MODULE_ID].no_sync() if waits else nullcontext():
+                yield part
 
     # --- one update
 
@@ -214,20 +230,21 @@ class DTTorchLearner(TorchLearner):
         """Computes the mean loss over all learners' valid steps.
 
         A subclass may return any loss instead, without calling this; RLlib then averages it over
-        the learners.
+        the learners. With `micro_batch_size` this is called for each part of a batch, and the
+        parts' losses are averaged by their numbers of windows.
         """
         assert self._call is not None
         window = Window.from_columns(batch)
-        first, *others = (objective.term(fwd_out, window) for objective in self._objectives)
-        total = self._agree(sum((other.loss_sum for other in others), start=first.loss_sum))
-        self._call.add_loss(first.name, first.loss_sum, self._call.valid_steps)
-        loss = first.loss_sum * self.world_size / total.clamp(min=1)
-        if others:
-            totals = self._over_learners(*(other.count for other in others))
-            for other, total in zip(others, totals, strict=True):
-                self._call.add_loss(other.name, other.loss_sum, other.count)
-                share = other.loss_sum * self.world_size / total.clamp(min=1)
-                loss = loss + other.weight * share
+        terms = [objective.term(fwd_out, window) for objective in self._objectives]
+        # the losses of parts are weighed by their shares, see `compute_gradients`
+        scale = self.world_size / self._call.part.share
+        means = []
+        for term, total in zip(terms, self._call.totals, strict=True):
+            self._call.add_loss(term.name, term.loss_sum, term.count)
+            means.append(term.loss_sum * scale / total.clamp(min=1))
+        loss = means[0]
+        for term, mean in zip(terms[1:], means[1:], strict=True):
+            loss = loss + term.weight * mean
         return loss
 
     def step_weights(self, window: Window) -> Tensor | None:
@@ -249,23 +266,27 @@ class DTTorchLearner(TorchLearner):
         assert self._call is not None
         loss = loss_per_module[DEFAULT_MODULE_ID]
         _check_loss(loss)
-        if not self._call.is_counted:  # a subclass has its own loss
-            self._agree(loss)
-        gradients: dict[Any, Tensor] = super().compute_gradients(loss_per_module, **kwargs)
-        return gradients
+        self._agree(loss)
+        part = self._call.part
+        if part.is_first:
+            weighed = {DEFAULT_MODULE_ID: loss if part.is_last else loss * part.share}
+            gradients: dict[Any, Tensor] = super().compute_gradients(weighed, **kwargs)
+            return gradients
+        # adds to the gradients of the parts before
+        (loss * part.share).backward()  # type: ignore[no-untyped-call]
+        return {name: parameter.grad for name, parameter in self._params.items()}
 
-    def _agree(self, loss: Tensor) -> Tensor:
-        """Tells all learners whether a loss is finite, and returns all their valid steps.
+    def _agree(self, loss: Tensor) -> None:
+        """Tells all learners whether a loss is finite.
 
         They must agree: otherwise those with a finite loss would wait for the others.
         """
         assert self._call is not None
-        total, bad = self._over_learners(self._call.valid_steps, ~loss.detach().isfinite())
-        self._call.count(total, bad > 0)
+        (bad,) = self._over_learners(~loss.detach().isfinite())
+        self._call.bad_loss |= bad > 0
         # on an accelerator the flag is read once per `update`, so as not to wait for the device
         if self._device.type == "cpu":
             self._raise_if_bad(self._call)
-        return total
 
     def _over_learners(self, *counts: Tensor) -> Sequence[Tensor]:
         """Adds up each count, () int or bool, over all learners."""
@@ -287,6 +308,8 @@ class DTTorchLearner(TorchLearner):
         self, *, module_id: str, config: AlgorithmConfig, module_gradients_dict: ParamDict
     ) -> ParamDict:
         assert self._call is not None
+        if not self._call.part.is_last:
+            return module_gradients_dict
         parameters = [p for p in module_gradients_dict if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         self._call.add_gradient_norm(norm)
@@ -307,6 +330,8 @@ class DTTorchLearner(TorchLearner):
         accelerators.
         """
         assert self._call is not None
+        if not self._call.part.is_last:
+            return
         lr = self._current_lr(self._call)
         for parameter, gradient in gradients_dict.items():
             parameter.grad = gradient
@@ -315,6 +340,8 @@ class DTTorchLearner(TorchLearner):
                 group["lr"] = lr
             optimizer.step()
         self.progress.updates += 1
+        for objective in self._objectives:
+            objective.end_update()
         if self.averages is not None:
             self.averages.update(self.progress.updates)
         self._call.end_update()

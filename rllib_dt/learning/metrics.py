@@ -1,7 +1,7 @@
 """Accumulates and reports the metrics of one `Learner.update` call."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,6 +9,20 @@ import torch
 from torch import Tensor
 
 from rllib_dt.types import SamplerState, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of a batch whose gradient is added to those of the others; by default all of it.
+
+    Attributes:
+        share: its windows, of all the batch's.
+        is_first, is_last: among the parts.
+    """
+
+    share: float = 1.0
+    is_first: bool = True
+    is_last: bool = True
 
 
 class UpdateCall:
@@ -24,10 +38,10 @@ class UpdateCall:
         steps: () int64, valid steps trained so far, over all learners.
         bad_loss: () bool, whether any learner's loss was not finite.
         num_updates: updates finished so far.
-        valid_steps: () int64, this learner's valid steps in the current batch.
-        own_steps: the same number, on the host.
+        totals: of the current batch, () steps that each objective counts, over all learners.
+        own_steps: this learner's valid steps in the current batch, on the host.
         own_steps_of_call: their sum over the batches so far.
-        is_counted: whether all learners' steps of the current batch are known.
+        part: the part of the current batch that is computed now.
     """
 
     def __init__(self, device: torch.device):
@@ -35,12 +49,11 @@ class UpdateCall:
         self.steps = zero.long()
         self.bad_loss = zero.bool()
         self.num_updates = 0
-        self.valid_steps = zero.long()
+        self.totals: Sequence[Tensor] = ()
         self.own_steps = self.own_steps_of_call = 0
-        self.is_counted = False
+        self.part = Part()
         self._losses: dict[str, tuple[Tensor, Tensor]] = {}
         self._gradient_norm = zero.clone()
-        self._batch_steps = zero.long()
         self._waited = 0.0
         self._started = time.perf_counter()
 
@@ -51,26 +64,19 @@ class UpdateCall:
         yield
         self._waited += time.perf_counter() - started
 
-    def begin_update(self, mask: Tensor, own_steps: int) -> None:
-        """Takes note of a batch: its (B, K) mask, and how many steps are valid in it."""
-        self.valid_steps = mask.sum()
-        self.own_steps = own_steps
-        self.own_steps_of_call += own_steps
-        self.is_counted = False
-
-    def count(self, all_steps: Tensor, bad_loss: Tensor) -> None:
-        """Counts the batch over all learners.
+    def begin_update(self, totals: Sequence[Tensor], own_steps: int) -> None:
+        """Takes note of a batch.
 
         Args:
-            all_steps: () number of all learners' valid steps.
-            bad_loss: () bool, whether any learner's loss is not finite.
+            totals: () steps that each objective counts, over all learners; first the valid ones.
+            own_steps: this learner's valid steps.
         """
-        self._batch_steps = all_steps
-        self.bad_loss |= bad_loss
-        self.is_counted = True
+        self.totals = totals
+        self.own_steps = own_steps
+        self.own_steps_of_call += own_steps
 
     def add_loss(self, name: str, loss_sum: Tensor, count: Tensor) -> None:
-        """Adds a loss of the batch, to be reported by its name.
+        """Adds a loss of a batch, or of a part of it, to be reported by its name.
 
         Args:
             name: "action_loss", …
@@ -90,7 +96,7 @@ class UpdateCall:
     def end_update(self) -> None:
         """Counts the batch's steps as trained."""
         self.num_updates += 1
-        self.steps += self._batch_steps
+        self.steps += self.totals[0]
 
     def end(self) -> "CallReport":
         """Returns the report; reads all sums, which waits for the device, and then the clock."""

@@ -41,17 +41,20 @@ class EntropyObjective(Objective):
         )
         self._optimizer = torch.optim.Adam([self._log_alpha], lr=config.alpha_lr)
         self._entropy = torch.zeros((), device=device)
+        self._sums: list[Tensor] = []  # of a batch's parts, [entropies, steps]
 
     def loss_sum(self, outputs: Batch, window: Window) -> Tensor:
-        """Returns the () sum over valid steps, and moves α towards its target."""
+        """Returns the () sum over valid steps."""
         entropies = self.network.action_head.entropies(outputs["action_dist_inputs"])
         total = torch.where(window.mask, entropies, 0.0).sum()
         alpha = self._log_alpha.detach().exp()
-        self._move(total.detach(), self.count(window))
+        self._sums.append(torch.stack([total.detach(), self.count(window).to(total.dtype)]))
         return -alpha * total
 
-    def _move(self, total: Tensor, count: Tensor) -> None:
-        sums = torch.stack([total, count.to(total.dtype)])
+    def end_update(self) -> None:
+        """Moves α towards where the batch's mean entropy is its target."""
+        sums = torch.stack(self._sums).sum(dim=0)
+        self._sums.clear()
         if self.learner.world_size > 1:
             torch.distributed.all_reduce(sums)
         self._entropy = sums[0] / sums[1].clamp(min=1)
