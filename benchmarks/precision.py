@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rllib_dt.learning.precision import has_bf16_instructions
+from rllib_dt.learning.precision import bf16_instructions
 from tuned_examples import hopper_dt
 
 EACH = 100
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--attention", choices=["context", "window"], default="context")
     args = parser.parse_args()
-    if not has_bf16_instructions():
+    if not bf16_instructions():
         raise SystemExit("this CPU has no instructions for bf16: it would take many times as long")
     torch.set_num_threads(args.threads)
     ray.init("local", num_cpus=2, include_dashboard=False)

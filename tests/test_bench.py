@@ -1,6 +1,7 @@
 """The benchmark's arithmetic, its result table and its script; no speed is asserted."""
 
 import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -66,6 +67,12 @@ def test_bf16_is_left_out_by_name_where_the_processor_has_none(monkeypatch):
     assert running.left_out == {"ours train_bf16", "ours train_window_bf16"}
     assert not running.left_out & set(rates)
     assert rates["ours train_fp32"] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
+def test_every_script_fits_the_package(path):
+    """Its imports are there; what it measures is not run."""
+    assert callable(importlib.import_module(f"benchmarks.{path.stem}").main)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """GPU behaviour, tested without a GPU: compiled graphs, and reads that wait for the device."""
 
+import contextlib
 import importlib
 from pathlib import Path
 
@@ -165,6 +166,7 @@ def test_auto_is_fp32_on_devices_that_emulate_bf16(monkeypatch):
         return including_emulation  # as torch answers for cards before Ampere
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supports)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     assert precision.autocast_dtype("auto", torch.device("cuda")) is None
     assert precision.autocast_dtype("bf16", torch.device("cuda")) is torch.bfloat16
     assert precision.autocast_dtype("auto", torch.device("meta")) is None

@@ -1,5 +1,6 @@
 """README and docs: code blocks run, links resolve, and the list of semantics is complete."""
 
+import ast
 import json
 import os
 import re
@@ -114,6 +115,9 @@ def test_each_point_of_the_semantics_has_a_marked_test():
     assert points == list(range(1, len(points) + 1))
     marked = set()
     for path in (ROOT / "tests").glob("*.py"):
-        for numbers in re.findall(r"mark\.semantics\(([\d, ]+)\)", path.read_text()):
-            marked |= {int(number) for number in numbers.split(",")}
+        for node in ast.walk(ast.parse(path.read_text())):
+            for mark in getattr(node, "decorator_list", ()):
+                if ast.unparse(mark).startswith("pytest.mark.semantics("):
+                    assert node.name.startswith("test_"), f"{path.name}: {node.name} is no test"
+                    marked |= {number.value for number in mark.args}
     assert marked == set(points)

@@ -75,6 +75,18 @@ def test_a_learner_with_its_own_loss_trains_and_counts(cluster, tiny_data):
     algo.stop()
 
 
+class Small(DTTorchLearner):
+    def compute_loss_for_module(self, *, module_id, config, batch, fwd_out):
+        return fwd_out[Columns.ACTION_DIST_INPUTS].square().mean()
+
+
+def test_a_loss_of_its_own_leaves_the_entropys_weight_alone(cluster, tiny_data):
+    config = config_with(tiny_data[0], Small, action_distribution="squashed_gaussian")
+    algo = config.build_algo()
+    assert learner_results(algo, 2)["entropy_alpha"] == pytest.approx(config.initial_alpha)
+    algo.stop()
+
+
 class EachWindow(DTTorchLearner):
     """The windows' losses have equal weights, however many steps they have."""
 

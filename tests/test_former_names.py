@@ -25,6 +25,15 @@ FORMER = {
 }
 
 
+def test_settings_that_an_older_version_did_not_have_get_their_defaults():
+    config = DTConfig().training(lr=0.5)
+    older = {k: v for k, v in vars(config).items() if k not in ("micro_batch_size", "ema_decay")}
+    restored = object.__new__(DTConfig)
+    restored.__setstate__(older)
+    assert (restored.micro_batch_size, restored.ema_decay, restored.lr) == (None, None, 0.5)
+    assert vars(pickle.loads(pickle.dumps(config))).keys() == vars(config).keys()
+
+
 @pytest.mark.parametrize("former", FORMER, ids=lambda f: f[1])
 def test_classes_unpickle_from_their_former_modules(former):
     module, name = former

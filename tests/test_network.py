@@ -267,7 +267,6 @@ def test_dropout_is_active_only_in_training():
     assert not torch.equal(net(**data).action_preds, net(**data).action_preds)
 
 
-@pytest.mark.semantics(26)
 def gradient_nodes(loss):
     """Returns the names of the nodes that a backward pass goes through."""
     found, pending = set(), [loss.grad_fn]
@@ -290,6 +289,7 @@ def test_no_operation_in_place_copies_a_gradient(attention, only_actions):
     assert not {name for name in names if "CopySlices" in name}
 
 
+@pytest.mark.semantics(26)
 def test_a_cache_is_exact_while_the_window_grows_and_wrong_once_it_slides():
     torch.manual_seed(0)
     backbone = CausalTransformer(CONFIG).eval()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rllib_dt import DT
+from rllib_dt.learning.learner import DTTorchLearner
 from rllib_dt.learning.objectives import OBJECTIVES, objectives_in
 from tests.conftest import tiny_config
 from tests.training import learner_results, same, weights
@@ -73,6 +74,36 @@ def test_its_own_head_alone_is_trained_for_it(cluster, tiny_data, name):
 NO_CHANCE = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
 
 
+class Poisoned(DTTorchLearner):
+    """Has a loss that is not finite in the second part of an update, once it is told so."""
+
+    fails = False
+
+    def compute_loss_for_module(self, **given):
+        loss = super().compute_loss_for_module(**given)
+        return loss * float("nan") if self.fails and not self._call.part.is_first else loss
+
+
+class Raising(Poisoned):
+    """Raises there instead."""
+
+    def compute_loss_for_module(self, **given):
+        loss = super().compute_loss_for_module(**given)
+        if not loss.isfinite():
+            raise ValueError("told to")
+        return loss
+
+
+def fails(algo):
+    """Trains with a learner that fails."""
+    learner = algo.learner_group._learner
+    learner.fails = True
+    try:
+        algo.train()
+    finally:
+        learner.fails = False
+
+
 def in_parts(config, size):
     """Trains for three calls; returns the last result, the weights, and the windows at a time."""
     algo = config.training(micro_batch_size=size, train_batch_size_per_learner=8).build_algo()
@@ -100,7 +131,7 @@ def test_micro_batches_add_up_to_the_same_update(cluster, tiny_data, name):
         assert parts["entropy_alpha"] == pytest.approx(whole["entropy_alpha"], rel=1e-3)
         assert parts["entropy_alpha"] != config_of(name, tiny_data[0]).initial_alpha
         return
-    for key in (name, "action_loss", "gradient_norm"):
+    for key in (name, "action_loss", "gradient_norm", "total_loss"):
         assert parts[key] == pytest.approx(whole[key], rel=1e-5)
     for key, value in wanted.items():
         torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6)
@@ -119,6 +150,49 @@ def test_two_learners_add_micro_batches_up_to_the_same_update(cluster, tiny_data
             torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6)
     else:
         assert parts["entropy_alpha"] == pytest.approx(whole["entropy_alpha"], rel=1e-3)
+
+
+@pytest.mark.parametrize("way", ["streamed", "bf16", "compiled", "window"])
+def test_micro_batches_hold_in_every_way_to_train(cluster, tiny_data, way):
+    def config():
+        given = dict(attention="window") if way == "window" else {}
+        config = config_of("action_loss", tiny_data[0], **NO_CHANCE, **given)
+        if way == "streamed":
+            config.offline_data(pool_capacity_steps=30, pool_reuse=20)
+        if way == "bf16":
+            config.training(precision="bf16")
+        if way == "compiled":
+            config.framework(
+                torch_compile_learner=True, torch_compile_learner_dynamo_backend="eager"
+            )
+        return config
+
+    whole, _, _ = in_parts(config(), None)
+    parts, _, seen = in_parts(config(), 4)
+    assert parts["action_loss"] == pytest.approx(
+        whole["action_loss"], rel=1e-2 if way == "bf16" else 1e-5
+    )
+    model = config().dt_model_config
+    segments = [round(n * model.context_length / model.window_length) for n in (8, 4)]
+    assert sum(seen) == segments[0] * whole["num_updates_lifetime"]
+    assert max(seen) == segments[1]
+
+
+@pytest.mark.parametrize("learner", [Poisoned, Raising])
+def test_a_failed_part_leaves_nothing_behind(cluster, tiny_data, tmp_path, learner):
+    """An entropy that failed is not in the next update's."""
+    config = config_of("entropy_loss", tiny_data[0]).training(micro_batch_size=3)
+    algo = config.training(learner_class=learner).build_algo()
+    learner_results(algo, 1)
+    path = algo.save_to_path(tmp_path / "ck")
+    with pytest.raises((RuntimeError, ValueError)):
+        fails(algo)
+    algo.restore_from_path(path)
+    again = learner_results(algo)
+    algo.stop()
+    untouched = DT.from_checkpoint(path)
+    assert learner_results(untouched)["entropy_alpha"] == again["entropy_alpha"]
+    untouched.stop()
 
 
 def test_a_run_in_micro_batches_resumes_bit_for_bit(cluster, tiny_data, tmp_path):

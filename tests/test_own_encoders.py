@@ -15,6 +15,7 @@ from torch import nn
 
 from rllib_dt import DT, DTConfig, write_episodes
 from rllib_dt.episodes.episode import DataError
+from rllib_dt.policy.actor import Actor
 from rllib_dt.spaces.trees import (
     LeafChoice,
 )
@@ -51,6 +52,27 @@ class Raw(nn.Module):
 class Flat(Raw):
     def forward(self, values):
         return super().forward(values)[:, 0]
+
+
+class Lazy(Raw):
+    """Makes a table when it is first needed, and keeps it."""
+
+    table = None
+
+    def forward(self, values):
+        if self.table is None:
+            self.table = torch.linspace(0.5, 1.5, self.linear.out_features)
+        return super().forward(values) * self.table
+
+
+class Inner(Raw):
+    """Takes a gradient within its forward pass."""
+
+    def forward(self, values):
+        with torch.enable_grad():
+            given = values.flatten(2).float().requires_grad_()
+            (slope,) = torch.autograd.grad(given.square().sum(), given)
+        return self.linear(slope)
 
 
 def make_something(space, width):
@@ -96,6 +118,23 @@ def test_encoders_that_cannot_be_used_are_refused(own, message):
     config.offline_data(input_="nowhere").rl_module(model_config={"encoders": own})
     with pytest.raises(ValueError, match=message):
         config.validate()
+
+
+@pytest.mark.parametrize("encoder", ["Lazy", "Inner"])
+@pytest.mark.parametrize("attention", ["context", "window"])
+def test_a_network_that_has_acted_can_be_trained(encoder, attention):
+    space = Box(-1.0, 1.0, (3,))
+    net = network(space, Discrete(2), attention=attention, encoders={"": NAMED + encoder})
+    assert Actor(net, 1.0, num_envs=2).predict(np.zeros((2, 3), np.float32)).shape == (2,)
+    shape = 2, net.config.window_length
+    outputs = net.train()(
+        observations=torch.rand(*shape, 3),
+        actions=torch.zeros(shape, dtype=torch.long),
+        returns_to_go=torch.ones(*shape, 1),
+        timesteps=torch.zeros(shape, dtype=torch.long),
+    )
+    outputs.action_preds.sum().backward()
+    assert net.embed_state.module.linear.weight.grad.abs().sum() > 0
 
 
 def test_what_an_encoder_returns_is_checked():

@@ -34,6 +34,7 @@ from rllib_dt.policy.folders import pretrained_settings
 from rllib_dt.reading.offline_data import DTOfflineData
 from rllib_dt.rollout.connector import DecisionTransformerContext, LeaveOut
 from rllib_dt.rollout.env_runner import DTEnvRunner
+from rllib_dt.types import State
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,10 @@ class DTConfig(DTSettings):
         self.offline_data_class = DTOfflineData
         self.env_runner_cls = DTEnvRunner
 
+    def __setstate__(self, state: State) -> None:
+        """Restores pickled settings; those that their version did not have get their defaults."""
+        self.__dict__.update({**type(self)().__dict__, **state})
+
     @property
     def dt_model_config(self) -> DTModelConfig:
         """The network's settings, with defaults filled in."""
@@ -101,9 +106,17 @@ class DTConfig(DTSettings):
         It is `train_batch_size_per_learner`, or with `attention="window"` the number of segments
         that hold as many steps.
         """
+        return self._drawn(self.train_batch_size_per_learner)
+
+    @property
+    def windows_at_a_time(self) -> int | None:
+        """The number of those windows that are computed at a time; None for all of them."""
+        return None if self.micro_batch_size is None else self._drawn(self.micro_batch_size)
+
+    def _drawn(self, windows: int) -> int:
+        """Returns how many windows, or segments, hold the steps of windows of K steps."""
         model = self.dt_model_config
-        steps: int = self.train_batch_size_per_learner * model.context_length
-        return max(1, round(steps / model.window_length))
+        return max(1, round(windows * model.context_length / model.window_length))
 
     @property
     def reads_outcomes(self) -> bool:

@@ -169,8 +169,9 @@ class DTSettings(AlgorithmConfig):
             state_loss_weight: weighs the squared error of the next observation's normalised
                 numbers, which is added to the loss; 0 as in the paper, which found it no help.
             return_loss_weight: the same for the next return-to-go, divided by `return_scale`.
-            micro_batch_size: compute a batch this many windows at a time and add up their
-                gradients, which needs less memory; None for all at once. The losses are the same
+            micro_batch_size: compute a batch this many windows at a time, counted as in
+                `train_batch_size_per_learner`, and add up their gradients, which needs less
+                memory; None for all at once. The losses are the same
                 but for rounding and for the numbers that dropout draws.
             precision: "fp32", or "bf16" for mixed precision by autocast; "auto" is bf16 where the
                 learner's device multiplies such numbers itself, and fp32 elsewhere.

@@ -81,7 +81,7 @@ class DTTorchLearner(TorchLearner):
 
     @override(TorchLearner)
     def build(self) -> None:
-        if self.config.num_learners:
+        if self.config.num_learners:  # otherwise the process is the driver's
             use_reserved_cpus()
         self.progress = Progress()
         self._batches: PrefetchedBatches | None = None
@@ -183,27 +183,28 @@ class DTTorchLearner(TorchLearner):
                 window = drawn.map(lambda column: column.to(self._device, non_blocking=True))
             totals = self._over_learners(*(each.count(window) for each in self._objectives))
             self._call.begin_update(totals, int(drawn.mask.sum()))
+            for objective in self._objectives:
+                objective.begin_update()
             # dropout depends on seed, learner and update only, so its state need not be saved
             with seeded_torch((self.progress.seed, self.rank, self.progress.updates), self._device):
-                for part in self._parts(window):
+                for rows in self._parts(len(window)):
                     yield MultiAgentBatch(
-                        {DEFAULT_MODULE_ID: SampleBatch(part.columns())},
-                        env_steps=self._call.own_steps,
+                        {DEFAULT_MODULE_ID: SampleBatch(window[rows].columns())},
+                        env_steps=int(drawn.mask[rows].sum()),
                     )
 
-    def _parts(self, window: Window) -> Iterator[Window]:
-        """Yields the micro-batches of a batch, in turn; their gradients are added up."""
+    def _parts(self, windows: int) -> Iterator[slice]:
+        """Yields the rows of a batch's micro-batches, in turn; their gradients are added up."""
         assert self._call is not None
-        size = self.config.micro_batch_size or len(window)
-        for start in range(0, len(window), size):
-            part = window if size >= len(window) else window[start : start + size]
-            is_last = start + size >= len(window)
-            self._call.part = Part(
-                share=len(part) / len(window), is_first=start == 0, is_last=is_last
-            )
+        size = min(self.config.windows_at_a_time or windows, windows)
+        for start in range(0, windows, size):
+            rows = slice(start, min(start + size, windows))
+            is_last = rows.stop == windows
+            share = (rows.stop - rows.start) / windows
+            self._call.part = Part(share=share, is_first=start == 0, is_last=is_last)
             waits = self.world_size > 1 and not is_last  # gradients are averaged after the last
             with self.module[DEFAULT_MODULE_ID].no_sync() if waits else nullcontext():
-                yield part
+                yield rows
 
     # --- one update
 
@@ -251,7 +252,7 @@ class DTTorchLearner(TorchLearner):
         """Weighs each step's loss; meant to be overridden.
 
         Args:
-            window: the batch, on the learner's device.
+            window: the batch, or with `micro_batch_size` a part of it, on the learner's device.
 
         Returns:
             (B, K) weights that multiply the steps' losses, or None for equal ones. The sum is
@@ -268,6 +269,7 @@ class DTTorchLearner(TorchLearner):
         _check_loss(loss)
         self._agree(loss)
         part = self._call.part
+        self._call.add_part_of_loss(loss)
         if part.is_first:
             weighed = {DEFAULT_MODULE_ID: loss if part.is_last else loss * part.share}
             gradients: dict[Any, Tensor] = super().compute_gradients(weighed, **kwargs)
@@ -304,12 +306,19 @@ class DTTorchLearner(TorchLearner):
             )
 
     @override(Learner)
+    def postprocess_gradients(self, gradients_dict: ParamDict) -> ParamDict:
+        """Asks for the gradients' processing once they are those of the whole batch."""
+        assert self._call is not None
+        if not self._call.part.is_last:
+            return gradients_dict
+        complete: ParamDict = super().postprocess_gradients(gradients_dict)
+        return complete
+
+    @override(Learner)
     def postprocess_gradients_for_module(
         self, *, module_id: str, config: AlgorithmConfig, module_gradients_dict: ParamDict
     ) -> ParamDict:
         assert self._call is not None
-        if not self._call.part.is_last:
-            return module_gradients_dict
         parameters = [p for p in module_gradients_dict if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         self._call.add_gradient_norm(norm)
@@ -383,6 +392,9 @@ class DTTorchLearner(TorchLearner):
         self.progress.windows += windows
         counts = report.counts(self.progress, windows, self._supply.num_steps)
         self._log(report.means, reduce="mean")
+        # in place of the loss of a batch's last part; not read here, which waits for the device
+        key = (DEFAULT_MODULE_ID, self.TOTAL_LOSS_KEY)
+        self.metrics.log_value(key, self._call.last_loss, window=1)
         counts |= self._metrics_of_objectives()
         self._log({"learning_rate": self._optimizer_lr(), **counts}, reduce="max")
 

@@ -42,6 +42,7 @@ class UpdateCall:
         own_steps: this learner's valid steps in the current batch, on the host.
         own_steps_of_call: their sum over the batches so far.
         part: the part of the current batch that is computed now.
+        last_loss: () what was minimised in the last batch.
     """
 
     def __init__(self, device: torch.device):
@@ -54,6 +55,7 @@ class UpdateCall:
         self.part = Part()
         self._losses: dict[str, tuple[Tensor, Tensor]] = {}
         self._gradient_norm = zero.clone()
+        self.last_loss = zero.clone()
         self._waited = 0.0
         self._started = time.perf_counter()
 
@@ -88,6 +90,11 @@ class UpdateCall:
             former_sum, former_count = self._losses[name]
             loss_sum, count = former_sum + loss_sum, former_count + count
         self._losses[name] = loss_sum, count
+
+    def add_part_of_loss(self, loss: Tensor) -> None:
+        """Adds what is minimised in the current part of a batch, () its mean."""
+        former = 0.0 if self.part.is_first else self.last_loss
+        self.last_loss = former + loss.detach() * self.part.share
 
     def add_gradient_norm(self, norm: Tensor) -> None:
         """Adds the gradient's norm before clipping."""

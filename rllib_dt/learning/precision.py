@@ -1,7 +1,6 @@
 """Mixed precision: what it needs of a device."""
 
 import logging
-import platform
 from pathlib import Path
 
 import torch
@@ -23,15 +22,16 @@ def bf16_instructions() -> list[str]:
     """
     try:
         words = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:  # not Linux
-        return ["arm64"] if platform.machine() == "arm64" else []
+    except OSError:  # not Linux; of Apple's processors the first has none
+        return []
     return [flag for flag in _BF16_FLAGS if flag in words]
 
 
 def multiplies_bf16(device: torch.device) -> bool:
     """Returns whether a device multiplies bf16 numbers itself, without converting them."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(bf16_instructions())
 
 

@@ -1,5 +1,7 @@
 """`Policy`: a network that acts on whole windows, or step by step with a cache."""
 
+from contextlib import AbstractContextManager
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -55,7 +57,7 @@ class Policy:
             (B, …) actions in the environment's units; a tree.
         """
         network = self.network
-        with torch.inference_mode():  # cheaper than no_grad where operations are small
+        with self._without_gradients():
             if isinstance(steps, Window):
                 outputs, asked = network.last_outputs(steps)
             else:
@@ -67,6 +69,11 @@ class Policy:
             return network.action_head.act(
                 self.outputs, temperature=temperature, generator=generator
             )
+
+    def _without_gradients(self) -> AbstractContextManager[None]:
+        if self.network.config.encoders:  # may keep tensors for training, or need gradients
+            return torch.no_grad()
+        return torch.inference_mode()  # cheaper where operations are small
 
     def _catch_up(self, new: NewSteps) -> tuple[Tensor, Tensor]:
         """Feeds new steps one by one; the last one is new to every episode."""

@@ -59,7 +59,7 @@ class DTEnvRunner(SingleAgentEnvRunner):
 
     @override(SingleAgentEnvRunner)
     def make_env(self) -> None:
-        if self.worker_index:  # not in the driver, whose threads are its own
+        if self.worker_index:  # otherwise the process is the driver's
             use_reserved_cpus()
         if self.env is not None:
             self.env.close()

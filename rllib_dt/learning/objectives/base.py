@@ -74,8 +74,11 @@ class Objective(ABC):
             window: B windows of K steps, on the learner's device.
         """
 
-    def end_update(self) -> None:  # noqa: B027  most have nothing to do
-        """Is called once a batch, after its losses: `loss_sum` is called for each of its parts."""
+    def begin_update(self) -> None:  # noqa: B027  most have nothing to do
+        """Is called once a batch, before its losses: `loss_sum` is called for each of its parts."""
+
+    def end_update(self) -> None:  # noqa: B027
+        """Is called once a batch, after its gradient was applied."""
 
     def metrics(self) -> dict[str, float]:
         """Returns what each result reports of it besides its mean; the same on every learner."""

@@ -51,10 +51,15 @@ class EntropyObjective(Objective):
         self._sums.append(torch.stack([total.detach(), self.count(window).to(total.dtype)]))
         return -alpha * total
 
+    def begin_update(self) -> None:
+        """Forgets what an update that failed has left."""
+        self._sums.clear()
+
     def end_update(self) -> None:
         """Moves α towards where the batch's mean entropy is its target."""
+        if not self._sums:  # a learner with a loss of its own does not ask for this one
+            return
         sums = torch.stack(self._sums).sum(dim=0)
-        self._sums.clear()
         if self.learner.world_size > 1:
             torch.distributed.all_reduce(sums)
         self._entropy = sums[0] / sums[1].clamp(min=1)
