@@ -152,6 +152,7 @@ def test_two_learners_add_micro_batches_up_to_the_same_update(cluster, tiny_data
         assert parts["entropy_alpha"] == pytest.approx(whole["entropy_alpha"], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["streamed", "bf16", "compiled", "window"])
 def test_micro_batches_hold_in_every_way_to_train(cluster, tiny_data, way):
     def config():
