@@ -49,12 +49,17 @@ def expected(algo, episodes):
     return np.mean(losses), np.mean(right)
 
 
-@pytest.mark.parametrize("num_learners", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_the_loss_is_the_mean_over_all_held_out_steps(cluster, tiny_data, tmp_path, num_learners):
+@pytest.mark.parametrize(
+    ("num_learners", "at_a_time"), [(0, 3), pytest.param(2, None, marks=pytest.mark.slow)]
+)
+def test_the_loss_is_the_mean_over_all_held_out_steps(
+    cluster, tiny_data, tmp_path, num_learners, at_a_time
+):
     held = make_episodes([1, 4, 5, 13, 21], seed=9)
     spaces = Box(-np.inf, np.inf, (3,)), Box(-1.0, 1.0, (2,))
     write_episodes(held, tmp_path / "held", *spaces)
     config = tiny_config(tiny_data[0]).learners(num_learners=num_learners)
+    config.training(micro_batch_size=at_a_time)
     algo = config.offline_data(validation_input=str(tmp_path / "held")).build_algo()
     result = algo.train()["validation"]
     assert result["num_episodes"] == 5

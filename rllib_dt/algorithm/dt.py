@@ -187,7 +187,7 @@ class DT(OnlineAlgorithm):
         return Validation(
             pool,
             window_length=self.config.dt_model_config.window_length,
-            batch_size=self.config.windows_per_learner,
+            batch_size=self.config.windows_at_a_time or self.config.windows_per_learner,
             metric_names=on_every_learner(self.learner_group, _metric_names)[0],
         )
 
