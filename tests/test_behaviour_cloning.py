@@ -57,7 +57,7 @@ def test_an_action_depends_on_what_came_before_it_only():
         assert moved.tolist() == [False, False, name == "observations", True]
 
 
-@pytest.mark.parametrize("attention", ["context", "window"])
+@pytest.mark.parametrize("attention", ["context", pytest.param("window", marks=pytest.mark.slow)])
 def test_it_trains_evaluates_and_restores(cluster, tmp_path, attention):
     config = cartpole_config(condition_on_return=False, attention=attention)
     config.evaluation(target_returns=[30.0, 3.0], evaluation_duration=3)

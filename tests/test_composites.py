@@ -325,6 +325,7 @@ def test_columns_without_a_leaf_that_is_read_are_refused(tmp_path):
         read(path, observed=LeafChoice(only=("other",)))
 
 
+@pytest.mark.slow
 def test_groups_that_are_linked_in_many_ways_are_refused_soon(tmp_path):
     path = WRITERS["hdf5"](tmp_path, make(ROBOT, ARM))
     with h5py.File(path, "r+") as file:

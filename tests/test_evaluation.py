@@ -69,6 +69,7 @@ def test_other_targets_need_no_new_algorithm(cluster, lengths_data):
     algo.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.semantics(24)
 @pytest.mark.trap(7)
 def test_every_layout_of_slots_and_runners_runs_exactly_the_same_episodes(cluster, lengths_data):

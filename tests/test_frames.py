@@ -244,7 +244,7 @@ def test_frames_of_another_size_and_spaces_without_frames_are_refused(cluster, t
 MIXED = gym.spaces.Dict(camera=STACKS, speed=Box(-1.0, 1.0, (F,)), gear=Discrete(3))
 
 
-@pytest.mark.parametrize("capacity", [None, 12])
+@pytest.mark.parametrize("capacity", [None, pytest.param(12, marks=pytest.mark.slow)])
 def test_among_other_leaves_the_stacks_alone_are_stacked(cluster, tmp_path, capacity):
     """A vector of F numbers is no stack."""
     losses = []

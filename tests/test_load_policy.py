@@ -92,6 +92,7 @@ def test_loading_and_acting_import_no_ray(trained):
     assert out.strip() == "(2,) []"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "first", ["import rllib_dt; from ray import tune", "from ray import tune; import rllib_dt",
               "import rllib_dt; from ray.rllib.algorithms.ppo import PPOConfig",

@@ -157,6 +157,7 @@ def test_a_minari_set_names_its_environment(tmp_path, monkeypatch):
     assert recorded_environment([str(SHIPPED)]) is None
 
 
+@pytest.mark.slow
 def test_commands_train_evaluate_and_export(cluster, tmp_path, monkeypatch, capsys):
     path, out = tmp_path / "tiny.yaml", tmp_path / "runs" / "tiny"
     path.write_text(yaml.safe_dump(TINY))

@@ -357,6 +357,7 @@ def test_without_a_target_one_must_be_given():
     step(served, "a", 0, [1, 2, 3], target_return=4)
 
 
+@pytest.mark.slow
 def test_a_client_needs_neither_ray_nor_torch():
     out = run_script("""
         import sys

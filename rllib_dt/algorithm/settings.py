@@ -171,8 +171,8 @@ class DTSettings(AlgorithmConfig):
             return_loss_weight: the same for the next return-to-go, divided by `return_scale`.
             micro_batch_size: compute a batch this many windows at a time, counted as in
                 `train_batch_size_per_learner`, and add up their gradients, which needs less
-                memory; None for all at once. The losses are the same
-                but for rounding and for the numbers that dropout draws.
+                memory; None for all at once. The losses are the same but for rounding and for the
+                numbers that dropout draws.
             precision: "fp32", or "bf16" for mixed precision by autocast; "auto" is bf16 where the
                 learner's device multiplies such numbers itself, and fp32 elsewhere.
             kwargs: RLlib's own settings: `lr` (a number, or a schedule [[0, lr], [steps, lr], …]

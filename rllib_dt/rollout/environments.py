@@ -240,6 +240,13 @@ class SlotEnvs(ABC):
                 )
 
 
+def _copied(observation: Value) -> Value:
+    """Copies an observation: some environments change one array, which callbacks still hold."""
+    if isinstance(observation, np.ndarray):  # deepcopy takes several times as long
+        return observation.copy()
+    return copy.deepcopy(observation)
+
+
 def _finite(action: Value) -> Value:
     """Returns an action; raises a ValueError if it is not finite, as after extreme observations."""
     for leaf in [action] if isinstance(action, np.ndarray) else tree.flatten(action):
@@ -329,8 +336,7 @@ class InProcessEnvs(SlotEnvs):
 
     def _step(self, env: gym.Env, action: Value) -> StepResult:
         observation, reward, terminated, truncated, info = _step_checked(env, _finite(action))
-        # a copy: some environments change one array in place, which callbacks still hold
-        return StepResult(copy.deepcopy(observation), reward, terminated, truncated, info)
+        return StepResult(_copied(observation), reward, terminated, truncated, info)
 
     @override(SlotEnvs)
     def _make(self, slot: int) -> gym.Env:
@@ -343,7 +349,7 @@ class InProcessEnvs(SlotEnvs):
     @override(SlotEnvs)
     def _reset(self, env: gym.Env, seed: int) -> ResetResult:
         observation, info = env.reset(seed=seed)
-        return ResetResult(copy.deepcopy(observation), info)
+        return ResetResult(_copied(observation), info)
 
     @override(SlotEnvs)
     def _close(self, env: gym.Env) -> None:
