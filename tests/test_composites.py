@@ -588,7 +588,7 @@ def test_leaves_that_rllib_cannot_batch_may_be_ignored(cluster, tmp_path, mode):
     algo.stop()
 
 
-@pytest.mark.parametrize("attention", ["context", "window"])
+@pytest.mark.parametrize("attention", ["context", pytest.param("window", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("with_text", [False, True], ids=["", "ignored text"])
 def test_training_evaluation_and_restoring_work(cluster, tmp_path, attention, with_text):
     write_episodes(make(ROBOT, ARM), tmp_path / "data", ROBOT, ARM)

@@ -283,14 +283,17 @@ INVALID = [
     "nan flag",
     "quit",
 ]
+ALIKE = ["text observation", "number as text", "large observation", "nan flag"]
+"""Those that take the same way as others."""
 
 
 @pytest.mark.parametrize(
     ("trouble", "mode"),
     [
-        *((trouble, "sync") for trouble in INVALID),
+        *((trouble, "sync") for trouble in INVALID if trouble not in ALIKE),
+        *(pytest.param(trouble, "sync", marks=pytest.mark.slow) for trouble in ALIKE),
         ("number as text", "async"),
-        ("text flag", "async"),
+        pytest.param("text flag", "async", marks=pytest.mark.slow),
     ],
 )
 def test_an_environment_that_returns_invalid_values_or_exits_loses_only_its_own_episodes(

@@ -325,8 +325,8 @@ SLOW = pytest.mark.slow  # each takes a process that imports Ray
     "name",
     [
         "DTTorchRLModule",
-        "rollout.env_runner",
-        "reading.offline_data",
+        pytest.param("rollout.env_runner", marks=SLOW),
+        pytest.param("reading.offline_data", marks=SLOW),
         pytest.param("DTTorchLearner", marks=SLOW),
         pytest.param("learning.learner", marks=SLOW),
         pytest.param("learning.rl_module", marks=SLOW),

@@ -399,7 +399,7 @@ def space_config(name, **model):
     return config_of(Sampled, spaces, recorded(name), **model)
 
 
-@pytest.mark.parametrize("attention", ["context", "window"])
+@pytest.mark.parametrize("attention", ["context", pytest.param("window", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", PAIRS)
 def test_training_evaluation_and_restoring_work_in_every_space(cluster, tmp_path, name, attention):
     config = space_config(name, attention=attention)

@@ -60,7 +60,7 @@ def outputs_and_actions(net, data):
     ("space", "model"),
     [
         (SPACES[0], dict(n_layer=1)),
-        (SPACES[1], dict(n_layer=3)),
+        pytest.param(SPACES[1], dict(n_layer=3), marks=pytest.mark.slow),
         (SPACES[0], dict(n_layer=2, condition_on_return=False)),
     ],
     ids=["box", "discrete", "box, two tokens a step"],
