@@ -146,8 +146,10 @@ def test_two_learners_add_micro_batches_up_to_the_same_update(cluster, tiny_data
     (whole, wanted, _), (parts, found, _) = in_parts(config(), None), in_parts(config(), 3)
     if name != "entropy_loss":
         assert parts[name] == pytest.approx(whole[name], rel=1e-5)
+        # a hundredth of one of the nine updates' steps of 1e-3: two learners' gradients are added
+        # up in no fixed order, and Adam divides a tiny one by its own size
         for key, value in wanted.items():
-            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)
     else:
         assert parts["entropy_alpha"] == pytest.approx(whole["entropy_alpha"], rel=1e-3)
 
