@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ import ray
 import torch
 from gymnasium.spaces import Box
 
+from benchmarks.parts.steps import Step, action_loss, full_windows, in_training, make_update
 from rllib_dt import DT, DecisionTransformer, DTConfig, DTModelConfig, write_episodes
 from rllib_dt.episodes.windows import Window
 from rllib_dt.types import State
@@ -195,36 +196,12 @@ ON_A_GPU = (check_pinned, check_waits, check_memory)
 
 # --- measurements
 
-Step = Callable[[], None]
-
-
-def batch(windows: int, device: torch.device) -> Window:
-    """Returns random full windows."""
-    g = torch.Generator().manual_seed(0)
-    shape = windows, CONTEXT
-    window = Window(
-        observations=torch.randn(*shape, OBSERVATIONS, generator=g),
-        actions=torch.rand(*shape, ACTIONS, generator=g) * 2 - 1,
-        returns_to_go=torch.rand(*shape, 1, generator=g),
-        timesteps=torch.arange(CONTEXT).expand(shape),
-        mask=torch.ones(shape, dtype=torch.bool),
-    )
-    return window.map(lambda column: column.to(device))
-
 
 def our_step(window: Window, width: int, dtype: torch.dtype | None, device: torch.device) -> Step:
     """Returns an update of this package's network."""
     config = DTModelConfig(context_length=CONTEXT, hidden_size=width, max_ep_len=500)
-    network = DecisionTransformer(config, *SPACES).to(device).train()
-    for head in (network.predict_state, network.predict_return):
-        assert head is not None
-        head.requires_grad_(False)
-
-    def loss() -> torch.Tensor:
-        out = network.predict(window, only_actions=True)
-        return network.action_head.loss_sum(out.action_outputs, window.actions, window.mask)
-
-    return _step(network, lambda: loss() / window.mask.numel(), dtype, device)
+    network = in_training(DecisionTransformer(config, *SPACES).to(device))
+    return make_update(network, lambda: action_loss(network, window, dtype))
 
 
 def their_step(window: Window, width: int, dtype: torch.dtype | None, device: torch.device) -> Step:
@@ -239,34 +216,16 @@ def their_step(window: Window, width: int, dtype: torch.dtype | None, device: to
     real = window.mask.float()
 
     def loss() -> torch.Tensor:
-        predicted = model(
-            states=window.observations, actions=window.actions, rewards=None,
-            returns_to_go=window.returns_to_go, timesteps=window.timesteps, attention_mask=real,
-            return_dict=False,
-        )[1]  # fmt: skip
+        enabled = dtype is not None
+        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=enabled):
+            predicted = model(
+                states=window.observations, actions=window.actions, rewards=None,
+                returns_to_go=window.returns_to_go, timesteps=window.timesteps,
+                attention_mask=real, return_dict=False,
+            )[1]  # fmt: skip
         return (predicted - window.actions).square().mean()
 
-    return _step(model, loss, dtype, device)
-
-
-def _step(
-    network: torch.nn.Module,
-    loss: Callable[[], torch.Tensor],
-    dtype: torch.dtype | None,
-    device: torch.device,
-) -> Step:
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, 0.25)
-        optimizer.step()
-
-    return step
+    return make_update(model, loss)
 
 
 def updates_per_second(step: Step, updates: int, device: torch.device) -> float:
@@ -289,7 +248,7 @@ def measured(
     windows: int, width: int, precision: str, device: torch.device, rounds: int, updates: int
 ) -> State:
     """Measures both in turns; medians of the rounds, and the most memory of ours."""
-    window = batch(windows, device)
+    window = full_windows(windows, CONTEXT, OBSERVATIONS, ACTIONS, device)
     dtype = torch.bfloat16 if precision == "bf16" else None
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -23,8 +23,11 @@ import torch
 from gymnasium.spaces import Box
 from torch.autograd.graph import saved_tensors_hooks
 
+from benchmarks.parts.documents import insert
+from benchmarks.parts.steps import Step, action_loss, full_windows, in_training, make_update
 from rllib_dt import DecisionTransformer, DTConfig, DTModelConfig, write_episodes
 from rllib_dt.episodes.windows import Window
+from rllib_dt.reading.offline_data import DTOfflineData
 
 BEGIN, END = "<!-- growth: begin -->", "<!-- growth: end -->"
 ACTIONS, LAYERS = 3, 3
@@ -81,11 +84,7 @@ class Size:
 
     def network(self) -> DecisionTransformer:
         """Returns a network of this size, in training."""
-        network = DecisionTransformer(self.model(), *self.spaces()).train()
-        for head in (network.predict_state, network.predict_return):
-            assert head is not None
-            head.requires_grad_(False)
-        return network
+        return in_training(DecisionTransformer(self.model(), *self.spaces()))
 
     def model(self, **settings: Any) -> DTModelConfig:
         """Returns the settings of a network of this size."""
@@ -99,14 +98,7 @@ class Size:
 
     def window(self) -> Window:
         """Returns random full windows."""
-        shape = self.B, self.K
-        return Window(
-            observations=torch.randn(*shape, self.S),
-            actions=torch.rand(*shape, ACTIONS) * 2 - 1,
-            returns_to_go=torch.rand(*shape, 1),
-            timesteps=torch.arange(self.K).expand(shape),
-            mask=torch.ones(shape, dtype=torch.bool),
-        )
+        return full_windows(self.B, self.K, self.S, ACTIONS)
 
 
 PAPER = Size()
@@ -119,25 +111,10 @@ SIZES = [
 ]
 
 
-def loss_of(network: DecisionTransformer, window: Window) -> torch.Tensor:
-    """Returns the loss of an update."""
-    out = network.predict(window, only_actions=True)
-    return network.action_head.loss_sum(out.action_outputs, window.actions, window.mask)
-
-
-def update(size: Size) -> Callable[[], None]:
+def update_of(size: Size) -> Step:
     """Returns an update without RLlib."""
     network, window = size.network(), size.window()
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        (loss_of(network, window) / window.mask.numel()).backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, 0.25)
-        optimizer.step()
-
-    return step
+    return make_update(network, lambda: action_loss(network, window))
 
 
 def bytes_kept(size: Size) -> int:
@@ -153,7 +130,7 @@ def bytes_kept(size: Size) -> int:
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = loss_of(network, size.window())
+        loss = action_loss(network, size.window())
     assert loss.requires_grad
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
@@ -188,7 +165,7 @@ def multiple(mine: Sequence[float], base: Sequence[float]) -> float:
 def updates(rounds: int) -> Iterator[str]:
     """Time of an update, beside the multiplications."""
     yield "| an update | time | multiplications |"
-    seconds = rounds_of([update(size) for size in SIZES], rounds, repeat=2)
+    seconds = rounds_of([update_of(size) for size in SIZES], rounds, repeat=2)
     for size, found in zip(SIZES[1:], seconds[1:], strict=True):
         wanted = size.products / PAPER.products
         yield f"| {size.name} | × {multiple(found, seconds[0]):.2f} | × {wanted:.2f} |"
@@ -264,8 +241,6 @@ def stream(rounds: int) -> Iterator[str]:
 
 
 def _read(config: DTConfig) -> Callable[[], object]:
-    from rllib_dt.reading.offline_data import DTOfflineData
-
     return lambda: DTOfflineData(config)
 
 
@@ -330,10 +305,7 @@ def main() -> None:
         print(parts[-1], "\n", flush=True)
     ray.shutdown()
     if args.into:
-        before, _, rest = args.into.read_text().partition(BEGIN)
-        after = rest.partition(END)[2]
-        text = "\n\n".join(parts)
-        args.into.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        insert(args.into, "\n\n".join(parts), BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.parts.documents import insert
+
 BEGIN, END = "<!-- scores: begin -->", "<!-- scores: end -->"
 HEAD = (
     "| job | data, mean return | updates × windows | actions | target | each seed's mean | mean "
@@ -53,9 +55,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, required=True)
     args = parser.parse_args()
     lines = [json.loads(line) for line in args.scores.read_text().splitlines()]
-    before, _, rest = args.into.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    args.into.write_text("\n".join([before + BEGIN, *table(lines), END + after]))
+    insert(args.into, "\n".join(table(lines)), BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from benchmarks.parts.documents import insert
 from benchmarks.speed import run, table
 from tests.scripts import ROOT
 
@@ -49,7 +50,7 @@ def test_every_measurement_has_a_row_in_the_table_between_the_markers(tmp_path):
     assert len({what for what, _, _ in rows}) == len(rows) > 20
     document = tmp_path / "d.md"
     document.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
-    table.insert(document, table.to_markdown(found))
+    insert(document, table.to_markdown(found), table.BEGIN, table.END)
     text = document.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")

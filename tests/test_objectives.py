@@ -1,5 +1,7 @@
 """What holds for every objective of the table: resuming, streaming, bf16, compilation, learners."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -75,7 +77,7 @@ NO_CHANCE = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
 
 
 class Poisoned(DTTorchLearner):
-    """Has a loss that is not finite in the second part of an update, once it is told so."""
+    """While `fails` is set, the loss of an update's second part is not finite."""
 
     fails = False
 
@@ -90,18 +92,12 @@ class Raising(Poisoned):
     def compute_loss_for_module(self, **given):
         loss = super().compute_loss_for_module(**given)
         if not loss.isfinite():
-            raise ValueError("told to")
+            raise ValueError("the second part fails")
         return loss
 
 
-def fails(algo):
-    """Trains with a learner that fails."""
-    learner = algo.learner_group._learner
-    learner.fails = True
-    try:
-        algo.train()
-    finally:
-        learner.fails = False
+def set_fails(learner, value):
+    learner.fails = value
 
 
 def in_parts(config, size):
@@ -188,14 +184,27 @@ def test_a_failed_part_leaves_nothing_behind(cluster, tiny_data, tmp_path, learn
     algo = config.training(learner_class=learner).build_algo()
     learner_results(algo, 1)
     path = algo.save_to_path(tmp_path / "ck")
-    with pytest.raises((RuntimeError, ValueError)):
-        fails(algo)
+    algo.learner_group.foreach_learner(partial(set_fails, value=True))
+    with pytest.raises((RuntimeError, ValueError), match=r"not finite|second part fails"):
+        algo.train()
+    algo.learner_group.foreach_learner(partial(set_fails, value=False))
     algo.restore_from_path(path)
     again = learner_results(algo)
     algo.stop()
     untouched = DT.from_checkpoint(path)
     assert learner_results(untouched)["entropy_alpha"] == again["entropy_alpha"]
     untouched.stop()
+
+
+@pytest.mark.slow
+def test_a_part_that_fails_on_two_learners_ends_the_run(cluster, tiny_data):
+    config = config_of("state_loss", tiny_data[0]).training(micro_batch_size=3)
+    algo = config.training(learner_class=Poisoned).learners(num_learners=2).build_algo()
+    learner_results(algo)
+    algo.learner_group.foreach_learner(partial(set_fails, value=True))
+    with pytest.raises(RuntimeError, match="the loss is not finite at update 3"):
+        algo.train()
+    algo.stop()
 
 
 def test_a_run_in_micro_batches_resumes_bit_for_bit(cluster, tiny_data, tmp_path):

@@ -281,14 +281,15 @@ def test_images_that_are_encoded_in_parts_are_encoded_the_same(monkeypatch, shap
     given = []
     encoder.convolutions.register_forward_hook(lambda _, inputs, __: given.append(len(inputs[0])))
     found = []
-    for frames in (4, 10):
+    for frames in (4, 10, None):  # None is the plain way, channels first
         monkeypatch.setattr(encoder, "_part", frames)
         encoder.zero_grad()
         embedded = encoder(images)
         embedded.square().sum().backward()
         found.append((embedded.detach(), [p.grad for p in encoder.parameters()]))
-    assert given == [4, 4, 2, 10]
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+    assert given == [4, 4, 2, 10, 10]
+    for in_parts in found[:2]:
+        torch.testing.assert_close(in_parts, found[2], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.semantics(29)

@@ -9,6 +9,7 @@ from benchmarks.speed import contender as c  # isort: skip  redirects standard o
 import functools
 import os
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +18,19 @@ import transformers
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 torch.manual_seed(0)
 
-config = transformers.DecisionTransformerConfig(
-    state_dim=c.OBSERVATIONS, act_dim=c.ACTIONS, max_ep_len=c.MAX_STEPS, hidden_size=c.WIDTH,
-    n_layer=c.LAYERS, n_head=c.HEADS, resid_pdrop=c.DROPOUT, embd_pdrop=c.DROPOUT,
-    attn_pdrop=c.DROPOUT,
-)  # fmt: skip
-model = transformers.DecisionTransformerModel(config)
+
+def make_model(**settings: Any) -> transformers.DecisionTransformerModel:
+    """Returns their model in the paper's setting for gym, with changes."""
+    setting = dict(
+        state_dim=c.OBSERVATIONS, act_dim=c.ACTIONS, max_ep_len=c.MAX_STEPS, hidden_size=c.WIDTH,
+        n_layer=c.LAYERS, n_head=c.HEADS, resid_pdrop=c.DROPOUT, embd_pdrop=c.DROPOUT,
+        attn_pdrop=c.DROPOUT,
+    )  # fmt: skip
+    config = transformers.DecisionTransformerConfig(**(setting | settings))
+    return transformers.DecisionTransformerModel(config)
+
+
+model = make_model()
 optimizer = torch.optim.AdamW(model.parameters(), lr=c.LEARNING_RATE, weight_decay=c.WEIGHT_DECAY)
 
 
@@ -99,20 +107,10 @@ class Images(torch.nn.Module):
             torch.nn.Conv2d(64, 64, 3), torch.nn.ReLU(),
             torch.nn.Flatten(), torch.nn.Linear(3136, c.WIDTH), torch.nn.Tanh(),
         )  # fmt: skip
-        self.model = transformers.DecisionTransformerModel(
-            transformers.DecisionTransformerConfig(
-                state_dim=c.WIDTH,
-                act_dim=c.IMAGE_ACTIONS,
-                max_ep_len=c.MAX_STEPS,
-                hidden_size=c.WIDTH,
-                n_layer=c.IMAGE_LAYERS,
-                n_head=c.IMAGE_HEADS,
-                action_tanh=False,
-                resid_pdrop=c.DROPOUT,
-                embd_pdrop=c.DROPOUT,
-                attn_pdrop=c.DROPOUT,
-            )
-        )
+        self.model = make_model(
+            state_dim=c.WIDTH, act_dim=c.IMAGE_ACTIONS, n_layer=c.IMAGE_LAYERS,
+            n_head=c.IMAGE_HEADS, action_tanh=False,
+        )  # fmt: skip
         self.model.embed_state = torch.nn.Identity()
 
     def forward(self, frames: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ import ray
 import torch
 from gymnasium.spaces import Box, Discrete
 
+from benchmarks.parts.steps import action_loss, in_training, make_update
 from rllib_dt import DecisionTransformer, DTConfig, DTModelConfig, __version__, write_episodes
 from rllib_dt.episodes.frames import FrameStacks
 from rllib_dt.episodes.samplers import Draws, FixedSampler
@@ -55,7 +56,7 @@ def sampler(n: int, window: int = c.CONTEXT, windows: int = c.WINDOWS) -> FixedS
 def bare(precision: str, **model: Any) -> c.Task:
     """Returns a task that trains the network on one batch, without RLlib."""
     config = DTModelConfig(**(MODEL | model))
-    network = DecisionTransformer(config, *SPACES).train()
+    network = DecisionTransformer(config, *SPACES)
     network.set_normalization(torch.zeros(c.OBSERVATIONS), torch.ones(c.OBSERVATIONS), 1000.0)
     windows = c.WINDOWS * c.CONTEXT // config.window_length
     drawn = sampler(100_000, config.window_length, windows).sample(0)
@@ -69,9 +70,8 @@ def images() -> c.Task:
     """Returns a task that trains the network on one batch of stacked frames, without RLlib."""
     layers = dict(n_layer=c.IMAGE_LAYERS, n_head=c.IMAGE_HEADS, context_length=c.IMAGE_CONTEXT)
     observed = Box(0, 255, c.IMAGE, np.uint8)
-    network = DecisionTransformer(
-        DTModelConfig(**(MODEL | layers)), observed, Discrete(c.IMAGE_ACTIONS)
-    ).train()
+    config = DTModelConfig(**(MODEL | layers))
+    network = DecisionTransformer(config, observed, Discrete(c.IMAGE_ACTIONS))
     shape = c.IMAGE_WINDOWS, c.IMAGE_CONTEXT
     window = Window(
         observations=torch.from_numpy(rng.integers(0, 255, (*shape, *c.IMAGE), dtype=np.uint8)),
@@ -85,24 +85,18 @@ def images() -> c.Task:
 
 def training(network: DecisionTransformer, window: Window, precision: str) -> c.Task:
     """Returns a task that trains a network on one batch."""
-    for other in (network.predict_state, network.predict_return):
-        if other is not None:
-            other.requires_grad_(False)
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=c.LEARNING_RATE, weight_decay=c.WEIGHT_DECAY, fused=True
+    dtype = torch.bfloat16 if precision == "bf16" else None
+    step = make_update(
+        in_training(network),
+        lambda: action_loss(network, window, dtype),
+        lr=c.LEARNING_RATE,
+        weight_decay=c.WEIGHT_DECAY,
+        clip=c.CLIP,
     )
-    head, steps = network.action_head, window.mask.sum()
 
     def train(n: int) -> None:
         for _ in range(n):
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                out = network.predict(window, only_actions=True)
-            loss = head.loss_sum(out.action_outputs, window.actions, window.mask) / steps
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, c.CLIP)
-            optimizer.step()
+            step()
 
     return train
 

@@ -54,20 +54,25 @@ def write(folder: Path) -> None:
     pq.write_table(table, folder / "steps.parquet", row_group_size=100_000)
 
 
+def settings(path: Path) -> DTConfig:
+    """Returns the settings for training on a file."""
+    return (
+        DTConfig()
+        .environment(
+            observation_space=Box(-np.inf, np.inf, (c.OBSERVATIONS,)),
+            action_space=Box(-1.0, 1.0, (c.ACTIONS,)),
+        )
+        .offline_data(input_=str(path))
+        .rl_module(model_config=DTModelConfig(max_ep_len=1000))
+    )
+
+
 def reading(path: Path) -> c.Task:
     """Returns a task that reads a file n times."""
 
     def read(n: int) -> None:
         for _ in range(n):
-            config = (
-                DTConfig()
-                .environment(
-                    observation_space=Box(-np.inf, np.inf, (c.OBSERVATIONS,)),
-                    action_space=Box(-1.0, 1.0, (c.ACTIONS,)),
-                )
-                .offline_data(input_=str(path))
-                .rl_module(model_config=DTModelConfig(max_ep_len=1000))
-            )
+            config = settings(path)
             config.validate()
             assert DTOfflineData(config).summary.num_steps == STEPS
 

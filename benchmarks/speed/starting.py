@@ -7,13 +7,10 @@ import os
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import ray
 import torch
-from gymnasium.spaces import Box
 
-from benchmarks.speed.reading import write
-from rllib_dt import DTConfig, DTModelConfig
+from benchmarks.speed.reading import settings, write
 
 
 def first_update(path: Path) -> c.Task:
@@ -25,18 +22,9 @@ def first_update(path: Path) -> c.Task:
 
     def start(n: int) -> None:
         for _ in range(n):
-            config = (
-                DTConfig()
-                .environment(
-                    observation_space=Box(-np.inf, np.inf, (c.OBSERVATIONS,)),
-                    action_space=Box(-1.0, 1.0, (c.ACTIONS,)),
-                )
-                .offline_data(input_=str(path), dataset_num_iters_per_learner=1)
-                .rl_module(model_config=DTModelConfig(max_ep_len=1000))
-                .training(train_batch_size_per_learner=c.WINDOWS)
-                .debugging(seed=0, log_level="ERROR")
-            )
-            algo = config.build_algo()
+            config = settings(path).offline_data(dataset_num_iters_per_learner=1)
+            config.training(train_batch_size_per_learner=c.WINDOWS)
+            algo = config.debugging(seed=0, log_level="ERROR").build_algo()
             algo.train()
             algo.stop()
 

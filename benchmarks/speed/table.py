@@ -12,10 +12,30 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.parts.documents import insert
+
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 PEERS = ("huggingface train", "d3rlpy train")
 PEER_LOOPS = ("huggingface evaluate", "d3rlpy evaluate")
 READ_STEPS = 1_000_000
+
+RATIOS = [
+    ("images", "ours train_images", "huggingface train_images",
+     "image windows, 128 × 30 × 4 × 84 × 84, to the peer", "1.3, aim 2"),
+    ("learners", "ours two_learners", "ours one_learner",
+     "2 learners to 1 with 2 threads, 64 windows each", "0.95, aim 1.1"),
+    ("rllib", "ours train_rllib", "ours train_fp32",
+     "`algo.train()` to the bare step in a loop", "0.93, aim 0.98"),
+    ("growth", "ours growth_1m", "ours growth_10k",
+     "updates/s with 1 million steps to 10 thousand", "within 5 %"),
+    ("growth", "ours growth_10m", "ours growth_10k",
+     "updates/s with 10 million steps to 10 thousand", "within 5 %"),
+    ("batches", "ours frames", "ours copy",
+     "128 × 30 stacks of 4 frames, to a plain copy", "0.5, aim 0.8"),
+    ("evaluation", "ours evaluate_window_100", "ours evaluate_window",
+     "window: K 100 to K 20", "0.85, aim 0.95"),
+]  # fmt: skip
+"""Rows of one quotient: measurement, numerator, denominator, what it is, must and aim."""
 
 
 def ratio(mine: Sequence[float], others: Sequence[Sequence[float]]) -> str:
@@ -54,23 +74,11 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
                 against_peers("training", f"ours {task}", PEERS, what, goal)
         for name, values in rates["training"].items():
             table.append((f"{name}, updates/s", "-", quartiles(values, "/s", digits=2)))
-    if "images" in rates:
-        part = rates["images"]
-        value = ratio(part["ours train_images"], [part["huggingface train_images"]])
-        table.append(("image windows, 128 × 30 × 4 × 84 × 84, to the peer", "1.3, aim 2", value))
-    if "learners" in rates:
-        part = rates["learners"]
-        value = ratio(part["ours two_learners"], [part["ours one_learner"]])
-        table.append(("2 learners to 1 with 2 threads, 64 windows each", "0.95, aim 1.1", value))
-    if "rllib" in rates:
-        part = rates["rllib"]
-        value = ratio(part["ours train_rllib"], [part["ours train_fp32"]])
-        table.append(("`algo.train()` to the bare step in a loop", "0.93, aim 0.98", value))
-    if "growth" in rates:
-        part = rates["growth"]
-        for size, name in (("1m", "1 million"), ("10m", "10 million")):
-            value = ratio(part[f"ours growth_{size}"], [part["ours growth_10k"]])
-            table.append((f"updates/s with {name} steps to 10 thousand", "within 5 %", value))
+    table += [
+        (what, goal, ratio(rates[part][mine], [rates[part][other]]))
+        for part, mine, other, what, goal in RATIOS
+        if part in rates
+    ]
     if "batches" in rates:
         part = rates["batches"]
         for name, values in part.items():
@@ -79,8 +87,6 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
                 milliseconds = 1000 / np.array(values)
                 table.append((f"a batch of 64 × 20: {name.split()[0]}", goal,
                               quartiles(list(milliseconds), "ms", digits=2)))  # fmt: skip
-        value = ratio(part["ours frames"], [part["ours copy"]])
-        table.append(("128 × 30 stacks of 4 frames, to a plain copy", "0.5, aim 0.8", value))
     if "evaluation" in rates:
         part = rates["evaluation"]
         for task, what, goal in (
@@ -88,8 +94,6 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
             ("evaluate_window", 'the same with `attention="window"`', "8, aim 10"),
         ):
             against_peers("evaluation", f"ours {task}", PEER_LOOPS, what, goal)
-        value = ratio(part["ours evaluate_window_100"], [part["ours evaluate_window"]])
-        table.append(("window: K 100 to K 20", "0.85, aim 0.95", value))
         for name, values in part.items():
             table.append((f"{name}, steps/s", "-", quartiles(values, "/s", digits=0)))
     if "set_up" in rates:
@@ -131,13 +135,6 @@ def to_markdown(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def insert(document: Path, text: str) -> None:
-    """Puts the text between the markers of a document."""
-    before, _, rest = document.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("found", type=Path)
@@ -145,7 +142,7 @@ def main() -> None:
     args = parser.parse_args()
     text = to_markdown(json.loads(args.found.read_text()))
     if args.into:
-        insert(args.into, text)
+        insert(args.into, text, BEGIN, END)
     else:
         print(text)
 

@@ -181,30 +181,30 @@ class DTTorchLearner(TorchLearner):
             with self._call.waiting_for_data():
                 drawn, self.progress.sampler = self._batches.next()
                 window = drawn.map(lambda column: column.to(self._device, non_blocking=True))
-            totals = self._over_learners(*(each.count(window) for each in self._objectives))
-            self._call.begin_update(totals, int(drawn.mask.sum()))
+            counts = (objective.count(window) for objective in self._objectives)
+            self._call.totals = self._over_learners(*counts)
             for objective in self._objectives:
                 objective.begin_update()
             # dropout depends on seed, learner and update only, so its state need not be saved
             with seeded_torch((self.progress.seed, self.rank, self.progress.updates), self._device):
-                for rows in self._parts(len(window)):
+                for part, rows in self._parts(len(window)):
+                    own_steps = int(drawn.mask[rows].sum())
+                    self._call.begin_part(part, own_steps)
                     yield MultiAgentBatch(
                         {DEFAULT_MODULE_ID: SampleBatch(window[rows].columns())},
-                        env_steps=int(drawn.mask[rows].sum()),
+                        env_steps=own_steps,
                     )
 
-    def _parts(self, windows: int) -> Iterator[slice]:
-        """Yields the rows of a batch's micro-batches, in turn; their gradients are added up."""
-        assert self._call is not None
+    def _parts(self, windows: int) -> Iterator[tuple[Part, slice]]:
+        """Yields a batch's micro-batches and their rows, in turn; their gradients are added up."""
         size = min(self.config.windows_at_a_time or windows, windows)
         for start in range(0, windows, size):
             rows = slice(start, min(start + size, windows))
             is_last = rows.stop == windows
             share = (rows.stop - rows.start) / windows
-            self._call.part = Part(share=share, is_first=start == 0, is_last=is_last)
             waits = self.world_size > 1 and not is_last  # gradients are averaged after the last
             with self.module[DEFAULT_MODULE_ID].no_sync() if waits else nullcontext():
-                yield rows
+                yield Part(share=share, is_first=start == 0, is_last=is_last), rows
 
     # --- one update
 
@@ -385,7 +385,7 @@ class DTTorchLearner(TorchLearner):
         assert self._call is not None
         self._raise_if_bad(self._call)
         self.check_weights()
-        self._log_steps(self._call.own_steps_of_call)
+        self._log_steps(self._call.own_steps)
         report = self._call.end()
         self.progress.steps += report.num_steps
         windows = report.num_updates * self._supply.draws.batch_size * self.world_size

@@ -38,9 +38,9 @@ class UpdateCall:
         steps: () int64, valid steps trained so far, over all learners.
         bad_loss: () bool, whether any learner's loss was not finite.
         num_updates: updates finished so far.
-        totals: of the current batch, () steps that each objective counts, over all learners.
-        own_steps: this learner's valid steps in the current batch, on the host.
-        own_steps_of_call: their sum over the batches so far.
+        totals: of the current batch, () steps that each objective counts, over all learners;
+            first the valid ones.
+        own_steps: this learner's valid steps in the batches so far, on the host.
         part: the part of the current batch that is computed now.
         last_loss: () what was minimised in the last batch.
     """
@@ -51,7 +51,7 @@ class UpdateCall:
         self.bad_loss = zero.bool()
         self.num_updates = 0
         self.totals: Sequence[Tensor] = ()
-        self.own_steps = self.own_steps_of_call = 0
+        self.own_steps = 0
         self.part = Part()
         self._losses: dict[str, tuple[Tensor, Tensor]] = {}
         self._gradient_norm = zero.clone()
@@ -66,16 +66,10 @@ class UpdateCall:
         yield
         self._waited += time.perf_counter() - started
 
-    def begin_update(self, totals: Sequence[Tensor], own_steps: int) -> None:
-        """Takes note of a batch.
-
-        Args:
-            totals: () steps that each objective counts, over all learners; first the valid ones.
-            own_steps: this learner's valid steps.
-        """
-        self.totals = totals
-        self.own_steps = own_steps
-        self.own_steps_of_call += own_steps
+    def begin_part(self, part: Part, own_steps: int) -> None:
+        """Takes note of a part of a batch, and of this learner's valid steps in it."""
+        self.part = part
+        self.own_steps += own_steps
 
     def add_loss(self, name: str, loss_sum: Tensor, count: Tensor) -> None:
         """Adds a loss of a batch, or of a part of it, to be reported by its name.

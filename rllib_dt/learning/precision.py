@@ -45,12 +45,10 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
         precision: one of `PRECISIONS`.
         device: the learner's.
     """
-    multiplies = precision != "fp32" and multiplies_bf16(device)
     if precision == "auto":
-        chosen = "bf16" if multiplies else "fp32"
-        logger.info('precision="auto" is %s on this %s', chosen, device.type)
-        return torch.bfloat16 if multiplies else None
-    if precision == "bf16" and device.type == "cpu" and not multiplies:
+        precision = "bf16" if multiplies_bf16(device) else "fp32"
+        logger.info('precision="auto" is %s on this %s', precision, device.type)
+    elif precision == "bf16" and device.type == "cpu" and not multiplies_bf16(device):
         logger.warning(
             'precision="bf16" on a CPU without bf16 instructions (avx512_bf16 or amx_bf16) can be '
             'many times slower than fp32; set training(precision="auto"), or train on a GPU'
