@@ -78,6 +78,9 @@ PENDULUM_SHORT: dict[str, Any] = {
 Q_WEIGHT = 40.0
 """The weight of the Q term in every row of the tables."""
 
+EXPERT_RETURNS = {"halfcheetah": 12135.0, "hopper": 3234.3}
+"""The returns of D4RL's experts (Fu et al. 2020, arXiv:2004.07219), for `q_best_return`."""
+
 
 def _with_model(config: DTConfig, **settings: Any) -> DTConfig:
     return config.rl_module(model_config={**config.model_config, **settings})
@@ -179,7 +182,24 @@ JOBS: dict[str, Callable[[list[str]], Job]] = {
     "halfcheetah-q": lambda data: _improved(
         halfcheetah_dt.make_config(data), 5000, 10, ema_decay=0.999
     ),
+    "halfcheetah-q-expert": lambda data: _improved(
+        halfcheetah_dt.make_config(data),
+        5000,
+        10,
+        ema_decay=0.999,
+        q_best_return=EXPERT_RETURNS["halfcheetah"],
+    ),
+    "halfcheetah-max": lambda data: _asked_for_the_most(
+        halfcheetah_dt.make_config(data).training(ema_decay=0.999), 5000, 10
+    ),
     "hopper-q": lambda data: _improved(hopper_dt.make_config(data), 5000, 10, ema_decay=0.999),
+    "hopper-q-expert": lambda data: _improved(
+        hopper_dt.make_config(data),
+        5000,
+        10,
+        ema_decay=0.999,
+        q_best_return=EXPERT_RETURNS["hopper"],
+    ),
     "hopper-context1-averaged": lambda data: _asked_for_the_most(
         _one_step(data).training(ema_decay=0.999), 5000, 10
     ),

@@ -1,5 +1,6 @@
 """Evaluation when runners are killed and environments raise, hang or return invalid values."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -375,6 +376,29 @@ def test_observations_are_copied_and_those_outside_of_the_space_reported_once(
     assert caplog.text.count("an observation lies outside the environment's space") == 1
 
 
+def test_one_alarm_gives_each_of_several_calls_its_own_time():
+    before = signal.getsignal(signal.SIGALRM)
+    limit = environments._TimeLimit(0.4)
+
+    def swallow_an_alarm_and_sleep_on():
+        with contextlib.suppress(TimeoutError):
+            time.sleep(60)
+        time.sleep(60)
+
+    with limit:
+        for _ in range(4):
+            with limit.call("step"):
+                time.sleep(0.15)
+        time.sleep(0.5)  # between two calls nothing is overdue
+        started = time.monotonic()
+        with pytest.raises(TimeoutError, match=r"step took more than 0\.4 s"), limit.call("step"):
+            time.sleep(60)
+        assert time.monotonic() - started >= 0.4
+        with pytest.raises(TimeoutError, match="close took more"), limit.call("close"):
+            swallow_an_alarm_and_sleep_on()
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
 def test_an_alarm_of_the_users_own_keeps_its_time(monkeypatch):
     rung = []
 
@@ -386,13 +410,13 @@ def test_an_alarm_of_the_users_own_keeps_its_time(monkeypatch):
         started = time.monotonic()
         signal.setitimer(signal.ITIMER_REAL, 0.6, 5.0)
         for _ in range(3):
-            with environments._TimeLimit(10.0, "step"):
+            with environments._TimeLimit(10.0) as limit, limit.call("step"):
                 time.sleep(0.05)
         left, interval = signal.getitimer(signal.ITIMER_REAL)
         assert 0 < left < 0.6
         assert interval == 5.0
         assert signal.getsignal(signal.SIGALRM) is ring
-        with environments._TimeLimit(10.0, "step"):
+        with environments._TimeLimit(10.0) as limit, limit.call("step"):
             time.sleep(0.7)  # it falls due meanwhile, and rings afterwards
         time.sleep(0.1)
         assert len(rung) == 1

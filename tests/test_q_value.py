@@ -76,6 +76,8 @@ def test_gaps_are_1_for_the_worst_and_0_for_the_best():
     returns = torch.tensor([-10.0, 0.0, 20.0, 50.0])
     assert gaps(returns, -10.0, 30.0).tolist() == [1.0, 0.75, 0.25, 0.0]
     assert gaps(returns, 5.0, 5.0).tolist() == [0.0] * 4
+    assert gaps(returns, -10.0, 70.0).tolist() == [1.0, 0.875, 0.625, 0.25]
+    assert gaps(returns, -10.0, 10.0).tolist() == [1.0, 0.5, 0.0, 0.0]
 
 
 # --- the critic
@@ -337,6 +339,23 @@ def test_data_whose_episodes_are_all_as_good_is_warned_of(cluster, tmp_path, cap
     assert "so q_weight has no effect" in caplog.text
     assert learner_results(algo, 3)["q_loss"] == 0
     algo.stop()
+
+
+def test_a_better_return_than_the_datas_leaves_something_to_improve(cluster, tmp_path, caplog):
+    episodes = make_episodes([3, 3])
+    for e in episodes:
+        e["rewards"] = np.ones(3)
+    write_episodes(episodes, tmp_path / "d", NUMBERS, BOUNDED)
+    algo = q_config(str(tmp_path / "d"), q_best_return=4.0).build_algo()
+    assert "so q_weight has no effect" not in caplog.text
+    assert learner_results(algo, 3)["q_loss"] != 0
+    algo.stop()
+
+
+def test_a_best_return_below_all_of_the_data_is_refused_before_training(cluster, tiny_data):
+    config = q_config(tiny_data[0], q_best_return=-1e6)
+    with pytest.raises(ValueError, match=r"q_best_return=-1e\+06.* would have no effect"):
+        config.build_algo()
 
 
 def test_nothing_is_evaluated_before_the_policy_is_trained(cluster):

@@ -290,6 +290,7 @@ ACCEPTED = {
     "pool_capacity_steps": {"None"},
     "pool_reuse": set(),
     "precision": set(),
+    "q_best_return": {"None", "negative", "zero"},
     "q_weight": {"zero"},
     "restart_failed_env_runners": {"True"},
     "return_loss_weight": {"zero"},

@@ -81,6 +81,7 @@ NUMBERS = {
     "target_entropy": _or(_FINITE, None),
     "alpha_lr": _AT_LEAST_0,
     "q_weight": _AT_LEAST_0,
+    "q_best_return": _or(_FINITE, None),
     "critic_updates": _COUNT,
     "critic_expectile": _Rule("in [0.5, 1)", lambda v: 0.5 <= v < 1),
     "critic_gamma": _Rule("in [0, 1)", lambda v: 0 <= v < 1),

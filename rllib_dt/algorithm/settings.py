@@ -74,6 +74,7 @@ class DTSettings(AlgorithmConfig):
         self.target_entropy: float | None = None
         self.alpha_lr = 1e-4
         self.q_weight = 0.0
+        self.q_best_return: float | None = None
         self.critic_updates = 20_000
         self.critic_expectile = 0.7
         self.critic_gamma = 0.99
@@ -119,6 +120,7 @@ class DTSettings(AlgorithmConfig):
         target_entropy: float | None = NotProvided,
         alpha_lr: float = NotProvided,
         q_weight: float = NotProvided,
+        q_best_return: float | None = NotProvided,
         critic_updates: int = NotProvided,
         critic_expectile: float = NotProvided,
         critic_gamma: float = NotProvided,
@@ -161,6 +163,9 @@ class DTSettings(AlgorithmConfig):
                 which the loss subtracts, most for windows of the worst trajectories, not at all
                 for those of the best. A critic is learned first, by implicit Q-learning, in the
                 first `critic_iterations` iterations, and frozen; see docs/training.md. 0 for none.
+            q_best_return: the return of a trajectory that leaves nothing to improve, from which
+                on `q_weight` counts for nothing; None takes the best that the data have. A larger
+                one, such as an expert's, improves on the best trajectories too.
             critic_updates: the critic's updates, of 256 transitions each, ten times
                 `dataset_num_iters_per_learner` of them in one `train()`.
             critic_expectile: the expectile of values over recorded actions that a state is worth,
@@ -197,6 +202,7 @@ class DTSettings(AlgorithmConfig):
             target_entropy=target_entropy,
             alpha_lr=alpha_lr,
             q_weight=q_weight,
+            q_best_return=q_best_return,
             critic_updates=critic_updates,
             critic_expectile=critic_expectile,
             critic_gamma=critic_gamma,

@@ -243,12 +243,8 @@ class DTOfflineData(OfflineData):
             "num_steps": self.summary.num_steps,
             "return_range": (float(targets.min()), float(targets.max())),
         }
-        if config.reads_outcomes and np.ptp(targets) == 0:
-            logger.warning(
-                "all episodes of the data return %g, so q_weight has no effect: it improves on the "
-                "trajectories that are worse than the best",
-                targets[0],
-            )
+        if config.reads_outcomes:
+            _check_best_return(config.q_best_return, *facts["return_range"])
         if found.pool is not None:
             return ResidentSupply(pool=ray.put(found.pool), **facts)
         _check_reuse(config.pool_reuse, draws, config.num_learners, self.summary.num_steps)
@@ -299,6 +295,21 @@ def _check_scale(scale: float, returns: NDArray[np.float64]) -> None:
             scale,
             largest / scale,
             largest,
+        )
+
+
+def _check_best_return(best: float | None, least: float, largest: float) -> None:
+    """Raises a ValueError if no trajectory is worse than `q_best_return`; warns if none can be."""
+    if best is None and least == largest:
+        logger.warning(
+            "all episodes of the data return %g, so q_weight has no effect: it improves on the "
+            "trajectories that are worse than the best; set a larger q_best_return",
+            least,
+        )
+    elif best is not None and best <= least:
+        raise ValueError(
+            f"training(q_best_return={best:g}): all episodes of the data return {least:g} or more, "
+            "so q_weight would have no effect; set it above, or None for the data's best"
         )
 
 

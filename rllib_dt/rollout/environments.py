@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -51,6 +52,12 @@ _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 _AT_ONCE_SECONDS = 1e-3
 """What an alarm is set to that fell due meanwhile; 0 would cancel it."""
+
+_EVERY_SECONDS = 1.0
+"""How often an alarm is repeated, for environments that swallow it."""
+
+_SHARE_SECONDS = 0.1
+"""How long slots are stepped before the results so far are passed on."""
 
 
 class EnvironmentHangsError(TimeoutError):
@@ -135,6 +142,7 @@ class SlotEnvs(ABC):
     ):
         self._makers = makers
         self._timeout = timeout
+        self._limit = _TimeLimit(timeout)
         self._envs: list[SlotEnv] = [None] * len(makers)
         self._space = observation_space
         self._warns_of_bounds = True
@@ -143,7 +151,9 @@ class SlotEnvs(ABC):
     def reset(self, seeds: Mapping[int, int]) -> Iterator[tuple[int, ResetResult | SlotFailure]]:
         """Resets the given slots with the given seeds one by one, and yields each slot's result."""
         for slot, seed in seeds.items():
-            yield slot, self._attempt(slot, "reset", self._reset, seed)
+            with self._limit:
+                result = self._attempt(slot, "reset", self._reset, seed)
+            yield slot, result
 
     @abstractmethod
     def step(self, actions: Mapping[int, Value]) -> Iterator[tuple[int, StepResult | SlotFailure]]:
@@ -168,15 +178,16 @@ class SlotEnvs(ABC):
     def _attempt(
         self, slot: int, name: str, function: Callable[[SlotEnv, A], R], argument: A
     ) -> R | SlotFailure:
+        """Calls a function with the slot's environment; to be used in `with self._limit`."""
         try:
-            with _TimeLimit(self._timeout, name):
+            with self._limit.call(name):
                 if self._envs[slot] is None:  # it failed before
                     self._envs[slot] = self._make(slot)
                 return self._checked(function(self._envs[slot], argument))
         except (Exception, SystemExit):  # neither may end this process
             failure = SlotFailure(traceback.format_exc(), unmade=self._envs[slot] is None)
         env, self._envs[slot] = self._envs[slot], None
-        with contextlib.suppress(Exception), _TimeLimit(self._timeout, "close"):
+        with contextlib.suppress(Exception), self._limit.call("close"):
             self._close(env)
         return failure
 
@@ -283,23 +294,35 @@ class _Checked(gym.Wrapper):
 
 
 class _TimeLimit:
-    """Raises an EnvironmentHangsError in a block after `seconds`, and then every second.
+    """Raises an EnvironmentHangsError in a call that takes too long, and then every second.
 
+    `with limit:` sets an alarm for all calls within, `with limit.call(name):` encloses each one.
     Another alarm may be set in this process: it is put back with the time that it has left.
+
+    Args:
+        seconds: what each call may take; None for as long as it likes.
     """
 
-    # a class, since it is entered at every step, and a generator takes longer
+    # one alarm for several calls, since setting it takes longer than what is done at each of them
 
-    def __init__(self, seconds: float | None, name: str):
-        self._seconds, self._name = seconds, name
+    def __init__(self, seconds: float | None):
+        self.seconds = seconds
+        self._call = _Call(self)
+        self.until: float | None = None
 
-    def __enter__(self) -> None:
-        self._is_set = self._seconds is not None and _is_main_thread()
+    def call(self, name: str) -> "_Call":
+        """Returns a context manager for a call of `reset`, `step` or `close`."""
+        self._call.name = name
+        return self._call
+
+    def __enter__(self) -> "_TimeLimit":
+        self._is_set = self.seconds is not None and _is_main_thread()
         if self._is_set:
             self._started = time.monotonic()
             self._theirs = signal.getitimer(signal.ITIMER_REAL)
             self._handler = signal.signal(signal.SIGALRM, self._interrupt)
-            signal.setitimer(signal.ITIMER_REAL, self._seconds or 0.0, 1.0)
+            signal.setitimer(signal.ITIMER_REAL, self.seconds or 0.0, _EVERY_SECONDS)
+        return self
 
     def __exit__(self, *error: object) -> None:
         if not self._is_set:
@@ -312,9 +335,30 @@ class _TimeLimit:
             signal.setitimer(signal.ITIMER_REAL, max(left, _AT_ONCE_SECONDS), interval)
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
-        raise EnvironmentHangsError(
-            f"the environment's {self._name} took more than {self._seconds:g} s"
-        )
+        if self.until is None:
+            return
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise EnvironmentHangsError(
+                f"the environment's {self._call.name} took more than {self.seconds:g} s"
+            )
+        # the alarm was set for an earlier call
+        signal.setitimer(signal.ITIMER_REAL, max(left, _AT_ONCE_SECONDS), _EVERY_SECONDS)
+
+
+class _Call:
+    """A call within a `_TimeLimit`; a class, since a generator takes longer."""
+
+    def __init__(self, limit: _TimeLimit):
+        self._limit = limit
+        self.name = ""
+
+    def __enter__(self) -> None:
+        if self._limit.seconds is not None:
+            self._limit.until = time.monotonic() + self._limit.seconds
+
+    def __exit__(self, *error: object) -> None:
+        self._limit.until = None
 
 
 def _is_main_thread() -> bool:
@@ -331,8 +375,15 @@ class InProcessEnvs(SlotEnvs):
 
     @override(SlotEnvs)
     def step(self, actions: Mapping[int, Value]) -> Iterator[tuple[int, StepResult | SlotFailure]]:
-        for slot, action in actions.items():
-            yield slot, self._attempt(slot, "step", self._step, action)
+        waiting = deque(actions.items())
+        while waiting:
+            found = []
+            until = time.monotonic() + _SHARE_SECONDS
+            with self._limit:
+                while waiting and (not found or time.monotonic() < until):
+                    slot, action = waiting.popleft()
+                    found.append((slot, self._attempt(slot, "step", self._step, action)))
+            yield from found
 
     def _step(self, env: gym.Env, action: Value) -> StepResult:
         observation, reward, terminated, truncated, info = _step_checked(env, _finite(action))
@@ -371,15 +422,18 @@ class SubprocessEnvs(SlotEnvs):
     @override(SlotEnvs)
     def step(self, actions: Mapping[int, Value]) -> Iterator[tuple[int, StepResult | SlotFailure]]:
         failures = {}
-        for slot, action in actions.items():
-            started = self._attempt(slot, "step", self._begin_step, action)
-            if isinstance(started, SlotFailure):
-                failures[slot] = started
+        with self._limit:
+            for slot, action in actions.items():
+                started = self._attempt(slot, "step", self._begin_step, action)
+                if isinstance(started, SlotFailure):
+                    failures[slot] = started
         for slot in actions:
             if slot in failures:
                 yield slot, failures[slot]
-            else:
-                yield slot, self._attempt(slot, "step", self._end_step, None)
+                continue
+            with self._limit:
+                result = self._attempt(slot, "step", self._end_step, None)
+            yield slot, result
 
     def _begin_step(self, env: AsyncVectorEnv, action: Value) -> None:
         env.step_async(tree.map_structure(lambda leaf: np.asarray(leaf)[None], _finite(action)))

@@ -1,9 +1,9 @@
 """The value of the policy's own actions, by a critic that was learned first and then frozen.
 
-Added to the loss: - gap min(Q1, Q2)(s, π(s)) / mean |Q|, gap = (R_max - R) / (R_max - R_min), with
-R the return of the window's trajectory: poor trajectories are improved, the best one is imitated
-(Kim et al. 2024, arXiv:2402.02017, whose gap is in D4RL's units of return). The critic's own
-training is in `critic_phase.py`.
+Added to the loss: - gap min(Q1, Q2)(s, π(s)) / mean |Q|, gap = (R* - R) / (R* - R_min), with R the
+return of the window's trajectory: poor trajectories are improved, one that returned R* is imitated.
+R* is the data's best, or `q_best_return` (Kim et al. 2024, arXiv:2402.02017, whose gap is in D4RL's
+units, and whose R* is an expert's return). The critic's own training is in `critic_phase.py`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ class QValueObjective(Objective):
     def __init__(self, network: DecisionTransformer, weight: float, learner: "DTTorchLearner"):
         super().__init__(network, weight, learner)
         self.phase = CriticPhase(learner)
+        self._best = learner.config.q_best_return
 
     def metrics(self) -> dict[str, float]:
         """Returns the critic's latest."""
@@ -56,12 +57,14 @@ class QValueObjective(Objective):
         """Returns the () sum over valid steps; the gradient flows through the actions only."""
         taken = self.network.action_head.taken_features(outputs["action_dist_inputs"])
         values = self.phase.critic.least(window, taken) / self.phase.scale
-        weighted = gaps(window.episode_returns, *self.learner.return_range) * values
+        least, largest = self.learner.return_range
+        best = largest if self._best is None else self._best
+        weighted = gaps(window.episode_returns, least, best) * values
         return -torch.where(window.mask, weighted, 0.0).sum()
 
 
-def gaps(returns: Tensor, least: float, largest: float) -> Tensor:
-    """Returns (R_max - R) / (R_max - R_min) in [0, 1]; 0 if all returns are the same."""
-    if largest <= least:
+def gaps(returns: Tensor, least: float, best: float) -> Tensor:
+    """Returns (R* - R) / (R* - R_min) in [0, 1]; 0 if none of the returns is below R*."""
+    if best <= least:
         return torch.zeros_like(returns)
-    return ((largest - returns) / (largest - least)).clamp(0, 1)
+    return ((best - returns) / (best - least)).clamp(0, 1)
