@@ -107,6 +107,17 @@ def gather_windows(
         window_length: K.
         out: (B, K, …) arrays to write each column's windows to.
     """
+    return Window.from_columns(gather_columns(columns, last, timestep, window_length, out))
+
+
+def gather_columns(
+    columns: Mapping[str, Column],
+    last: Array,
+    timestep: Array,
+    window_length: int,
+    out: Mapping[str, Array] | None = None,
+) -> dict[str, Array]:
+    """Gathers windows of any columns as `gather_windows` does, with their timesteps and mask."""
     windows = dict(out or empty_windows(columns, len(last), window_length))
     offsets = np.arange(1 - window_length, 1)
     timesteps = timestep[:, None] + offsets  # (B, K)
@@ -123,7 +134,7 @@ def gather_windows(
         timesteps[padded] = 0
         for window in windows.values():
             window[padded] = 0
-    return Window.from_columns({**windows, TIMESTEPS: timesteps, MASK: mask})
+    return {**windows, TIMESTEPS: timesteps, MASK: mask}
 
 
 def empty_windows(

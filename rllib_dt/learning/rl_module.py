@@ -41,9 +41,9 @@ class DTTorchRLModule(TorchRLModule):
     the log-probability at temperature 1 (of numbers with `action_distribution="squashed_gaussian"`
     the log-density, of actions in [-1, 1]).
 
-    With `attention="window"` and the columns of `NewSteps` in the batch, only the new steps are
-    computed, and their keys and values stay in this module, by slot. They are not part of its
-    state, and are dropped when it loads one.
+    With the columns of `NewSteps` in the batch, only new steps are computed (`attention="window"`)
+    or only new images embedded ("context"): what is known of earlier ones stays in this module, by
+    slot. It is not part of its state, and is dropped when it loads one.
 
     Attributes:
         network: the `DecisionTransformer`.
@@ -76,8 +76,16 @@ class DTTorchRLModule(TorchRLModule):
 
     @property
     def cache_version(self) -> int:
-        """A number that changes when the cache of running episodes becomes invalid."""
+        """A number that changes when the memory of running episodes becomes invalid."""
         return self._policy.version
+
+    @property
+    def remembers_states(self) -> bool:
+        """Whether it remembers embedded observations, and is to be given new ones only.
+
+        A subclass that reads whole windows in evaluation returns False.
+        """
+        return self._policy.remembers
 
     @override(nn.Module)
     def train(self, mode: bool = True) -> "DTTorchRLModule":

@@ -1,4 +1,4 @@
-"""Keys and values of earlier tokens, so that only new tokens need computing.
+"""What is kept of earlier steps, so that only new ones need computing.
 
 Letters: B batch, H heads, P cached tokens, L new tokens, d = D/H, N slots, K context steps, and
 G = K + 1 groups of three tokens (two, without returns).
@@ -181,4 +181,55 @@ class RollingCache:
         larger._first[: self.num_slots] = self._first
         for mine, theirs in zip(self._layers, larger._layers, strict=True):
             theirs[: self.num_slots] = mine
+        return larger
+
+
+class EmbeddedStates:
+    """The embedded observations of the last K steps of N running episodes.
+
+    Step t is kept in place t mod K. Whether a step is real is for a window's mask to say: a place
+    that the episode has not reached yet holds zeros, or what another one has left.
+
+    Args:
+        num_slots: N.
+        context_length: K.
+        width: D.
+        device, dtype: the network's.
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        context_length: int,
+        width: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        self.num_slots = num_slots
+        self._steps = torch.arange(1 - context_length, 1, device=device)
+        self._states = torch.zeros(num_slots, context_length, width, device=device, dtype=dtype)
+
+    def extend(self, slots: Tensor, timesteps: Tensor, counts: Tensor, new: Tensor) -> Tensor:
+        """Adds new steps, and returns the windows that end with them.
+
+        Args:
+            slots: (B,) int, all different.
+            timesteps: (B,) int, of the last new step.
+            counts: (B,) int, how many of the n steps are new.
+            new: (B, n, D).
+
+        Returns:
+            (B, K, D).
+        """
+        K, n = len(self._steps), new.shape[1]
+        places = (timesteps[:, None] + self._steps) % K  # (B, K), in the order of time
+        rows, columns = torch.where(self._steps[K - n :] > -counts[:, None])
+        self._states[slots[rows], places[:, K - n :][rows, columns]] = new[rows, columns]
+        return self._states[slots[:, None], places]
+
+    def grown(self, num_slots: int) -> "EmbeddedStates":
+        """Returns a copy with more slots."""
+        _, K, D = self._states.shape
+        larger = EmbeddedStates(num_slots, K, D, self._states.device, self._states.dtype)
+        larger._states[: self.num_slots] = self._states
         return larger

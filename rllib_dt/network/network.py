@@ -435,16 +435,25 @@ class DecisionTransformer(ExactBuffers):
         if action_mean is not None and action_std is not None:
             self.action_head.set_statistics(action_mean, action_std)
 
-    def embed(self, window: Window) -> Tensor:
-        """Embeds (B, K, …) values as (B, L, D) tokens; without returns, L = 2K."""
-        B, K = window.timesteps.shape
+    def embed_observations(self, observations: Tree) -> Tensor:
+        """Embeds (B, K, …) observations as (B, K, D), without their timesteps."""
+        embedded: Tensor = self.embed_state(self.encoder_inputs(observations))
+        return embedded
+
+    def embed(self, window: Window, states: Tensor | None = None) -> Tensor:
+        """Embeds (B, K, …) values as (B, L, D) tokens; without returns, L = 2K.
+
+        Args:
+            window: (B, K) steps.
+            states: (B, K, D), its embedded observations, if they are known.
+        """
         # every step past the table uses its last row, in training as in evaluation
         time = self.embed_timestep(window.timesteps.clamp(0, self.config.max_ep_len - 1))
-        states = self._normalized(window.observations, B, K)
+        states = self.embed_observations(window.observations) if states is None else states
         parts = []  # in this order, in which gradients are added up
         if self.embed_return is not None:
             parts.append(self._embedded_returns(window.returns_to_go) + time)
-        parts.append(self.embed_state(states) + time)
+        parts.append(states + time)
         actions = self.action_head.features(window.actions)
         parts.append(self.embed_action(actions.to(self.dtype)) + time)
         tokens = torch.stack(parts, dim=2).flatten(1, 2)  # 3 × (B, K, D) -> (B, L, D)
@@ -519,7 +528,7 @@ class DecisionTransformer(ExactBuffers):
         returns_to_go: Tensor,
         timesteps: Tensor,
         mask: Tensor | None = None,
-        **options: bool,
+        **options: Any,
     ) -> DTOutput:
         """Predicts every step's action: `predict` for separate tensors.
 
@@ -550,6 +559,7 @@ class DecisionTransformer(ExactBuffers):
         last_only: bool = False,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        states: Tensor | None = None,
     ) -> DTOutput:
         """Predicts every step's action from its observation and everything before it.
 
@@ -558,8 +568,10 @@ class DecisionTransformer(ExactBuffers):
             only_actions: skip states and returns, and with them two thirds of the last block.
             last_only: predict the last step's action only.
             output_hidden_states, output_attentions: return them too.
+            states: (B, K, D), the embedded observations, if they are known; with `last_only`, the
+                window may then lack those of earlier steps.
         """
-        tokens = self.embed(window)
+        tokens = self.embed(window, states)
         real = window.mask.bool().repeat_interleave(
             self.config.tokens_per_step, dim=1
         )  # (B, K) -> (B, L)
@@ -638,17 +650,17 @@ class DecisionTransformer(ExactBuffers):
         return actions, asked
 
     @torch.no_grad()
-    def last_outputs(self, window: Window) -> tuple[Tensor, Tensor]:
+    def last_outputs(self, window: Window, states: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns the head's outputs at the last step, (B, 1, size), and its (B,) return-to-go.
 
         With an estimate of returns, the tokens before R_t are computed first and kept, so that no
-        token is computed twice.
+        token is computed twice. `states` are those of `predict`.
         """
         asked = window.returns_to_go[:, -1, 0]
         if self.estimate_return is None:
-            return self.predict(window, last_only=True).action_outputs, asked
+            return self.predict(window, last_only=True, states=states).action_outputs, asked
         T = self.config.tokens_per_step
-        tokens = self.embed(window)[:, :-1]
+        tokens = self.embed(window, states)[:, :-1]
         real = window.mask.bool().repeat_interleave(T, dim=1)[:, :-1]
         before, cache = tokens[:, : 1 - T], GrowingCache()
         hidden = torch.zeros_like(tokens[:, :1])

@@ -57,7 +57,12 @@ class Actor:
         self._estimates = network.estimate_return is not None
         self._targets = self._checked(target_return, num_envs)
         self._contexts = Contexts(
-            num_envs, network.config, network.observation_space, network.action_space, rule
+            num_envs,
+            network.config,
+            network.observation_space,
+            network.action_space,
+            rule,
+            remembers=self._policy.remembers,
         )
         self._observation_space = network.observation_space
         self._leaves = leaves(network.observation_space)

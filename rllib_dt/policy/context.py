@@ -18,7 +18,7 @@ from rllib_dt.episodes.windows import (
     OBSERVATIONS,
     RETURNS_TO_GO,
     Window,
-    gather_windows,
+    gather_columns,
 )
 from rllib_dt.network.config import DTModelConfig
 from rllib_dt.spaces.composites import Layout, layouts, text_leaves
@@ -34,13 +34,14 @@ ASKED_RETURNS = "asked_returns"
 
 @dataclass(frozen=True, kw_only=True)
 class NewSteps:
-    """The steps of B running episodes that a policy with a cache has not seen yet.
+    """The steps of B running episodes that a policy with a memory has not seen yet.
 
     Attributes:
-        window: (B, n + 1), the step before the first new one (masked if there is none), then n
-            steps; the last `counts` of each episode are new.
+        window: with `attention="window"` (B, n + 1), the step before the first new one (masked if
+            there is none), then n steps. Otherwise (B, K), whole windows but for their
+            observations, (B, n, …), of the last n steps. The last `counts` of each episode are new.
         slots: (B,) int, each episode's slot in the cache.
-        counts: (B,) int, from 1 to n; more than 1 if the policy's cache must catch up.
+        counts: (B,) int, from 1 to n; more than 1 if the policy's memory must catch up.
     """
 
     window: Window
@@ -102,8 +103,8 @@ class ContextBuffer:
         self._observations = _empty(observation_layout, rows)
         self._actions = _empty(action_layout, rows)
         self._returns_to_go = np.zeros((rows, 1), np.float32)
-        self._columns: dict[str, Array] = {
-            **dict(column_names(OBSERVATIONS, from_leaves(self._observations))),
+        self._observed = dict(column_names(OBSERVATIONS, from_leaves(self._observations)))
+        self._others: dict[str, Array] = {
             **dict(column_names(ACTIONS, from_leaves(self._actions))),
             RETURNS_TO_GO: self._returns_to_go,
         }
@@ -130,14 +131,20 @@ class ContextBuffer:
         if np.isinf(self._return_to_go[slot]):
             self._returns_to_go[self._row[slot]] = return_to_go
 
-    def windows(self, slots: Array, length: int | None = None) -> Window:
+    def windows(
+        self, slots: Array, length: int | None = None, observed: int | None = None
+    ) -> Window:
         """Returns windows, (len(slots), K) or of `length` steps, that end at each current step.
 
-        The action of the current step, which is not taken yet, is zero.
+        The action of the current step, which is not taken yet, is zero. Of the observations they
+        hold the last `observed` steps, or all.
         """
         length = self._context_length if length is None else length
-        assert length <= self._context_length
-        return gather_windows(self._columns, self._row[slots], self._timestep[slots], length)
+        observed = length if observed is None else observed
+        assert observed <= length <= self._context_length
+        ends = self._row[slots], self._timestep[slots]
+        seen = gather_columns(self._observed, *ends, observed)
+        return Window.from_columns({**seen, **gather_columns(self._others, *ends, length)})
 
     def steps_held(self, slot: int) -> int:
         """Returns how many of the episode's steps a window can hold, the current one included."""
@@ -149,7 +156,7 @@ class ContextBuffer:
         front = slot * self._capacity
         if self._row[slot] == front + self._capacity:
             keep = self._context_length - 1
-            for column in self._columns.values():
+            for column in (*self._observed.values(), *self._others.values()):
                 column[front : front + keep] = column[front + self._capacity - keep :][:keep]
             self._row[slot] = front + keep
 
@@ -164,14 +171,16 @@ class ContextBuffer:
 class Contexts:
     """The contexts of S running episodes, in the form that a policy with these settings reads.
 
-    With `attention="context"` that is a whole window at every step. With "window" a policy has a
-    cache, and reads only the new steps while the cache is valid.
+    With `attention="context"` that is a whole window at every step, or all of it but the
+    observations that the policy remembers. With "window" a policy has a cache, and reads only the
+    new steps while the cache is valid.
 
     Args:
         num_slots: S.
         model: the network's settings.
         observation_space, action_space: the environment's spaces.
         rule: how rewards reduce the return-to-go; undiscounted by default.
+        remembers: `Policy.remembers`; by default, windows are whole.
     """
 
     def __init__(
@@ -181,8 +190,11 @@ class Contexts:
         observation_space: gym.Space,
         action_space: gym.Space,
         rule: ReturnRule | None = None,
+        *,
+        remembers: bool = False,
     ):
         self.num_slots = num_slots
+        self._remembers = remembers
         self._is_incremental = model.attention == "window"
         # one step more than matters: the step before the first new one
         self._length = model.receptive_steps + int(self._is_incremental)
@@ -192,7 +204,7 @@ class Contexts:
         self._layouts = layouts(observation_space, model.ignore)
         shapes = from_leaves(self._layouts), from_leaves(layouts(action_space))
         self._buffer = ContextBuffer(num_slots, self._length, *shapes, rule)
-        # slots whose steps are in the policy's cache, except for the newest
+        # slots whose steps are in the policy's memory, except for the newest
         self._known: set[int] = set()
         self._version: int | None = None
 
@@ -263,21 +275,22 @@ class Contexts:
 
         Args:
             slots: (B,) int, the running episodes.
-            version: `Policy.version`; when it changes, the policy's cache has become invalid.
+            version: `Policy.version`; when it changes, the policy's memory has become invalid.
         """
-        return self._new_steps(slots, version) if self._is_incremental else self._windows(slots)
-
-    def _windows(self, slots: Array) -> Window:
-        return self._buffer.windows(slots)
-
-    def _new_steps(self, slots: Array, version: int | None) -> NewSteps:
+        if not (self._is_incremental or self._remembers):
+            return self._buffer.windows(slots)
         if version != self._version:
             self._known, self._version = set(), version
         is_known = np.array([int(slot) in self._known for slot in slots])
         held = np.array([self._buffer.steps_held(slot) for slot in slots])
-        counts = np.where(is_known, 1, np.minimum(held, self._length - 1))
+        most = self._length - int(self._is_incremental)
+        counts = np.where(is_known, 1, np.minimum(held, most))
         self._known.update(map(int, slots))
-        window = self._buffer.windows(slots, int(counts.max()) + 1)
+        newest = int(counts.max())
+        if not self._is_incremental:
+            window = self._buffer.windows(slots, observed=newest)
+            return NewSteps(window=window, slots=slots, counts=counts)
+        window = self._buffer.windows(slots, newest + 1)
         for row in np.flatnonzero(~is_known):  # the cache holds nothing before the first new step
             window.mask[row, : -counts[row]] = False
         return NewSteps(window=window, slots=slots, counts=counts)

@@ -7,22 +7,26 @@ import torch
 from torch import Tensor
 
 from rllib_dt.episodes.windows import Window
-from rllib_dt.network.cache import RollingCache
+from rllib_dt.network.cache import EmbeddedStates, RollingCache
 from rllib_dt.network.network import DecisionTransformer
 from rllib_dt.policy.context import NewSteps
+from rllib_dt.spaces.composites import image_leaves
 from rllib_dt.types import Tree
 
 
 class Policy:
-    """Picks actions with a network, and owns the keys and values of running episodes.
+    """Picks actions with a network, and owns what it remembers of running episodes.
 
-    The cache is part of no checkpoint: it can be rebuilt from the network and the episodes.
+    With `attention="window"` that is a cache of keys and values, with "context" the embedded
+    observations, where the network has convolutions for them. It is part of no checkpoint: it can
+    be rebuilt from the network and the episodes.
 
     Args:
         network: the network; its mode (`train` or `eval`) is left as it is.
 
     Attributes:
-        version: changes when the cache becomes invalid; see `Contexts.steps`.
+        version: changes when the memory becomes invalid; see `Contexts.steps`.
+        remembers: whether it remembers embedded observations; see `Contexts`.
         asked: (B,) the returns-to-go of the last actions, where the network may estimate them
             (`estimates_return`); otherwise None.
         outputs: (B, …) the action head's outputs behind the last actions; None before the first.
@@ -34,10 +38,15 @@ class Policy:
         self.asked: Tensor | None = None
         self.outputs: Tensor | None = None
         self._cache: RollingCache | None = None
+        self._states: EmbeddedStates | None = None
+        config = network.config
+        has_images = image_leaves(network.observation_space, config.image_encoder, config.choice)
+        # users' encoders may look at several steps
+        self.remembers = config.attention == "context" and bool(has_images) and not config.encoders
 
     def forget(self) -> None:
-        """Drops the cache of running episodes; to be called when the network's weights change."""
-        self._cache = None
+        """Drops what is remembered; to be called when the network's weights change."""
+        self._cache = self._states = None
         self.version += 1
 
     def act(
@@ -60,6 +69,8 @@ class Policy:
         with self._without_gradients():
             if isinstance(steps, Window):
                 outputs, asked = network.last_outputs(steps)
+            elif self.remembers:
+                outputs, asked = network.last_outputs(steps.window, self._embedded(steps))
             else:
                 outputs, asked = self._catch_up(steps)
         # copies, since torch lets nobody change an inference tensor in place
@@ -74,6 +85,19 @@ class Policy:
         if self.network.config.encoders:  # may keep tensors for training, or need gradients
             return torch.no_grad()
         return torch.inference_mode()  # cheaper where operations are small
+
+    def _embedded(self, new: NewSteps) -> Tensor:
+        """Embeds new observations; returns those of whole windows, (B, K, D)."""
+        network = self.network
+        num_slots, K = int(new.slots.max()) + 1, new.window.timesteps.shape[1]
+        if self._states is None:
+            device, dtype = next(network.parameters()).device, network.dtype
+            width = network.config.hidden_size
+            self._states = EmbeddedStates(num_slots, K, width, device, dtype)
+        elif num_slots > self._states.num_slots:
+            self._states = self._states.grown(num_slots)
+        embedded = network.embed_observations(new.window.observations)
+        return self._states.extend(new.slots, new.window.timesteps[:, -1], new.counts, embedded)
 
     def _catch_up(self, new: NewSteps) -> tuple[Tensor, Tensor]:
         """Feeds new steps one by one; the last one is new to every episode."""

@@ -63,6 +63,7 @@ class DataSettings(ReadingSettings, Protocol):
     pool_capacity_steps: int | None
     pool_capacity_bytes: int | None
     pool_reuse: float
+    q_best_return: float | None
     return_scale: float | None
     num_learners: int
 

@@ -60,7 +60,7 @@ class DecisionTransformerContext(ConnectorV2):
     Reads: `obs` in the batch, (B, …), as earlier connector pieces left it; each episode's newest
     action and reward; `custom_data["target_return"]`, or else the first configured target.
     Writes: the columns of a `Window`, (B, K, …) each, in the episodes' order; with
-    `attention="window"`, the columns of `NewSteps`.
+    `attention="window"`, and for a module that remembers states, the columns of `NewSteps`.
     Usable in env-to-module pipelines of single-agent environments, after `BatchIndividualItems`
     and before `NumpyToTensor`.
 
@@ -102,13 +102,13 @@ class DecisionTransformerContext(ConnectorV2):
         shared_data: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Batch:
-        contexts = self._contexts_for(episodes)
+        contexts = self._contexts_for(episodes, rl_module)
         observations = contexts.observed_rows(batch[OBSERVATIONS], len(episodes))
         slots = [self._follow(contexts, e, o) for e, o in zip(episodes, observations, strict=True)]
         version = getattr(rl_module, "cache_version", None)
         return contexts.steps(np.asarray(slots), version).columns()
 
-    def _contexts_for(self, episodes: list[SingleAgentEpisode]) -> Contexts:
+    def _contexts_for(self, episodes: list[SingleAgentEpisode], rl_module: Any) -> Contexts:
         """Returns contexts with room for all running episodes; forgets the episodes that ended."""
         running = {episode.id_ for episode in episodes}
         self._followed = {k: v for k, v in self._followed.items() if k in running}
@@ -119,6 +119,7 @@ class DecisionTransformerContext(ConnectorV2):
                 self.input_observation_space,
                 self.input_action_space,
                 self._rule,
+                remembers=getattr(rl_module, "remembers_states", False),
             )
             self._followed = {}
         return self._contexts

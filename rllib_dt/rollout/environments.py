@@ -377,7 +377,7 @@ class InProcessEnvs(SlotEnvs):
     def step(self, actions: Mapping[int, Value]) -> Iterator[tuple[int, StepResult | SlotFailure]]:
         waiting = deque(actions.items())
         while waiting:
-            found = []
+            found: list[tuple[int, StepResult | SlotFailure]] = []
             until = time.monotonic() + _SHARE_SECONDS
             with self._limit:
                 while waiting and (not found or time.monotonic() < until):

@@ -70,7 +70,13 @@ class ServedPolicy:
         self._policy = Policy(network)
         if max_sessions:
             policy.rule.check_acting()
-            self._contexts = Contexts(max_sessions, network.config, *spaces, policy.rule)
+            self._contexts = Contexts(
+                max_sessions,
+                network.config,
+                *spaces,
+                policy.rule,
+                remembers=self._policy.remembers,
+            )
             self._free = list(range(max_sessions))
 
     def describe(self) -> JsonObject:
