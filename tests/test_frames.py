@@ -205,7 +205,7 @@ def test_stacks_are_those_of_gymnasiums_wrapper():
     np.testing.assert_array_equal(stack_frames(frames_of(6, 1), F), seen)
 
 
-@pytest.mark.parametrize("capacity", [None, 12])
+@pytest.mark.parametrize("capacity", [None, pytest.param(12, marks=pytest.mark.slow)])
 def test_frames_and_stacks_are_trained_on_alike_and_held_once(cluster, tmp_path, capacity):
     losses, held = [], []
     for stacked in (False, True):

@@ -43,6 +43,7 @@ def with_three_threads(begin):
     return torch.get_num_threads()
 
 
+@pytest.mark.slow
 def test_learners_and_runners_use_the_cpus_that_they_reserved(cluster):
     config = cartpole_config().learners(num_learners=1)
     algo = config.evaluation(evaluation_num_env_runners=1, evaluation_interval=1).build_algo()

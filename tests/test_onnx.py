@@ -91,10 +91,10 @@ class RingLoop:
     ("spaces", "settings", "attention"),
     [
         pytest.param(VECTOR, {}, "context", id="vector-context"),
-        pytest.param(COMPOSITE, dict(ignore=["mission"]), "window", id="composite-window"),
         *(
             pytest.param(*case, attention, marks=pytest.mark.slow, id=f"{name}-{attention}")
             for name, case, attention in (
+                ("composite", (COMPOSITE, dict(ignore=["mission"])), "window"),
                 ("vector", (VECTOR, {}), "window"),
                 ("composite", (COMPOSITE, dict(ignore=["mission"])), "context"),
                 ("several", (SEVERAL, dict(condition_on_return=False)), "context"),

@@ -77,6 +77,7 @@ def test_pendulum_recordings_read_to_normalised_actions(shared_data, quality, me
         np.testing.assert_allclose(conforming.actions, 2 * episode.actions, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_pendulum_replay_reads_to_actions_in_the_environments_units(shared_data):
     episodes = whole_episodes(shared_data / "rllib" / "pendulum_replay_v1.1.0.zip")
     assert [len(e) for e in episodes] == [199] * 500
