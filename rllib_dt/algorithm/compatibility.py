@@ -82,8 +82,9 @@ def check_same_settings(saved: dict[str, Any], config: "DTConfig", what: str = "
     ]
     if differing:
         raise CheckpointError(
-            f"{what} was saved with another network: {'; '.join(differing)}. Build the algorithm "
-            "with the same settings, or use DT.from_checkpoint; nothing was restored"
+            f"{what} was saved with another network: {'; '.join(differing)}. Leave these "
+            "settings as they were saved (DT.from_checkpoint does, unless it is given others), or "
+            "train anew; nothing was restored"
         )
 
 
