@@ -16,8 +16,9 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from rllib_dt import DTConfig, DTModelConfig, write_episodes
 from rllib_dt.compat import runner_actors
-from rllib_dt.rollout import dispatch, environments
+from rllib_dt.rollout import dispatch
 from rllib_dt.rollout.jobs import make_jobs
+from rllib_dt.rollout.time_limit import TimeLimit
 from tests.conftest import TINY, make_episodes, tiny_config
 
 EPISODES = 6
@@ -378,7 +379,7 @@ def test_observations_are_copied_and_those_outside_of_the_space_reported_once(
 
 def test_one_alarm_gives_each_of_several_calls_its_own_time():
     before = signal.getsignal(signal.SIGALRM)
-    limit = environments._TimeLimit(0.4)
+    limit = TimeLimit(0.4)
 
     def swallow_an_alarm_and_sleep_on():
         with contextlib.suppress(TimeoutError):
@@ -410,13 +411,13 @@ def test_an_alarm_of_the_users_own_keeps_its_time(monkeypatch):
         started = time.monotonic()
         signal.setitimer(signal.ITIMER_REAL, 0.6, 5.0)
         for _ in range(3):
-            with environments._TimeLimit(10.0) as limit, limit.call("step"):
+            with TimeLimit(10.0) as limit, limit.call("step"):
                 time.sleep(0.05)
         left, interval = signal.getitimer(signal.ITIMER_REAL)
         assert 0 < left < 0.6
         assert interval == 5.0
         assert signal.getsignal(signal.SIGALRM) is ring
-        with environments._TimeLimit(10.0) as limit, limit.call("step"):
+        with TimeLimit(10.0) as limit, limit.call("step"):
             time.sleep(0.7)  # it falls due meanwhile, and rings afterwards
         time.sleep(0.1)
         assert len(rung) == 1

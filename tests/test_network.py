@@ -11,7 +11,8 @@ from gymnasium.spaces import Box, Discrete
 from rllib_dt.episodes.windows import Window
 from rllib_dt.network.cache import GrowingCache
 from rllib_dt.network.config import DTModelConfig
-from rllib_dt.network.network import CausalTransformer, DecisionTransformer, causal_mask
+from rllib_dt.network.network import DecisionTransformer
+from rllib_dt.network.transformer import CausalTransformer, causal_mask
 from rllib_dt.spaces.heads import action_head
 from rllib_dt.spaces.leaves import UnsupportedSpaceError
 from tests.training import mean_loss

@@ -7,7 +7,8 @@ from gymnasium.spaces import Box, Discrete
 from rllib_dt.huggingface import load_pretrained, save_pretrained
 from rllib_dt.network.cache import GrowingCache
 from rllib_dt.network.config import DTModelConfig
-from rllib_dt.network.network import CausalTransformer, DecisionTransformer, causal_mask
+from rllib_dt.network.network import DecisionTransformer
+from rllib_dt.network.transformer import CausalTransformer, causal_mask
 from tests.training import mean_loss
 
 transformers = pytest.importorskip("transformers", reason="the huggingface extra")

@@ -11,7 +11,8 @@ from rllib_dt.episodes.windows import Window
 from rllib_dt.huggingface import load_pretrained, save_pretrained
 from rllib_dt.learning.rl_module import DTTorchRLModule
 from rllib_dt.network.cache import RollingCache
-from rllib_dt.network.network import DecisionTransformer, causal_mask
+from rllib_dt.network.network import DecisionTransformer
+from rllib_dt.network.transformer import causal_mask
 from rllib_dt.rollout.connector import TARGET_RETURN
 from rllib_dt.spaces.leaves import step_layout
 from tests.conftest import SHIPPED, cartpole_config, make_episodes, tiny_config

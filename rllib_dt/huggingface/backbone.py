@@ -13,7 +13,7 @@ from rllib_dt.huggingface.outputs import (
 )
 from rllib_dt.huggingface.pretrained import PretrainedFacade
 from rllib_dt.network.cache import GrowingCache
-from rllib_dt.network.network import CausalTransformer
+from rllib_dt.network.transformer import CausalTransformer
 from rllib_dt.policy.weight_files import Weights
 from rllib_dt.policy.weight_names import to_ours, to_theirs
 
