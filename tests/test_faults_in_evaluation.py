@@ -16,7 +16,7 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from rllib_dt import DTConfig, DTModelConfig, write_episodes
 from rllib_dt.compat import runner_actors
-from rllib_dt.rollout import dispatch
+from rllib_dt.rollout import dispatch, time_limit
 from rllib_dt.rollout.jobs import make_jobs
 from rllib_dt.rollout.time_limit import TimeLimit
 from tests.conftest import TINY, make_episodes, tiny_config
@@ -397,6 +397,30 @@ def test_one_alarm_gives_each_of_several_calls_its_own_time():
         assert time.monotonic() - started >= 0.4
         with pytest.raises(TimeoutError, match="close took more"), limit.call("close"):
             swallow_an_alarm_and_sleep_on()
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+@pytest.mark.parametrize("puts_back", [False, True])
+def test_a_call_that_sets_an_alarm_of_its_own_leaves_the_others_their_limit(monkeypatch, puts_back):
+    monkeypatch.setattr(time_limit, "_EVERY_SECONDS", 40.0)  # until it would ring otherwise
+    limit = TimeLimit(0.4)
+
+    def timed_like_a_decorator():
+        before = signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        signal.alarm(5)
+        signal.alarm(0)
+        if puts_back:
+            signal.signal(signal.SIGALRM, before)
+
+    before = signal.getsignal(signal.SIGALRM)
+    with limit:
+        with limit.call("step"):
+            timed_like_a_decorator()
+        for _ in range(2):  # the second one as punctually as the first
+            started = time.monotonic()
+            with pytest.raises(TimeoutError), limit.call("step"):
+                time.sleep(60)
+            assert 0.4 <= time.monotonic() - started < 20
     assert signal.getsignal(signal.SIGALRM) is before
 
 

@@ -133,17 +133,68 @@ def test_an_actor_embeds_each_image_once(monkeypatch):
     assert counts == [2] * 9
 
 
+def test_a_failed_attempt_leaves_no_gap(monkeypatch):
+    net, rng = network(IMAGE), np.random.default_rng(0)
+    first, second = Actor(net, 5.0), Actor(net, 5.0)
+    for step in range(7):
+        seen = observed(IMAGE, rng)
+        if step == 3:
+            with monkeypatch.context() as patch:
+                patch.setattr(net, "embed_observations", lambda _: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    first.predict(seen)
+            second.predict(seen)
+            first._actions = list(second._actions)  # the environment took a step nevertheless
+            continue
+        first.predict(seen)
+        second.predict(seen)
+        outputs = first._policy.outputs, second._policy.outputs
+        torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+
+
+def test_what_one_episode_has_spoiled_is_hidden_from_the_next():
+    """A number within float32 may lie outside it once it is normalised."""
+    space = SPACES["image and numbers"]
+    net, rng = network(space), np.random.default_rng(0)
+    net.observation_std.fill_(1e-3)
+    actor = Actor(net, 5.0)
+    for _ in range(3):
+        actor.predict({**observed(space, rng), "felt": np.full(3, 3e38, np.float32)})
+    assert not actor._policy.outputs.isfinite().all()
+    actor.reset()
+    for _ in range(3):
+        actor.predict(observed(space, rng))
+        assert actor._policy.outputs.isfinite().all()
+
+
+def test_it_acts_under_autocast():
+    actor, rng = Actor(network(IMAGE), 5.0), np.random.default_rng(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(3):
+            assert 0 <= actor.predict(observed(IMAGE, rng)) < 3
+
+
+def test_a_window_without_earlier_observations_is_no_whole_one():
+    """A module of a user's own may take it for one."""
+    contexts = Contexts(1, network(IMAGE).config, IMAGE, Discrete(3), remembers=True)
+    seen = observed(IMAGE, np.random.default_rng(0))
+    contexts.begin(0, seen, 1.0)
+    window = as_tensors(contexts.steps(np.array([0])), torch.device("cpu")).window
+    with pytest.raises(ValueError, match=r"4 steps, but observations of 1\. .*remembers_states"):
+        network(IMAGE).predict(window)
+
+
 def test_places_are_reused_every_k_steps_and_grow_with_the_slots():
     states = EmbeddedStates(1, 3, 1)
-    one = torch.ones(1, dtype=torch.long)
+    one, real = torch.ones(1, dtype=torch.long), torch.ones(1, 3, dtype=torch.bool)
     for step in range(5):
         new = torch.full((1, 1, 1), step + 10.0)
-        found = states.extend(0 * one, step * one, one, new)
+        found = states.extend(0 * one, step * one, real, one, new)
     assert found.flatten().tolist() == [12.0, 13.0, 14.0]
     states = states.grown(2)
     several = torch.arange(3.0).reshape(1, 3, 1)
-    assert states.extend(one, 8 * one, 2 * one, several).flatten().tolist()[1:] == [1.0, 2.0]
-    found = states.extend(0 * one, 5 * one, one, torch.full((1, 1, 1), 15.0))
+    assert states.extend(one, 8 * one, real, 2 * one, several).flatten().tolist()[1:] == [1.0, 2.0]
+    found = states.extend(0 * one, 5 * one, real, one, torch.full((1, 1, 1), 15.0))
     assert found.flatten().tolist() == [13.0, 14.0, 15.0]
 
 

@@ -164,8 +164,9 @@ class DTSettings(AlgorithmConfig):
                 for those of the best. A critic is learned first, by implicit Q-learning, in the
                 first `critic_iterations` iterations, and frozen; see docs/training.md. 0 for none.
             q_best_return: the return of a trajectory that leaves nothing to improve, from which
-                on `q_weight` counts for nothing; None takes the best that the data have. A larger
-                one, such as an expert's, improves on the best trajectories too.
+                on `q_weight` counts for nothing, measured as training measures returns (`gamma`,
+                `clip_rewards`); None takes the best that the data have. A larger one, such as an
+                expert's, improves on the best trajectories too.
             critic_updates: the critic's updates, of 256 transitions each, ten times
                 `dataset_num_iters_per_learner` of them in one `train()`.
             critic_expectile: the expectile of values over recorded actions that a state is worth,

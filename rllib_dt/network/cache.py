@@ -187,8 +187,8 @@ class RollingCache:
 class EmbeddedStates:
     """The embedded observations of the last K steps of N running episodes.
 
-    Step t is kept in place t mod K. Whether a step is real is for a window's mask to say: a place
-    that the episode has not reached yet holds zeros, or what another one has left.
+    Step t is kept in place t mod K. A place that the episode has not reached yet may hold what
+    another one has left.
 
     Args:
         num_slots: N.
@@ -209,23 +209,29 @@ class EmbeddedStates:
         self._steps = torch.arange(1 - context_length, 1, device=device)
         self._states = torch.zeros(num_slots, context_length, width, device=device, dtype=dtype)
 
-    def extend(self, slots: Tensor, timesteps: Tensor, counts: Tensor, new: Tensor) -> Tensor:
+    def extend(
+        self, slots: Tensor, timesteps: Tensor, mask: Tensor, counts: Tensor, new: Tensor
+    ) -> Tensor:
         """Adds new steps, and returns the windows that end with them.
 
         Args:
             slots: (B,) int, all different.
             timesteps: (B,) int, of the last new step.
+            mask: (B, K) bool, True for the window's real steps.
             counts: (B,) int, how many of the n steps are new.
             new: (B, n, D).
 
         Returns:
-            (B, K, D).
+            (B, K, D), zeros where the mask is False.
         """
         K, n = len(self._steps), new.shape[1]
         places = (timesteps[:, None] + self._steps) % K  # (B, K), in the order of time
         rows, columns = torch.where(self._steps[K - n :] > -counts[:, None])
-        self._states[slots[rows], places[:, K - n :][rows, columns]] = new[rows, columns]
-        return self._states[slots[:, None], places]
+        into = slots[rows], places[:, K - n :][rows, columns]
+        self._states[into] = new[rows, columns].to(self._states.dtype)
+        found = self._states[slots[:, None], places]
+        # hidden states count for nothing only while they are finite: 0 · NaN is NaN
+        return torch.where(mask[..., None], found, 0.0)
 
     def grown(self, num_slots: int) -> "EmbeddedStates":
         """Returns a copy with more slots."""

@@ -232,10 +232,19 @@ class DecisionTransformer(ExactBuffers):
         Args:
             window: (B, K) steps.
             states: (B, K, D), its embedded observations, if they are known.
+
+        Raises:
+            ValueError: the window holds observations of fewer steps, and no `states` are given.
         """
         # every step past the table uses its last row, in training as in evaluation
         time = self.embed_timestep(window.timesteps.clamp(0, self.config.max_ep_len - 1))
         states = self.embed_observations(window.observations) if states is None else states
+        if not torch.compiler.is_compiling() and states.shape[1] != window.timesteps.shape[1]:
+            raise ValueError(
+                f"the window has {window.timesteps.shape[1]} steps, but observations of "
+                f"{states.shape[1]}. A module of your own that reads whole windows when it acts "
+                "returns False as `remembers_states`"
+            )
         parts = []  # in this order, in which gradients are added up
         if self.embed_return is not None:
             parts.append(self._embedded_returns(window.returns_to_go) + time)

@@ -32,6 +32,9 @@ class Actor:
             logits that are divided by it.
         generator: draws them, on the network's device; torch's global one by default.
 
+    What it remembers of an episode was computed with the weights of then: `reset` it if the
+    network's weights change.
+
     Raises:
         ValueError: there are neither one nor N targets, or one is not finite.
     """

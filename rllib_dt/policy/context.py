@@ -37,10 +37,10 @@ class NewSteps:
     """The steps of B running episodes that a policy with a memory has not seen yet.
 
     Attributes:
-        window: with `attention="window"` (B, n + 1), the step before the first new one (masked if
-            there is none), then n steps. Otherwise (B, K), whole windows but for their
-            observations, (B, n, …), of the last n steps. The last `counts` of each episode are new.
-        slots: (B,) int, each episode's slot in the cache.
+        window: with `attention="window"` the step before the first new one (masked if there is
+            none), then n steps: (B, n + 1). With "context" all K steps: (B, K), but observations of
+            the last n only: (B, n, …). Of the n steps, each episode's last `counts` are new.
+        slots: (B,) int, each episode's slot in the memory.
         counts: (B,) int, from 1 to n; more than 1 if the policy's memory must catch up.
     """
 

@@ -66,13 +66,12 @@ class Policy:
             (B, …) actions in the environment's units; a tree.
         """
         network = self.network
-        with self._without_gradients():
-            if isinstance(steps, Window):
-                outputs, asked = network.last_outputs(steps)
-            elif self.remembers:
-                outputs, asked = network.last_outputs(steps.window, self._embedded(steps))
-            else:
-                outputs, asked = self._catch_up(steps)
+        try:
+            with self._without_gradients():
+                outputs, asked = self._last_outputs(steps)
+        except BaseException:
+            self.forget()  # it may lack steps that will not be given to it again
+            raise
         # copies, since torch lets nobody change an inference tensor in place
         self.outputs = outputs[:, 0].clone()
         self.asked = None if network.estimate_return is None else asked.clone()
@@ -86,18 +85,26 @@ class Policy:
             return torch.no_grad()
         return torch.inference_mode()  # cheaper where operations are small
 
+    def _last_outputs(self, steps: Window | NewSteps) -> tuple[Tensor, Tensor]:
+        if isinstance(steps, Window):
+            return self.network.last_outputs(steps)
+        if self.remembers:
+            return self.network.last_outputs(steps.window, self._embedded(steps))
+        return self._catch_up(steps)
+
     def _embedded(self, new: NewSteps) -> Tensor:
         """Embeds new observations; returns those of whole windows, (B, K, D)."""
-        network = self.network
-        num_slots, K = int(new.slots.max()) + 1, new.window.timesteps.shape[1]
+        network, window = self.network, new.window
+        num_slots, K = int(new.slots.max()) + 1, window.timesteps.shape[1]
         if self._states is None:
             device, dtype = next(network.parameters()).device, network.dtype
             width = network.config.hidden_size
             self._states = EmbeddedStates(num_slots, K, width, device, dtype)
         elif num_slots > self._states.num_slots:
             self._states = self._states.grown(num_slots)
-        embedded = network.embed_observations(new.window.observations)
-        return self._states.extend(new.slots, new.window.timesteps[:, -1], new.counts, embedded)
+        embedded = network.embed_observations(window.observations)
+        last = window.timesteps[:, -1]
+        return self._states.extend(new.slots, last, window.mask, new.counts, embedded)
 
     def _catch_up(self, new: NewSteps) -> tuple[Tensor, Tensor]:
         """Feeds new steps one by one; the last one is new to every episode."""

@@ -300,7 +300,10 @@ def _check_scale(scale: float, returns: NDArray[np.float64]) -> None:
 
 
 def _check_best_return(best: float | None, least: float, largest: float) -> None:
-    """Raises a ValueError if no trajectory is worse than `q_best_return`; warns if none can be."""
+    """Raises a ValueError if no trajectory returns less than `q_best_return`.
+
+    Warns if that is not set, and all return the same.
+    """
     if best is None and least == largest:
         logger.warning(
             "all episodes of the data return %g, so q_weight has no effect: it improves on the "
