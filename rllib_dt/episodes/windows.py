@@ -7,7 +7,7 @@ has fewer steps by then:
     K = 4, ends at s1   .  . s0 s1        mask  F F T T
     K = 4, ends at s4  s1 s2 s3 s4        mask  T T T T
 
-`gather_windows` makes every window, in training and in evaluation.
+`gather_columns` makes every window, in training and in evaluation.
 """
 
 from collections.abc import Callable, Mapping
