@@ -109,6 +109,11 @@ def _improved(config: DTConfig, updates: int, episodes: int, **training: Any) ->
     return _asked_for_the_most(config, updates, episodes)
 
 
+def _averaged_and_improved(config: DTConfig, **training: Any) -> Job:
+    """Returns the Q term's job with averaged weights."""
+    return _improved(config, 5000, 10, ema_decay=0.999, **training)
+
+
 def _online(config: DTConfig, updates: int, episodes: int, rounds: int) -> Job:
     """Returns the job with a stochastic policy, which goes on with five episodes a round."""
     dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
@@ -179,31 +184,21 @@ JOBS: dict[str, Callable[[list[str]], Job]] = {
     "hopper-averaged": lambda data: _averaged(hopper_dt.make_config(data)),
     "hopper-averaged-constant": lambda data: _averaged(hopper_dt.make_config(data), lr=1e-3),
     "halfcheetah-averaged": lambda data: _averaged(halfcheetah_dt.make_config(data)),
-    "halfcheetah-q": lambda data: _improved(
-        halfcheetah_dt.make_config(data), 5000, 10, ema_decay=0.999
-    ),
-    "halfcheetah-q-expert": lambda data: _improved(
-        halfcheetah_dt.make_config(data),
-        5000,
-        10,
-        ema_decay=0.999,
-        q_best_return=EXPERT_RETURNS["halfcheetah"],
+    "halfcheetah-q": lambda data: _averaged_and_improved(halfcheetah_dt.make_config(data)),
+    "halfcheetah-q-expert": lambda data: _averaged_and_improved(
+        halfcheetah_dt.make_config(data), q_best_return=EXPERT_RETURNS["halfcheetah"]
     ),
     "halfcheetah-max": lambda data: _asked_for_the_most(
         halfcheetah_dt.make_config(data).training(ema_decay=0.999), 5000, 10
     ),
-    "hopper-q": lambda data: _improved(hopper_dt.make_config(data), 5000, 10, ema_decay=0.999),
-    "hopper-q-expert": lambda data: _improved(
-        hopper_dt.make_config(data),
-        5000,
-        10,
-        ema_decay=0.999,
-        q_best_return=EXPERT_RETURNS["hopper"],
+    "hopper-q": lambda data: _averaged_and_improved(hopper_dt.make_config(data)),
+    "hopper-q-expert": lambda data: _averaged_and_improved(
+        hopper_dt.make_config(data), q_best_return=EXPERT_RETURNS["hopper"]
     ),
     "hopper-context1-averaged": lambda data: _asked_for_the_most(
         _one_step(data).training(ema_decay=0.999), 5000, 10
     ),
-    "hopper-context1-q": lambda data: _improved(_one_step(data), 5000, 10, ema_decay=0.999),
+    "hopper-context1-q": lambda data: _averaged_and_improved(_one_step(data)),
     "pendulum-q": lambda data: _improved(pendulum_dt.make_config(data), 2000, 20),
     "pendulum-offline": lambda data: _online(pendulum_dt.make_config(data), 2000, 20, 0),
     "pendulum-online": lambda data: _online(pendulum_dt.make_config(data), 2000, 20, 60),

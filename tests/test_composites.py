@@ -485,7 +485,7 @@ def test_the_state_token_is_the_sum_of_the_leaves():
     )
     seen["pair/1"] = ((seen["pair/1"] - 0.5) / 2)[..., None]
     want = sum(encoders[path](seen[path]) for path in OBSERVED)
-    got = net.embed_state(net._normalized(window.observations, 3, K))
+    got = net.embed_observations(window.observations)
     torch.testing.assert_close(got, want)
     assert net.predict(window).state_preds.shape == (3, K, 4)
 

@@ -133,8 +133,9 @@ def test_an_actor_embeds_each_image_once(monkeypatch):
     assert counts == [2] * 9
 
 
-def test_a_failed_attempt_leaves_no_gap(monkeypatch):
-    net, rng = network(IMAGE), np.random.default_rng(0)
+@pytest.mark.parametrize("attention", ["context", "window"])
+def test_a_failed_attempt_leaves_no_gap(monkeypatch, attention):
+    net, rng = network(IMAGE, attention=attention), np.random.default_rng(0)
     first, second = Actor(net, 5.0), Actor(net, 5.0)
     for step in range(7):
         seen = observed(IMAGE, rng)

@@ -264,27 +264,25 @@ class DecisionTransformer(ExactBuffers):
         embedded: Tensor = self.embed_return(returns.to(self.dtype))
         return embedded
 
-    def _normalized(self, observations: Tree, B: int, K: int) -> Tree:
-        """Replaces the leaves that are numbers, (B, K, …), by (B, K, S) normalised ones."""
+    def encoder_inputs(self, observations: Tree) -> Tree:
+        """Returns (B, K, …) observations as `embed_state` reads them.
+
+        Leaves that are numbers are replaced by normalised ones, (B, K, S).
+        """
         if not self._numbers:
             return observations
         if not isinstance(observations, Mapping):
-            return self._unitless(observations, slice(None), B, K)
+            return self._unitless(observations, slice(None))
         normalized = dict(observations)
         for path, part in self._numbers.items():
-            normalized[path] = self._unitless(normalized[path], part, B, K)
+            normalized[path] = self._unitless(normalized[path], part)
         return normalized
 
-    def _unitless(self, numbers: Tensor, part: slice, B: int, K: int) -> Tensor:
+    def _unitless(self, numbers: Tensor, part: slice) -> Tensor:
         mean, std = self.observation_mean[part], self.observation_std[part]
         numbers = numbers.to(mean.dtype)
-        numbers = numbers if numbers.ndim == 3 else numbers.reshape(B, K, -1)
+        numbers = numbers if numbers.ndim == 3 else numbers.reshape(*numbers.shape[:2], -1)
         return ((numbers - mean) / std).to(self.dtype)
-
-    def encoder_inputs(self, observations: Tree) -> Tree:
-        """Returns (B, K, …) observations as `embed_state` reads them: numbers are normalised."""
-        first = next(iter(by_leaf(observations).values()))
-        return self._normalized(observations, *first.shape[:2])
 
     def normalized_numbers(self, observations: Tree) -> Tensor:
         """Returns the numbers of (B, K, …) observations as the network reads them: (B, K, S)."""
